@@ -1,0 +1,40 @@
+"""ckptrun proves that a training job survives being killed.
+
+The layers, each importing only from those above it in this list:
+
+=====  ============================================================================================================
+L0     config, errors, exit_codes, values, targets, console, ranks, digest
+L1     model, data, optimizer, schedule, precision, parallelism, state, checkpoint, record
+L2     trainer, proof
+L3     build
+L4     launch
+L5     app, __main__
+=====  ============================================================================================================
+
+The public names are imported on first use, so that ``import ckptrun`` and ``ckptrun --help`` load no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ckptrun.checkpoint.staging import HostStager
+    from ckptrun.checkpoint.storage import ShardReader, ShardWriter
+    from ckptrun.digest import digest
+
+__version__ = "0.1.0"
+
+__all__ = ["HostStager", "ShardReader", "ShardWriter", "__version__", "digest"]
+
+_HOMES = {
+    "HostStager": "ckptrun.checkpoint.staging",
+    "ShardReader": "ckptrun.checkpoint.storage",
+    "ShardWriter": "ckptrun.checkpoint.storage",
+    "digest": "ckptrun.digest",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ckptrun' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,76 @@
+"""The Hydra entry: compose the config, check it, and start ranks, or be one. Torch-free until then."""
+
+import os
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from ckptrun.config.overrides import open_dicts
+from ckptrun.config.register import register
+from ckptrun.config.run import RunConfig, check_world, from_hydra
+from ckptrun.console import say_error
+from ckptrun.errors import CkptrunError
+from ckptrun.exit_codes import ExitCode, exit_code_of
+
+__all__ = ["main"]
+
+CONF_DIR = Path(__file__).resolve().parent / "conf"
+
+
+def main() -> None:
+    """Run the command line; ends the process with the exit codes of the README."""
+    register()
+    sys.argv[1:] = open_dicts(sys.argv[1:])
+    outcome: list[int] = []
+
+    @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
+    def composed(config: DictConfig) -> None:
+        outcome.append(_run(config))
+
+    try:
+        composed()
+    except SystemExit as ended:
+        # Hydra ends with 1 and a message of its own when it cannot compose; the job itself has not begun then.
+        if ended.code not in (None, 0) and not outcome:
+            sys.exit(ExitCode.config)
+        raise
+    sys.exit(outcome[0] if outcome else ExitCode.done)
+
+
+def _run(composed: DictConfig) -> int:
+    hydra_config = HydraConfig.get()
+    try:
+        config = from_hydra(
+            composed,
+            overrides=list(hydra_config.overrides.task),
+            experiment=hydra_config.runtime.choices.get("experiment"),
+        )
+        if _is_rank():
+            check_world(config, int(os.environ["WORLD_SIZE"]))
+        return _start(config)
+    except CkptrunError as error:
+        # Every rank finds the same mistake; one message is enough.
+        if os.environ.get("RANK", "0") == "0":
+            say_error(f"ckptrun: {error}")
+        return exit_code_of(error)
+
+
+def _is_rank() -> bool:
+    """Whether an outside launcher (torchrun) has started this process as one of its ranks."""
+    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+
+
+def _start(config: RunConfig) -> int:
+    # torch reads this when it is first imported: its remarks on how to tune it are not for the user of a run.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # Imported here: torch takes seconds, and --help, --cfg and bad configs should not.
+    if _is_rank():
+        from ckptrun.launch.rank import run_rank
+
+        return run_rank(config, command=sys.argv)
+    from ckptrun.launch.local import launch
+
+    return launch(config, command=sys.argv)

@@ -1,0 +1,239 @@
+"""How a checkpoint becomes visible, at once or not at all; and how it, and what a killed save left, is removed.
+
+Order of events where folders can be renamed (local file systems):
+
+1. every rank writes its shard files under ``<name>.tmp-<save id>/`` and syncs them;
+2. when all ranks are done, rank 0 checks that it sees all files, and writes and syncs the manifest beside them;
+3. the folder is renamed to ``<name>`` and its parent synced. This is the commit.
+
+To overwrite, ``<name>`` is renamed to ``<name>.old-<save id>`` right before step 3 and deleted right after. A kill
+between the two renames leaves no ``<name>``, but both versions whole: ``remove_leftovers`` gives the old one its name
+back, because the new save was never reported as done.
+
+Order on object stores, which cannot rename: shard files go to ``<name>/`` first, under names that hold the save id, so
+they never replace those of an earlier save; the manifest is put last, which is the commit, and replaces an older one at
+once. Then files that it does not name are deleted.
+
+Removing goes the other way: first the checkpoint stops being one (rename, or manifest), then its files go.
+
+Must not know torch. No function here is a collective; rank 0 alone calls them.
+"""
+
+from collections.abc import Callable, Iterator
+
+from ckptrun.checkpoint.backend import Location, Url, locate
+from ckptrun.checkpoint.layout import (
+    MANIFEST,
+    LeftoverKind,
+    leftover_name,
+    new_save_id,
+    parse_leftover,
+    parse_step,
+    step_name,
+)
+from ckptrun.checkpoint.manifest import Manifest, from_bytes, read_manifest, to_bytes
+from ckptrun.errors import CheckpointError, CheckpointExistsError, CheckpointNotFoundError, ManifestError
+
+__all__ = [
+    "commit",
+    "is_committed",
+    "list_committed",
+    "list_leftovers",
+    "remove_checkpoint",
+    "remove_leftovers",
+    "require_free",
+    "working_folder",
+]
+
+
+def require_free(target: Location, *, overwrite: bool) -> None:
+    """Check, before anything is written, that a checkpoint may be committed as ``target``.
+
+    Raises:
+        CheckpointExistsError: One is there and ``overwrite`` is False.
+        CheckpointError: Something else is there, which is never overwritten.
+    """
+    if is_committed(target):
+        if not overwrite:
+            raise CheckpointExistsError(
+                f"{target} is a committed checkpoint. Save to another folder, or pass overwrite=True to replace it.",
+                folder=str(target),
+            )
+        return
+    names = target.backend.list_names(target.path)
+    if target.backend.renames_folders and names:
+        raise CheckpointError(
+            f"{target} exists, is not a checkpoint (it has no {MANIFEST}), and holds {len(names)} entries such as "
+            f"'{names[0]}'. Save to another folder, or move it away.",
+            folder=str(target),
+        )
+
+
+def is_committed(target: Location) -> bool:
+    """Whether ``target`` is a checkpoint: whether it has a manifest."""
+    return MANIFEST in target.backend.list_names(target.path)
+
+
+def working_folder(target: Location, save_id: str) -> Location:
+    """Return where the files of a save are written before its commit."""
+    if not target.backend.renames_folders:
+        return target
+    return target.sibling(leftover_name(target.name, LeftoverKind.tmp, save_id))
+
+
+def commit(target: Location, manifest: Manifest, *, reached: Callable[[str], None]) -> None:
+    """Make the files of a save, which all ranks have written, a checkpoint.
+
+    Raises:
+        CheckpointError: A file that a rank has written is not there, seen from here.
+        ManifestError: The manifest would be one that no reader accepts.
+        OSError: From the storage. ``target`` is as it was, unless an overwrite was cut between its two renames.
+    """
+    working = working_folder(target, manifest.save_id)
+    _require_files(working, manifest)
+    reached("before_manifest")
+    if target.backend.renames_folders:
+        _write_manifest(working, manifest)
+        reached("before_commit")
+        _swap(target, working, manifest.save_id, reached)
+    else:
+        reached("before_commit")
+        _write_manifest(target, manifest)
+        _remove_orphans(target, manifest, reached)
+    reached("after_commit")
+
+
+def _write_manifest(folder: Location, manifest: Manifest) -> None:
+    raw = to_bytes(manifest)
+    # Better no checkpoint now than one that no reader accepts later.
+    from_bytes(raw, source=str(folder.child(MANIFEST)))
+    # A state without tensors has no shard file, and so no folder yet.
+    folder.backend.make_folder(folder.path)
+    folder.backend.write_file(folder.child(MANIFEST).path, [memoryview(raw)])
+
+
+def _require_files(working: Location, manifest: Manifest) -> None:
+    """Find files that went to another machine's disk, before the manifest says that they are here."""
+    for file in manifest.files.values():
+        place = working.child(file.name)
+        try:
+            size = place.backend.size(place.path)
+        except FileNotFoundError:
+            size = -1
+        if size != file.bytes:
+            found = "is not there" if size < 0 else f"has {size} bytes"
+            raise CheckpointError(
+                f"{place} {found}, though its rank wrote {file.bytes} bytes. All ranks must see the same storage.",
+                folder=str(working),
+            )
+
+
+def _swap(target: Location, working: Location, save_id: str, reached: Callable[[str], None]) -> None:
+    backend = target.backend
+    old = target.sibling(leftover_name(target.name, LeftoverKind.old, save_id))
+    replaces = is_committed(target)
+    if replaces:
+        backend.rename_folder(target.path, old.path)
+        reached("during_swap")
+    backend.rename_folder(working.path, target.path)
+    if replaces:
+        backend.remove(old.path)
+
+
+def _remove_orphans(target: Location, manifest: Manifest, reached: Callable[[str], None]) -> None:
+    orphans = _orphans(target, manifest)
+    if orphans:
+        reached("during_swap")
+    for name in orphans:
+        target.backend.remove(target.child(name).path)
+
+
+def _orphans(target: Location, manifest: Manifest) -> list[str]:
+    return [name for name in target.backend.list_names(target.path) if name != MANIFEST and name not in manifest.files]
+
+
+def list_committed(root: Url) -> list[int]:
+    """Return the steps under ``root`` that have a manifest, ascending. Does not read them."""
+    folder = locate(root)
+    steps = (parse_step(name) for name in folder.backend.list_names(folder.path))
+    return sorted(step for step in steps if step is not None and is_committed(folder.child(step_name(step))))
+
+
+def list_leftovers(root: Url) -> list[str]:
+    """Return the names under ``root`` that killed or failed saves and removals left, sorted.
+
+    A save in flight looks the same: call only when there is none.
+    """
+    folder = locate(root)
+    return sorted(_leftovers(folder))
+
+
+def _leftovers(folder: Location) -> Iterator[str]:
+    for name in folder.backend.list_names(folder.path):
+        if parse_leftover(name) is not None:
+            yield name
+        elif parse_step(name) is not None and not folder.backend.renames_folders:
+            yield from _remote_leftovers(folder, name)
+
+
+def _remote_leftovers(folder: Location, name: str) -> Iterator[str]:
+    """On an object store what is left of a save lies in the final folder."""
+    step = folder.child(name)
+    if not is_committed(step):
+        yield name
+        return
+    try:
+        manifest = read_manifest(step)
+    except ManifestError:
+        # Damaged, so nobody knows which files belong to it: a user may still save some.
+        return
+    for orphan in _orphans(step, manifest):
+        yield f"{name}/{orphan}"
+
+
+def remove_leftovers(root: Url) -> list[str]:
+    """Remove what :func:`list_leftovers` lists; return the removed names.
+
+    The old version of an overwrite that was cut between its renames gets its name back instead. Call before
+    :func:`list_committed` at the start of a run, and only when no save is in flight.
+    """
+    folder = locate(root)
+    removed = []
+    for name in list_leftovers(folder):
+        if not _restore(folder, name):
+            folder.backend.remove(folder.child(name).path)
+            removed.append(name)
+    return removed
+
+
+def _restore(folder: Location, name: str) -> bool:
+    leftover = parse_leftover(name)
+    if leftover is None or leftover.kind is not LeftoverKind.old:
+        return False
+    old, target = folder.child(name), folder.child(leftover.name)
+    if is_committed(target) or not is_committed(old):
+        return False
+    folder.backend.rename_folder(old.path, target.path)
+    return True
+
+
+def remove_checkpoint(root: Url, step: int) -> None:
+    """Remove a committed checkpoint. A kill in between leaves a leftover, never half a checkpoint.
+
+    Raises:
+        CheckpointNotFoundError: There is none of this step.
+    """
+    folder = locate(root)
+    target = folder.child(step_name(step))
+    if not is_committed(target):
+        steps = ", ".join(map(str, list_committed(folder))) or "none"
+        raise CheckpointNotFoundError(
+            f"No committed checkpoint of step {step} in {folder} (committed steps: {steps}).", folder=str(target)
+        )
+    if not folder.backend.renames_folders:
+        folder.backend.remove(target.child(MANIFEST).path)
+        folder.backend.remove(target.path)
+        return
+    gone = target.sibling(leftover_name(target.name, LeftoverKind.gone, new_save_id()))
+    folder.backend.rename_folder(target.path, gone.path)
+    folder.backend.remove(gone.path)

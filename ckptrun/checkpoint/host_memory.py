@@ -1,0 +1,77 @@
+"""Host memory for staged tensors: taken in one piece per save, and taken again only when nobody refers to it any more.
+
+A lease is an array over the memory. Every tensor made on it keeps it alive, however it is sliced or wrapped, so a weak
+reference to it tells when the last one is gone. Must not know what the bytes mean.
+"""
+
+import weakref
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["HostMemory", "Lease", "shared_memory"]
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Memory for one save."""
+
+    array: NDArray[np.uint8]
+    """What tensors are made on."""
+    owner: Tensor
+    """The whole memory, for handing it to another process; a tensor on it does not count as a user."""
+
+
+@dataclass(slots=True)
+class _Block:
+    owner: Tensor
+    user: "weakref.ref[NDArray[np.uint8]] | None" = None
+
+    @property
+    def is_free(self) -> bool:
+        return self.user is None or self.user() is None
+
+
+class HostMemory:
+    """Hands out memory.
+
+    Args:
+        cached: Keep memory for the next lease; otherwise it goes with the lease.
+        shared: Other processes can map it.
+    """
+
+    def __init__(self, *, cached: bool, shared: bool) -> None:
+        self._cached = cached
+        self._shared = shared
+        self._blocks: list[_Block] = []
+
+    def take(self, size: int) -> Lease:
+        """Return a lease of ``size`` bytes that nobody else has."""
+        block = self._find(size)
+        array = block.owner.numpy()[:size]
+        block.user = weakref.ref(array)
+        return Lease(array, block.owner)
+
+    def _find(self, size: int) -> _Block:
+        for block in self._blocks:
+            if block.is_free and block.owner.numel() >= size:
+                return block
+        # Free blocks are too small: the state has grown, and they would never be used again.
+        self._blocks = [block for block in self._blocks if not block.is_free]
+        block = _Block(shared_memory(size) if self._shared else torch.empty(max(size, 1), dtype=torch.uint8))
+        if self._cached:
+            self._blocks.append(block)
+        return block
+
+    def close(self) -> None:
+        """Forget all memory; what is leased stays with its users."""
+        self._blocks.clear()
+
+
+def shared_memory(size: int) -> Tensor:
+    """Return bytes that can be handed to another process without a copy; one file descriptor."""
+    storage = torch.UntypedStorage._new_shared(max(size, 1), device="cpu")  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=torch.uint8).set_(storage)

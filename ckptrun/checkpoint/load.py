@@ -1,0 +1,206 @@
+"""Fills the components of a run from a checkpoint: what is loaded, what must be there, what must fit.
+
+Order of a load, on every rank: rank 0 reads the manifest and gives it to all; leaves are matched by name, dtype and
+shape before a byte of data is read; tensors are filled in place; each component takes its part, ``rng`` last.
+"""
+
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
+
+from ckptrun.checkpoint.manifest import Manifest, read_manifest
+from ckptrun.checkpoint.state import Path, SavedLeaf, TrainingState, is_per_rank, name_of
+from ckptrun.checkpoint.storage import ShardReader
+from ckptrun.config.checkpoint import LoadSelection
+from ckptrun.errors import CheckpointError, CkptrunError, ConfigError, StateMismatchError
+from ckptrun.ranks import Ranks
+
+__all__ = ["Loaded", "load"]
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """What a load did on this rank."""
+
+    folder: str
+    step: int
+    digests: Mapping[str, str]
+    """Leaf name -> digest at the request of the save, for the leaves loaded here."""
+    left_out: tuple[str, ...]
+    """Components of the run that were not loaded."""
+    run: Mapping[str, Any]
+    """What the manifest says of the run that saved it."""
+
+
+def load(
+    state: TrainingState,
+    folder: str,
+    *,
+    ranks: Ranks,
+    group: dist.ProcessGroup | None,
+    selection: LoadSelection,
+) -> Loaded:
+    """Load the checkpoint in ``folder`` into ``state``. All ranks call.
+
+    On another number of ranks, leaves that belong to one rank (random streams, loader workers) are left out: ``rng``
+    keeps its fresh streams, ``data`` goes on from the global position.
+
+    Raises:
+        CheckpointNotFoundError: There is no committed checkpoint.
+        StateMismatchError: Leaves are missing, unexpected, or of another dtype or shape; names them.
+        CheckpointDamagedError: What lies there is not what was written.
+        ConfigError: The selection names a component that neither side has.
+    """
+    manifest = ranks.decide(lambda: read_manifest(folder))
+    saved = _saved_leaves(manifest)
+    resized = int(manifest.run["world_size"]) != ranks.world_size
+    wanted = _wanted(state, {path[0] for path in saved}, selection, resized=resized)
+    chosen = {path: leaf for path, leaf in saved.items() if path[0] in wanted and not (resized and is_per_rank(path))}
+    templates = state.templates({name: [leaf for path, leaf in chosen.items() if path[0] == name] for name in wanted})
+    matched = _match(templates, chosen, selection, folder=folder, resized=resized)
+    _read(matched, folder, group=group, distributed=ranks.distributed)
+    # Leaves that the checkpoint need not have stay as they are; components want to see all of theirs.
+    kept = {path: value for path, value in templates.items() if path not in matched and not is_per_rank(path)}
+    state.load({**kept, **matched})
+    return Loaded(
+        folder=folder,
+        step=int(manifest.run["step"]),
+        digests={name_of(path): manifest.leaves[name_of(path)].digest or "" for path in matched},
+        left_out=tuple(name for name in state.components if name not in wanted),
+        run=manifest.run,
+    )
+
+
+def _saved_leaves(manifest: Manifest) -> dict[Path, SavedLeaf]:
+    found: dict[Path, SavedLeaf] = {}
+    for leaf in manifest.leaves.values():
+        path = tuple(leaf.path)
+        dtype = None if leaf.dtype is None else getattr(torch, leaf.dtype)
+        found[path] = SavedLeaf(path=path, dtype=dtype, shape=tuple(leaf.shape or ()), value=leaf.value)
+    return found
+
+
+def _wanted(state: TrainingState, saved: Iterable[str | int], selection: LoadSelection, *, resized: bool) -> list[str]:
+    """Components to load, in the order of the state. A component that only one side has is an error unless excluded."""
+    saved_names = {str(name) for name in saved}
+    known = saved_names | set(state.components)
+    for key, names in (("only", selection.only), ("exclude", selection.exclude)):
+        for name in names:
+            if name not in known:
+                raise ConfigError(
+                    f"checkpoint.load.{key} names the component {name!r}; there are: {', '.join(sorted(known))}."
+                )
+    live = [name for name in state.components if selection.takes(name)]
+    missing = [name for name in live if name not in saved_names]
+    extra = sorted(name for name in saved_names if selection.takes(name) and name not in state.components)
+    if missing or extra:
+        which, where = (missing, "the checkpoint lacks it") if missing else (extra, "this run has none")
+        raise StateMismatchError(
+            f"Component '{which[0]}' cannot be loaded: {where}. "
+            f"Leave it out with 'checkpoint.load.exclude=[{','.join(missing + extra)}]', or change the config so that "
+            "both have it.",
+            leaves=missing + extra,
+        )
+    return [name for name in live if not (resized and name == "rng")]
+
+
+def _match(
+    templates: Mapping[Path, Any],
+    saved: Mapping[Path, SavedLeaf],
+    selection: LoadSelection,
+    *,
+    folder: str,
+    resized: bool,
+) -> dict[Path, Any]:
+    """Path -> what to fill (tensor) or the value itself; only leaves that both sides have."""
+    missing = [name_of(path) for path in templates if path not in saved and not (resized and is_per_rank(path))]
+    extra = [name_of(path) for path in saved if path not in templates and not is_per_rank(path)]
+    _report("does not hold", _not_allowed(missing, selection.allow_missing), folder, "allow_missing", selection)
+    _report(
+        "holds, and this run has no place for,",
+        _not_allowed(extra, selection.allow_extra),
+        folder,
+        "allow_extra",
+        selection,
+    )
+    matched: dict[Path, Any] = {}
+    for path, template in templates.items():
+        if path not in saved:
+            continue
+        leaf = saved[path]
+        _check_kind(name_of(path), template, leaf, folder)
+        matched[path] = template if isinstance(template, Tensor) else leaf.value
+    return matched
+
+
+def _not_allowed(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """Names that no pattern covers; a pattern may or may not start with the component."""
+    return [
+        name
+        for name in names
+        if not any(fnmatch.fnmatchcase(name, p) or fnmatch.fnmatchcase(name.partition(".")[2], p) for p in patterns)
+    ]
+
+
+def _report(what: str, names: Sequence[str], folder: str, key: str, selection: LoadSelection) -> None:
+    if not names:
+        return
+    shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    way_out = (
+        f"Name them in checkpoint.load.{key}."
+        if selection.source is not None
+        else "It is a checkpoint of another model, optimizer or component: use the config it was saved with, another "
+        "run.name, or checkpoint.load.from to start from its weights only."
+    )
+    raise StateMismatchError(f"The checkpoint {folder} {what} {shown}. {way_out}", leaves=names, folder=folder)
+
+
+def _check_kind(name: str, template: Any, leaf: SavedLeaf, folder: str) -> None:
+    if isinstance(template, Tensor) != (leaf.dtype is not None):
+        here, there = ("a tensor", "a plain value") if isinstance(template, Tensor) else ("a plain value", "a tensor")
+        raise StateMismatchError(
+            f"Leaf '{name}' is {here} in this run but {there} in {folder}.", leaves=[name], folder=folder
+        )
+    if not isinstance(template, Tensor):
+        return
+    kinds: tuple[tuple[str, Any, Any], ...] = (
+        ("dtype", template.dtype, leaf.dtype),
+        ("shape", tuple(template.shape), leaf.shape),
+    )
+    for what, mine, saved in kinds:
+        if mine != saved:
+            raise StateMismatchError(
+                f"Leaf '{name}' has {what} {mine} in this run but {saved} in {folder}; nothing is converted silently. "
+                "Use the config it was saved with.",
+                leaves=[name],
+                folder=folder,
+            )
+
+
+def _read(matched: Mapping[Path, Any], folder: str, *, group: dist.ProcessGroup | None, distributed: bool) -> None:
+    tensors = {name_of(path): value.detach() for path, value in matched.items() if isinstance(value, Tensor)}
+    try:
+        load_tensors(
+            tensors,
+            storage_reader=ShardReader(folder),
+            planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+            process_group=group,
+            no_dist=not distributed,
+        )
+    except CheckpointException as error:
+        rank, (cause, _) = sorted(error.failures.items())[0]
+        if isinstance(cause, CkptrunError):
+            raise cause from error
+        raise CheckpointError(
+            f"Loading {folder} failed on rank {rank}: {type(cause).__name__}: {cause}.", folder=folder
+        ) from error

@@ -1,0 +1,339 @@
+"""Saves and loads the state of a run: request, stage, write, commit; and the way back. Decides nothing about bytes.
+
+Order of a save, on every rank:
+
+1. request: all leaves are collected and digested while nothing moves;
+2. stage (asynchronous modes): host copies are taken; from here on training may go on;
+3. write: each rank writes its chunks, in this thread, in another, or in another process;
+4. commit: when all ranks have written, rank 0 writes the manifest with the digests of step 1 and makes the folder
+   visible.
+
+One save is in flight at a time: the next request waits for the last commit. No collective of a save that is in flight
+uses a group that training uses.
+"""
+
+import signal
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, AsyncSaveResponse, async_save, save
+
+from ckptrun.checkpoint.commit import list_committed, remove_checkpoint, remove_leftovers
+from ckptrun.checkpoint.layout import step_folder
+from ckptrun.checkpoint.policy import KeepLast
+from ckptrun.checkpoint.staging import HostStager
+from ckptrun.checkpoint.state import Path, TrainingState, is_per_rank, name_of
+from ckptrun.checkpoint.storage import ShardWriter
+from ckptrun.config.checkpoint import SaveMode
+from ckptrun.digest import digest_leaves
+from ckptrun.errors import CheckpointError, CkptrunError, InternalError
+from ckptrun.ranks import Ranks
+
+__all__ = ["CheckpointManager", "Commit", "SaveRequest", "digest_state"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveRequest:
+    """What was live when a save was requested, on this rank."""
+
+    step: int
+    folder: str
+    digests: Mapping[str, str]
+    """Leaf name -> digest of this rank's own values."""
+    replica_conflicts: tuple[str, ...]
+    """Leaves that several ranks hold and that were not the same on all of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """A save that is done."""
+
+    request: SaveRequest
+    blocked_seconds: float
+    """How long training waited for it on this rank."""
+    background_seconds: float
+    """From the end of staging to the commit; 0 for a synchronous save."""
+    state_bytes: int
+    """Bytes of the tensors that this rank handed over, replicas included."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _InFlight:
+    request: SaveRequest
+    state_bytes: int
+    upload: Future[Any]
+    staged: Future[Any] | None
+    blocked_seconds: float
+    released_at: float
+    finished_at: list[float] = field(default_factory=list)
+
+
+class CheckpointManager:
+    """Saves into and loads from one folder of checkpoints. Every method is called on all ranks, in the same order.
+
+    Args:
+        root: The folder, or URL, that holds ``step_...`` folders.
+        mode: Who writes.
+        keep: What is removed after a commit.
+        ranks: Agreement between ranks on the main thread.
+        saving_group: A CPU group for the ranks' background saves; used by nothing else. None without a process group.
+        stager: Takes host copies in the asynchronous modes.
+        facts: What the manifest says of the run beside the step (plain values).
+        on_commit: Told of each commit, on the main thread.
+    """
+
+    def __init__(  # noqa: PLR0913  # one composition root passes all of them by name
+        self,
+        root: str,
+        *,
+        mode: SaveMode,
+        keep: KeepLast,
+        ranks: Ranks,
+        saving_group: dist.ProcessGroup | None,
+        stager: HostStager | None,
+        facts: Mapping[str, Any],
+        on_commit: Callable[[Commit], None] = lambda _: None,
+    ) -> None:
+        self.root = root
+        self._mode = mode
+        self._keep = keep
+        self._ranks = ranks
+        self._group = saving_group
+        self._stager = stager
+        self._facts = facts
+        self._on_commit = on_commit
+        self._in_flight: _InFlight | None = None
+        self._last: Commit | None = None
+
+    @property
+    def last_commit(self) -> Commit | None:
+        """The newest save of this process that is committed."""
+        return self._last
+
+    def committed_steps(self) -> list[int]:
+        """Steps with a committed checkpoint, ascending, as rank 0 sees them."""
+        return self._ranks.decide(lambda: list_committed(self.root))
+
+    def remove_leftovers(self) -> list[str]:
+        """Remove what killed saves left behind; return the names, as rank 0 saw them."""
+        return self._ranks.decide(lambda: list(remove_leftovers(self.root)))
+
+    def remove(self, steps: list[int]) -> None:
+        """Remove committed checkpoints."""
+
+        def remove_all() -> None:
+            for step in steps:
+                remove_checkpoint(self.root, step)
+
+        self._ranks.decide(remove_all)
+
+    def save(self, state: TrainingState, step: int) -> None:
+        """Request a checkpoint of ``state`` after ``step``; return as soon as training may go on.
+
+        Raises:
+            CheckpointError: This save failed, or the one before it, which was still in flight.
+        """
+        if self._mode is SaveMode.none:
+            raise InternalError("save() was called with checkpoint=none.")
+        began = time.perf_counter()
+        self.wait()
+        leaves = state.leaves()
+        request = self._request(leaves, step)
+        paths = {name_of(path): path for path in leaves}
+        writer = ShardWriter(
+            request.folder,
+            digests=self._merged_digests,
+            paths=paths,
+            run={"step": step, "world_size": self._ranks.world_size, **self._facts},
+        )
+        # Sorted: which rank writes a replicated leaf depends on the order, and equal states shall give equal files.
+        named = {name: _bare(leaves[paths[name]]) for name in sorted(paths)}
+        size = sum(_bytes_held(value) for value in named.values())
+        if self._mode is SaveMode.sync:
+            _translated(lambda: self._write(named, writer), request)
+            self._committed(
+                Commit(
+                    request=request,
+                    blocked_seconds=time.perf_counter() - began,
+                    background_seconds=0.0,
+                    state_bytes=size,
+                )
+            )
+            return
+        response = _translated(lambda: self._write_beside(named, writer), request)
+        staged, upload = (
+            (response.staging_completion, response.upload_completion)
+            if isinstance(response, AsyncSaveResponse)
+            else (None, response)
+        )
+        now = time.perf_counter()
+        self._in_flight = _InFlight(
+            request=request,
+            state_bytes=size,
+            upload=upload,
+            staged=staged,
+            blocked_seconds=now - began,
+            released_at=now,
+        )
+        finished_at = self._in_flight.finished_at
+        upload.add_done_callback(lambda _: finished_at.append(time.perf_counter()))
+
+    def wait_staged(self) -> None:
+        """Return once nothing of the save in flight is read from live state any more. Called before state changes."""
+        flight = self._in_flight
+        if flight is not None and flight.staged is not None:
+            began = time.perf_counter()
+            staged, flight.staged = flight.staged, None
+            _translated(staged.result, flight.request)
+            flight.blocked_seconds += time.perf_counter() - began
+            flight.released_at = time.perf_counter()
+
+    def poll(self) -> None:
+        """Take note of a save that has ended meanwhile; raise what it raised. Does not wait, uses no collective."""
+        if self._in_flight is not None and self._in_flight.upload.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the save in flight, if any.
+
+        Raises:
+            CheckpointError: It failed; earlier checkpoints are whole.
+        """
+        flight = self._in_flight
+        if flight is None:
+            return
+        self.wait_staged()
+        began = time.perf_counter()
+        self._in_flight = None
+        _translated(flight.upload.result, flight.request)
+        ended = flight.finished_at[0] if flight.finished_at else time.perf_counter()
+        self._committed(
+            Commit(
+                request=flight.request,
+                blocked_seconds=flight.blocked_seconds + time.perf_counter() - began,
+                background_seconds=max(0.0, ended - flight.released_at),
+                state_bytes=flight.state_bytes,
+            )
+        )
+
+    def close(self) -> None:
+        """Wait for the save in flight and give staging buffers back."""
+        try:
+            self.wait()
+        finally:
+            if self._stager is not None:
+                self._stager.close()
+
+    def _request(self, leaves: Mapping[Path, Any], step: int) -> SaveRequest:
+        digests = digest_state(leaves)
+        self._merged_digests, conflicts = _merge(digests, leaves, self._ranks)
+        return SaveRequest(
+            step=step,
+            folder=step_folder(self.root, step),
+            digests=digests,
+            replica_conflicts=tuple(conflicts),
+        )
+
+    def _write(self, named: dict[str, Any], writer: ShardWriter) -> Any:
+        return save(
+            named,
+            storage_writer=writer,
+            planner=DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+            process_group=self._group,
+            no_dist=not self._ranks.distributed,
+        )
+
+    def _write_beside(self, named: dict[str, Any], writer: ShardWriter) -> Any:
+        in_process = self._mode is SaveMode.async_process
+        # A blocked signal is inherited by the thread that DCP starts, and by the process that the thread starts: Ctrl-C
+        # reaches every process of the terminal, but the writing process shall end with its rank, without a stack.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return async_save(
+                named,
+                storage_writer=writer,
+                planner=DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+                process_group=self._group,
+                async_stager=self._stager,
+                async_checkpointer_type=AsyncCheckpointerType.PROCESS if in_process else AsyncCheckpointerType.THREAD,
+                no_dist=not self._ranks.distributed,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _committed(self, commit: Commit) -> None:
+        self._last = commit
+        # Rank 0 alone: no rank needs the old checkpoints, and a collective here would tie poll() of all ranks together.
+        if self._ranks.rank == 0:
+            for step in self._keep.to_remove(list_committed(self.root), newest=commit.request.step):
+                remove_checkpoint(self.root, step)
+        self._on_commit(commit)
+
+
+def digest_state(leaves: Mapping[Path, Any]) -> dict[str, str]:
+    """Leaf name -> digest. A collective: every rank calls with its leaves."""
+    return digest_leaves({name_of(path): value for path, value in leaves.items()})
+
+
+def _merge(own: Mapping[str, str], leaves: Mapping[Path, Any], ranks: Ranks) -> tuple[dict[str, str], list[str]]:
+    """Digests of all ranks' leaves, and the leaves on which ranks that should hold the same values do not agree."""
+    per_rank = {name_of(path) for path in leaves if is_per_rank(path)}
+    common = {name: digest for name, digest in own.items() if name not in per_rank}
+    alone = {name: digest for name, digest in own.items() if name in per_rank}
+    fingerprints = ranks.gather((hash_of(common), alone))
+    # Digests are gathered whole only when they differ: they are equal on all ranks unless ranks hold different leaves.
+    same = len({fingerprint for fingerprint, _ in fingerprints}) == 1
+    everywhere = [common] if same else ranks.gather(common)
+    merged: dict[str, str] = {}
+    conflicts: set[str] = set()
+    for digests in [*everywhere, *(alone for _, alone in fingerprints)]:
+        conflicts |= {name for name, digest in digests.items() if merged.get(name, digest) != digest}
+        merged = {**digests, **merged}
+    return merged, sorted(conflicts)
+
+
+def hash_of(digests: Mapping[str, str]) -> str:
+    """One digest of many, independent of their order."""
+    return digest_leaves({"all": sorted(digests.items())})["all"]
+
+
+def _bare(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _bytes_held(value: Any) -> int:
+    if not isinstance(value, Tensor):
+        return 0
+    local = value.to_local() if isinstance(value, torch.distributed.tensor.DTensor) else value
+    return local.numel() * local.element_size()
+
+
+def _translated(function: Callable[[], Any], request: SaveRequest) -> Any:
+    """Call ``function``; turn what DCP raises into a CheckpointError that says what happened on which rank."""
+    try:
+        return function()
+    except CheckpointException as error:
+        rank, (cause, _) = sorted(error.failures.items())[0]
+        if isinstance(cause, CkptrunError):
+            raise cause from error
+        raise CheckpointError(
+            f"The save of step {request.step} failed on rank {rank}: {type(cause).__name__}: {cause}. "
+            f"Nothing was committed to {request.folder}; earlier checkpoints are untouched.",
+            folder=request.folder,
+        ) from error
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, CkptrunError):
+            raise
+        raise CheckpointError(
+            f"The save of step {request.step} failed: {type(error).__name__}: {error}. "
+            f"Nothing was committed to {request.folder}; earlier checkpoints are untouched.",
+            folder=request.folder,
+        ) from error

@@ -1,0 +1,185 @@
+"""A state dict whose tensors all lie in one piece of host memory, and how it is made from live tensors.
+
+A survey walks the state once: it notes where each tensor will lie, and what it looked like (mesh, placements, shards).
+Filling copies the bytes. The result is a dict that crosses to another process as that one piece of memory plus the
+notes: torch hands over a file descriptor for each storage, and thousands of small tensors with a storage each use up
+what a process may have.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed._shard.sharded_tensor.api import ShardedTensor
+from torch.distributed._shard.sharded_tensor.shard import Shard
+from torch.distributed.remote_device import _remote_device
+from torch.distributed.tensor import DTensor
+
+from ckptrun.checkpoint.host_memory import Lease, shared_memory
+
+__all__ = ["StagedState", "Survey"]
+
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Plain:
+    """A tensor at a place in the memory."""
+
+    begin: int
+    bytes: int
+    dtype: torch.dtype
+    shape: torch.Size
+
+    def build(self, memory: Tensor) -> Tensor:
+        if not self.bytes:
+            return torch.empty(self.shape, dtype=self.dtype)
+        return memory[self.begin : self.begin + self.bytes].view(self.dtype).view(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class _Copied:
+    """A tensor of a kind that has no storage of its own; it copied itself."""
+
+    tensor: Tensor
+
+    def build(self, memory: Tensor) -> Tensor:
+        return self.tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Distributed:
+    """A DTensor: its local part, its mesh and placements."""
+
+    local: Any
+    spec: Any
+
+    def build(self, memory: Tensor) -> DTensor:
+        # Not from_local(): it would move the local part back to the device of the mesh.
+        return DTensor(self.local.build(memory), self.spec, requires_grad=False)  # type: ignore[no-any-return,no-untyped-call,unused-ignore]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sharded:
+    """A ShardedTensor, as FSDP1 makes them: its local shards and what it says of all."""
+
+    shards: tuple[tuple[Any, Any], ...]
+    metadata: Any
+
+    def build(self, memory: Tensor) -> ShardedTensor:
+        shards = [Shard(note.build(memory), metadata) for note, metadata in self.shards]
+        return ShardedTensor._init_from_local_shards_and_global_metadata(shards, self.metadata)
+
+
+class StagedState(dict[str, Any]):
+    """The staged copy: a plain dict to everyone who reads it.
+
+    Args:
+        notes: The state with a note in place of each tensor.
+        lease: The memory that the notes refer to.
+    """
+
+    def __init__(self, notes: dict[str, Any], lease: Lease) -> None:
+        super().__init__(_build(notes, torch.from_numpy(lease.array)))
+        self._notes = notes
+        self._owner = lease.owner
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        memory = self._owner
+        if not memory.is_shared():  # type: ignore[no-untyped-call]
+            # Pickling it as it is would move it to shared memory under the tensors that were made on it.
+            memory = shared_memory(self._owner.numel()).copy_(self._owner)
+        return _rebuild, (self._notes, memory)
+
+
+def _rebuild(notes: dict[str, Any], memory: Tensor) -> dict[str, Any]:
+    return dict(_build(notes, memory))
+
+
+def _build(notes: Any, memory: Tensor) -> Any:
+    if isinstance(notes, _Plain | _Copied | _Distributed | _Sharded):
+        return notes.build(memory)
+    if isinstance(notes, dict):
+        return {key: _build(value, memory) for key, value in notes.items()}
+    if type(notes) in (list, tuple):
+        return type(notes)(_build(value, memory) for value in notes)
+    return notes
+
+
+@dataclass(slots=True)
+class Survey:
+    """What there is to copy, and to where."""
+
+    notes: dict[str, Any] = field(default_factory=dict)
+    bytes: int = 0
+    """How much memory the copy takes."""
+    sources: list[Tensor] = field(default_factory=list)
+    _places: list[_Plain] = field(default_factory=list)
+    _known: dict[Any, _Plain] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, state_dict: Mapping[str, Any]) -> "Survey":
+        """Walk ``state_dict``. Plain values are copied now."""
+        survey = cls()
+        survey.notes = survey._note(state_dict)
+        return survey
+
+    def fill(self, lease: Lease) -> StagedState:
+        """Copy all tensors into ``lease``. They must not change meanwhile."""
+        memory = torch.from_numpy(lease.array)
+        for source, place in zip(self.sources, self._places, strict=True):
+            place.build(memory).copy_(source)
+        return StagedState(self.notes, lease)
+
+    def _note(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self._note_tensor(value)
+        if isinstance(value, Mapping):
+            return {key: self._note(item) for key, item in value.items()}
+        if type(value) in (list, tuple):
+            return type(value)(self._note(item) for item in value)
+        return copy.deepcopy(value)
+
+    def _note_tensor(self, tensor: Tensor) -> Any:
+        if isinstance(tensor, DTensor):
+            return _Distributed(self._note_tensor(tensor._local_tensor), tensor._spec)
+        if isinstance(tensor, ShardedTensor):
+            return self._note_sharded(tensor)
+        bare = tensor.detach()
+        if type(bare) is not Tensor or bare.layout is not torch.strided or bare.is_quantized or bare.is_nested:
+            return _Copied(bare.to("cpu", copy=True))
+        return self._note_plain(bare)
+
+    def _note_plain(self, tensor: Tensor) -> _Plain:
+        # The same memory seen the same way is one tensor: tied weights stay tied.
+        bits = (tensor.dtype, tensor.is_conj(), tensor.is_neg())
+        memory = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), bits)
+        if tensor.numel() and memory in self._known:
+            return self._known[memory]
+        place = _Plain(self.bytes, tensor.numel() * tensor.element_size(), tensor.dtype, tensor.shape)
+        self.bytes += -(-place.bytes // _ALIGNMENT) * _ALIGNMENT
+        if place.bytes:
+            self.sources.append(tensor)
+            self._places.append(place)
+            self._known[memory] = place
+        return place
+
+    def _note_sharded(self, tensor: ShardedTensor) -> _Sharded:
+        metadata = copy.deepcopy(tensor.metadata())
+        metadata.tensor_properties.pin_memory = False
+        metadata.tensor_properties.requires_grad = False
+        for shard_metadata in metadata.shards_metadata:
+            shard_metadata.placement = _on_cpu(shard_metadata.placement)
+        shards = []
+        for shard in tensor.local_shards():
+            shard_metadata = copy.deepcopy(shard.metadata)
+            shard_metadata.placement = _on_cpu(shard_metadata.placement)
+            shards.append((self._note_tensor(shard.tensor), shard_metadata))
+        return _Sharded(tuple(shards), metadata)
+
+
+def _on_cpu(placement: Any) -> Any:
+    return _remote_device(f"rank:{placement.rank()}/cpu")

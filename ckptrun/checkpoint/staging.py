@@ -1,0 +1,120 @@
+"""``HostStager``: copies a state dict into host memory that nobody changes, so that training goes on meanwhile.
+
+A DCP ``AsyncStager``, usable with any writer. Order of events in ``dcp.async_save``: ``stage()`` is called on the main
+thread; what it returns, or the result of the future that it returns, goes to DCP's thread or process, which writes it.
+
+Where the bytes go is in ``host_memory``; what a tensor looks like without them is in ``staged_state``.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.staging import AsyncStager
+
+from ckptrun.checkpoint.host_memory import HostMemory, Lease
+from ckptrun.checkpoint.staged_state import Survey
+from ckptrun.errors import ConfigError
+
+__all__ = ["HostStager", "require_cpu_backend"]
+
+
+def require_cpu_backend(process_group: dist.ProcessGroup | None = None) -> None:
+    """Check that ``process_group``, or the default group if there is one, can carry an asynchronous save.
+
+    DCP checks the same at the start of ``async_save``; this is for callers that want to know before they train.
+
+    Raises:
+        ConfigError: It has no backend for CPU tensors.
+    """
+    if process_group is None and not (dist.is_available() and dist.is_initialized()):
+        return
+    group = process_group if process_group is not None else dist.group.WORLD
+    devices = [] if group is None else [device.type for device in group._device_types]
+    if "cpu" not in devices:
+        raise ConfigError(
+            "An asynchronous save needs a process group with a CPU backend, because it plans and commits beside "
+            f"training; this one has backends for {', '.join(devices) or 'nothing'}. Initialize it with "
+            "'cpu:gloo,cuda:nccl', or use checkpoint=sync."
+        )
+
+
+class HostStager(AsyncStager):
+    """Copies every tensor of a state dict to host memory.
+
+    DTensors keep mesh and placements, tied tensors stay tied, of a view only its own elements are copied, plain values
+    are copied at the call. One stager belongs to one thread. ``close()`` it after the last save.
+
+    Args:
+        cached: Keep host memory from save to save. It is used again only once nothing refers to any tensor of the
+            earlier save any more; a save that is still being written makes the next one take fresh memory.
+        overlapped: ``stage()`` returns a future at once and copies in a thread. Whoever changes the state next must
+            call ``wait()`` first.
+        shared: Take memory that other processes can map. Without it a save in a process works too, and costs one more
+            copy.
+    """
+
+    def __init__(self, *, cached: bool = True, overlapped: bool = False, shared: bool = False) -> None:
+        self._memory = HostMemory(cached=cached, shared=shared)
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="HostStager") if overlapped else None
+        self._copying: Future[dict[str, Any]] | None = None
+
+    def stage(self, state_dict: dict[str, Any]) -> dict[str, Any] | Future[dict[str, Any]]:
+        """Return the copy of ``state_dict``, or its future.
+
+        Raises:
+            MemoryError, RuntimeError: There is not enough host memory.
+        """
+        if self._copying is not None:
+            # What went wrong with it is told by its own future.
+            wait_for([self._copying])
+            self._copying = None
+        survey = Survey.of(state_dict)
+        lease = self._memory.take(survey.bytes)
+        # Kernels that produce the values may still run; another thread's stream would not wait for them.
+        ready = _record_streams(survey.sources)
+        if self._executor is None:
+            return _copy(survey, lease, ready)
+        self._copying = self._executor.submit(_copy, survey, lease, ready)
+        return self._copying
+
+    def wait(self) -> None:
+        """Return once nothing is copied from live tensors any more. Raises what copying raised."""
+        if self._copying is not None:
+            copying, self._copying = self._copying, None
+            copying.result()
+
+    def synchronize_staging(self) -> None:
+        """See :meth:`wait`; DCP's name for it."""
+        self.wait()
+
+    def close(self) -> None:
+        """Wait for copying and give the memory back. Tensors that were handed out stay valid."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=True)
+        self._memory.close()
+
+
+def _record_streams(sources: list[Tensor]) -> list[Callable[[], None]]:
+    """Return what a thread must call before it may read ``sources``."""
+    waits: list[Callable[[], None]] = []
+    for device in {source.device for source in sources if source.is_cuda}:
+        event = torch.cuda.current_stream(device).record_event()
+        waits.append(partial(_wait_for_event, device, event))
+    return waits
+
+
+def _wait_for_event(device: torch.device, event: torch.cuda.Event) -> None:
+    torch.cuda.current_stream(device).wait_event(event)
+
+
+@torch.no_grad()
+def _copy(survey: Survey, lease: Lease, ready: list[Callable[[], None]]) -> dict[str, Any]:
+    for wait in ready:
+        wait()
+    return survey.fill(lease)

@@ -1,0 +1,262 @@
+"""The whole state of a run as named leaves, and back. Knows nothing of files.
+
+Each component is there because leaving it out changes what the next step computes:
+
+==============  ==============================================================================================
+``model``       parameters, and buffers that forward may change (BatchNorm's averages)
+``optimizer``   moments, step counts and group options; a fresh one starts from zero moments
+``schedule``    where the learning rate stands
+``data``        which samples come next
+``scaler``      the fp16 loss scale; a fresh one overflows
+``ema``         the averaged weights; the loss does not show them
+``progress``    how many steps are done
+``rng``         the random streams of this rank; loaded last, because loading anything else may draw
+==============  ==============================================================================================
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from ckptrun.errors import StateMismatchError, UnsupportedLeafError
+
+__all__ = [
+    "AnyObject",
+    "Component",
+    "SavedLeaf",
+    "TemplateComponent",
+    "TrainingState",
+    "as_template",
+    "flatten",
+    "is_per_rank",
+    "name_of",
+    "unflatten",
+]
+
+Path = tuple[str | int, ...]
+
+_RNG = "rng"
+_RANK_ELEMENT = re.compile(r"(\w+_)?rank_\d{5}")
+# A path element of type int is an index into a list; the int key of a dict is spelled like this.
+_INT_KEY = re.compile(r"#(-?\d+)")
+
+
+@runtime_checkable
+class Component(Protocol):
+    """One named part of the state.
+
+    ``state_dict()`` may return live tensors: they are read, and on load written, in place. ``load_state_dict`` is
+    called once per load, on every rank, in the same order of components on all ranks, so it may use collectives.
+    """
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Return nested dicts of tensors and plain values."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> Any:
+        """Take over what a ``state_dict()`` has once returned."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedLeaf:
+    """What a checkpoint says of one leaf."""
+
+    path: Path
+    dtype: torch.dtype | None = None
+    """None for a plain value."""
+    shape: tuple[int, ...] = ()
+    value: Any = None
+    """The plain value, where ``dtype`` is None."""
+
+
+@runtime_checkable
+class TemplateComponent(Component, Protocol):
+    """A component whose fresh ``state_dict()`` is not complete (an optimizer before its first step).
+
+    ``template`` gets what was saved (paths relative to the component) and returns a state of exactly these leaves, with
+    tensors that the loader may fill in place.
+    """
+
+    def template(self, saved: Sequence[SavedLeaf]) -> Mapping[str, Any]:
+        """Return a state with just the leaves of ``saved``."""
+
+
+class TrainingState:
+    """All components by name, seen as one flat dict of leaves.
+
+    A leaf is named by its path joined with dots, the component first. A path element that ends in ``rank_00003``
+    makes a leaf one of that rank only: never a replica of another rank's, and not missed by other ranks.
+
+    Args:
+        components: Name -> component. They are loaded in the order of their names on every rank, so that a component
+            may use collectives while it loads, and ``rng`` last.
+    """
+
+    def __init__(self, components: Mapping[str, Component]) -> None:
+        self.components = {name: components[name] for name in sorted(components, key=lambda name: (name == _RNG, name))}
+
+    def leaves(self) -> dict[Path, Any]:
+        """Path -> live tensor or plain value, of every component, on this rank.
+
+        Raises:
+            StateMismatchError: Two leaves have one name; names it.
+        """
+        found: dict[Path, Any] = {}
+        for name, component in self.components.items():
+            found.update(flatten(component.state_dict(), (name,)))
+        check_names(found)
+        return found
+
+    def templates(self, saved: Mapping[str, Sequence[SavedLeaf]]) -> dict[Path, Any]:
+        """Path -> what to fill, for the components in ``saved`` (component name -> its saved leaves, whole paths)."""
+        found: dict[Path, Any] = {}
+        for name, leaves in saved.items():
+            component = self.components[name]
+            if isinstance(component, TemplateComponent):
+                relative = [_below(leaf) for leaf in leaves]
+                found.update(flatten(component.template(relative), (name,)))
+            else:
+                found.update(flatten(component.state_dict(), (name,)))
+        check_names(found)
+        return found
+
+    def load(self, leaves: Mapping[Path, Any]) -> None:
+        """Hand each component its part of ``leaves``; components without any are left alone."""
+        for name, component in self.components.items():
+            part = {path[1:]: value for path, value in leaves.items() if path[0] == name}
+            if part:
+                component.load_state_dict(unflatten(part))
+
+
+def _below(leaf: SavedLeaf) -> SavedLeaf:
+    return SavedLeaf(path=leaf.path[1:], dtype=leaf.dtype, shape=leaf.shape, value=leaf.value)
+
+
+def name_of(path: Path) -> str:
+    """The leaf's full name."""
+    return ".".join(map(str, path))
+
+
+def is_per_rank(path: Path) -> bool:
+    """Whether the leaf belongs to one rank: an element of its path is ``rank_00003`` or ends so."""
+    return any(_RANK_ELEMENT.fullmatch(str(element)) for element in path)
+
+
+def check_names(paths: Iterable[Path]) -> None:
+    """Raise StateMismatchError when two paths give one name."""
+    seen: dict[str, Path] = {}
+    for path in paths:
+        name = name_of(path)
+        if name in seen and seen[name] != path:
+            raise StateMismatchError(
+                f"Two leaves are both called '{name}': {seen[name]} and {path}. Rename one in its state_dict().",
+                leaves=[name],
+            )
+        seen[name] = path
+
+
+def flatten(value: Any, prefix: Path = ()) -> dict[Path, Any]:
+    """Spread nested dicts, and lists or tuples that hold tensors, into path -> leaf. Empty containers are leaves."""
+    if isinstance(value, Mapping) and value:
+        items: Iterable[tuple[str | int, Any]] = [(_spell_key(key, prefix), item) for key, item in value.items()]
+    elif isinstance(value, list | tuple) and _holds_tensor(value):
+        if isinstance(value, tuple):
+            raise UnsupportedLeafError(
+                f"Leaf '{name_of(prefix)}' is a tuple that holds tensors; use a list, which can be rebuilt."
+            )
+        items = enumerate(value)
+    else:
+        return {prefix: dict(value) if isinstance(value, Mapping) else value}
+    found: dict[Path, Any] = {}
+    for key, item in items:
+        found.update(flatten(item, (*prefix, key)))
+    return found
+
+
+def _spell_key(key: Any, place: Path) -> str:
+    if type(key) is int:
+        return f"#{key}"
+    if not isinstance(key, str) or _INT_KEY.fullmatch(key):
+        raise UnsupportedLeafError(f"'{name_of(place)}' has the key {key!r}; use int keys, or str keys not like '#1'.")
+    return key
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return True
+    if isinstance(value, Mapping):
+        return any(_holds_tensor(item) for item in value.values())
+    return isinstance(value, list | tuple) and any(_holds_tensor(item) for item in value)
+
+
+def unflatten(leaves: Mapping[Path, Any]) -> Any:
+    """Undo :func:`flatten`.
+
+    Raises:
+        StateMismatchError: A list lacks elements, or one place is a list and a dict.
+    """
+    if set(leaves) == {()}:
+        return leaves[()]
+    children: dict[str | int, dict[Path, Any]] = {}
+    for path, value in leaves.items():
+        children.setdefault(path[0], {})[path[1:]] = value
+    nested = {key: unflatten(below) for key, below in children.items()}
+    indices = [key for key in nested if isinstance(key, int)]
+    if not indices:
+        return {_key(str(key)): value for key, value in nested.items()}
+    if sorted(map(str, nested)) != sorted(map(str, range(len(nested)))):
+        names = [name_of(path) for path in leaves]
+        raise StateMismatchError(f"A list has elements {sorted(map(str, nested))}; some are missing.", leaves=names)
+    return [nested[index] for index in range(len(nested))]
+
+
+def _key(element: str) -> str | int:
+    match = _INT_KEY.fullmatch(element)
+    return int(match[1]) if match else element
+
+
+def as_template(component: Component) -> TemplateComponent:
+    """Return ``component``, wrapped if it has no ``template`` of its own."""
+    return component if isinstance(component, TemplateComponent) else AnyObject(component)
+
+
+class AnyObject:
+    """Makes a component of any object with ``state_dict`` and ``load_state_dict``, whose leaves may come and go.
+
+    What the object has is filled in place; what only the checkpoint has is handed to ``load_state_dict`` as new
+    tensors on the CPU, and whether the object took it is seen when the state is digested after the load.
+    """
+
+    def __init__(self, wrapped: Component) -> None:
+        self.wrapped = wrapped
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """The object's own."""
+        return self.wrapped.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The object's own."""
+        self.wrapped.load_state_dict(state)
+
+    def template(self, saved: Sequence[SavedLeaf]) -> Mapping[str, Any]:
+        """The object's leaves where they fit, and room for those that only the checkpoint has."""
+        live = flatten(self.wrapped.state_dict())
+        leaves = {leaf.path: _room_for(leaf, live.get(leaf.path)) for leaf in saved}
+        # A list or dict may be empty on one side and filled on the other; what is left over is missed by the loader.
+        inner = {path[:end] for path in leaves for end in range(len(path))}
+        for path, value in live.items():
+            if path not in inner and not any(path[:end] in leaves for end in range(len(path))):
+                leaves.setdefault(path, value)
+        nested = unflatten(leaves)
+        return nested if isinstance(nested, Mapping) else {}
+
+
+def _room_for(leaf: SavedLeaf, live: Any) -> Any:
+    """The live tensor, so that it is filled in place (a wrong dtype is found later); a new one if its size changed."""
+    if leaf.dtype is None:
+        return leaf.value
+    if isinstance(live, torch.Tensor) and (tuple(live.shape) == leaf.shape or live.dtype != leaf.dtype):
+        return live
+    return torch.empty(leaf.shape, dtype=leaf.dtype)

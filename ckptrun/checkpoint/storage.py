@@ -1,0 +1,271 @@
+"""``ShardWriter`` and ``ShardReader``: format 1 behind the interfaces of torch.distributed.checkpoint (DCP).
+
+Planning, dedup and resharding stay DCP's. What one rank writes is in ``write_rank``, how it becomes visible in
+``commit``, what one rank reads in ``read_rank``; here is only who calls what, on which rank.
+
+[Note: how the save id travels]
+Rank 0 draws it in ``prepare_global_plan`` and puts a ticket for each rank into the plans that DCP scatters. A planner
+that caches plans (``enable_plan_caching=True``) gives ``write_data`` the plan of an earlier save, with the ticket of
+that save in it. So the ticket is not looked for in the plan: unpickling it, which happens in the thread that runs the
+save, leaves it where ``write_data`` takes it.
+"""
+
+import dataclasses
+import os
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
+from torch.futures import Future
+
+from ckptrun.checkpoint.backend import Url, locate
+from ckptrun.checkpoint.commit import commit, require_free, working_folder
+from ckptrun.checkpoint.layout import new_save_id
+from ckptrun.checkpoint.manifest import Manifest, read_manifest
+from ckptrun.checkpoint.read_rank import read_rank, to_metadata
+from ckptrun.checkpoint.save_report import RankReport, SaveFacts, build_manifest
+from ckptrun.checkpoint.write_rank import SaveTarget, check_plan, write_rank
+from ckptrun.errors import CheckpointError, InternalError
+
+__all__ = ["ShardReader", "ShardWriter"]
+
+_ARRIVED = threading.local()
+
+
+def _no_fault(point: str) -> None:
+    """Fault points are for tests and proofs."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Ticket:
+    """Tells a rank what the save is called and which rank it is. See [Note: how the save id travels]."""
+
+    save_id: str
+    rank: int
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _arrive, (self.save_id, self.rank)
+
+
+def _arrive(save_id: str, rank: int) -> _Ticket:
+    _ARRIVED.ticket = _Ticket(save_id, rank)
+    return cast("_Ticket", _ARRIVED.ticket)
+
+
+class ShardWriter(StorageWriter):
+    """Writes one checkpoint; for ``dcp.save`` and ``dcp.async_save``, in a thread or a process.
+
+    Every rank makes its own. What fails on one rank is raised on all, as DCP does it: inside a ``CheckpointException``,
+    whose ``failures`` hold the error of each rank that had one. Nothing is committed then, and earlier checkpoints are
+    as they were.
+
+    Args:
+        url: The folder that becomes the checkpoint: a local path or any fsspec URL.
+        overwrite: Replace a committed checkpoint in ``url``, in one go; otherwise it is a CheckpointExistsError.
+        digests: Leaf name -> digest of its bits when the save was requested.
+        paths: Leaf name -> its place in the nested state, where DCP's planner does not know it.
+        run: Plain values about the run, such as ``step``; those of rank 0 are stored.
+        reached: Called, with the name of the point, on each rank at ``before_write``, ``during_write`` (once per file),
+            ``after_write``; on rank 0 at ``before_manifest``, ``before_commit``, ``during_swap`` (only where a
+            checkpoint is replaced), ``after_commit``. Must pickle for saves in a process.
+    """
+
+    def __init__(
+        self,
+        url: Url,
+        *,
+        overwrite: bool = False,
+        digests: Mapping[str, str] | None = None,
+        paths: Mapping[str, tuple[str | int, ...]] | None = None,
+        run: Mapping[str, Any] | None = None,
+        reached: Callable[[str], None] = _no_fault,
+    ) -> None:
+        self._target = locate(url)
+        self._overwrite = overwrite
+        self._facts = SaveFacts(digests=dict(digests or {}), paths=dict(paths or {}), run=dict(run or {}))
+        self._reached = reached
+        self._ticket: _Ticket | None = None
+
+    @property
+    def checkpoint_id(self) -> str:
+        """The folder, as DCP's log names it."""
+        return str(self._target)
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        """Write to another folder from now on. Every rank."""
+        if checkpoint_id is not None:
+            self._target = locate(checkpoint_id)
+        self._ticket = None
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        """Start a save. Every rank.
+
+        Raises:
+            CheckpointError: DCP is asked to save without agreement between ranks.
+        """
+        if not kwargs.get("use_collectives", True):
+            raise CheckpointError(
+                f"{self._target} cannot be saved with use_collectives=False: a commit needs all ranks. Leave it out.",
+                folder=str(self._target),
+            )
+        self._ticket = None
+        # One of an earlier save that ended between plan and write must not be taken for ours.
+        _ARRIVED.ticket = None
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        """Refuse what cannot be stored. Every rank, before any writes.
+
+        Raises:
+            UnsupportedLeafError: Names the leaf.
+        """
+        check_plan(plan)
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        """Make sure that the checkpoint may be written, and name the save. Rank 0.
+
+        Raises:
+            CheckpointExistsError: A checkpoint is there and may not be overwritten.
+        """
+        require_free(self._target, overwrite=self._overwrite)
+        save_id = new_save_id()
+        # Without a process group nothing is pickled, so nothing arrives.
+        self._ticket = _Ticket(save_id, 0)
+        return [dataclasses.replace(plan, storage_data=_Ticket(save_id, rank)) for rank, plan in enumerate(plans)]
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Write this rank's part; done on return. Every rank.
+
+        Raises:
+            UnsupportedLeafError: A leaf is neither tensor nor plain value; this rank has written nothing.
+            CheckpointError: The plan does not fit the state.
+            OSError: From the storage.
+        """
+        ticket = getattr(_ARRIVED, "ticket", None) or self._ticket
+        _ARRIVED.ticket = None
+        if ticket is None:
+            raise InternalError("This rank was told to write, but not what the save is called.")
+        folder = working_folder(self._target, ticket.save_id)
+        target = SaveTarget(folder=folder, rank=ticket.rank, save_id=ticket.save_id)
+        report = write_rank(plan, planner, target, self._facts, self._reached)
+        index = MetadataIndex(f"rank {ticket.rank}")
+        done: Future[list[WriteResult]] = Future()
+        done.set_result([WriteResult(index=index, size_in_bytes=report.bytes, storage_data=report)])
+        return done
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """Commit what all ranks have written. Rank 0.
+
+        Raises:
+            CheckpointError: What the ranks wrote does not make a checkpoint.
+            OSError: From the storage.
+        """
+        if self._ticket is None:
+            raise InternalError("finish() was called for a save that was not planned here.")
+        reports = [cast("RankReport", result.storage_data) for rank in results for result in rank]
+        manifest = build_manifest(metadata, reports, self._facts, save_id=self._ticket.save_id)
+        commit(self._target, manifest, reached=self._reached)
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        """Whether it is a local path, or a URL that fsspec can open here."""
+        return _can_locate(checkpoint_id)
+
+
+def _can_locate(url: Url) -> bool:
+    try:
+        locate(url)
+    except (ValueError, ImportError):
+        return False
+    return True
+
+
+class _Unreadable:
+    """Stands for metadata that could not be read, and raises the reason once it is looked at.
+
+    DCP turns every exception of ``read_metadata`` into an AssertionError, and class and fields would be lost.
+    """
+
+    def __init__(self, error: CheckpointError | OSError) -> None:
+        self._error = error
+
+    def __getattr__(self, name: str) -> Any:
+        raise self._error
+
+
+class ShardReader(StorageReader):
+    """Reads one checkpoint; for ``dcp.load``, into any layout of the same leaves.
+
+    Every rank makes its own, and reads only the byte ranges that it needs. Every byte is checked before ``dcp.load``
+    returns; after an error the target tensors are undefined. What fails is raised inside a ``CheckpointException``.
+
+    Args:
+        url: The folder of the checkpoint: a local path or any fsspec URL.
+    """
+
+    def __init__(self, url: Url) -> None:
+        self._folder = locate(url)
+        self._manifest: Manifest | None = None
+        self._failure: CheckpointError | OSError | None = None
+
+    @property
+    def checkpoint_id(self) -> str:
+        """The folder, as DCP's log names it."""
+        return str(self._folder)
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        """Read from another folder from now on. Every rank."""
+        if checkpoint_id is not None:
+            self._folder = locate(checkpoint_id)
+        self._manifest = self._failure = None
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """Return what is in the checkpoint, in DCP's words. Every rank.
+
+        Raises:
+            CheckpointNotFoundError: There is none. Raised as soon as the result is used, as is
+            ManifestError: It cannot be trusted.
+        """
+        try:
+            self._manifest = read_manifest(self._folder)
+        except (CheckpointError, OSError) as error:
+            self._failure = error
+            return cast("Metadata", _Unreadable(error))
+        self._failure = None
+        return to_metadata(self._manifest)
+
+    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        """Raise what ``read_metadata`` found. Every rank."""
+        if self._failure is not None:
+            raise self._failure
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        """Nothing to add. Every rank."""
+        return plan
+
+    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        """Nothing to add. Rank 0."""
+        return plans
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Fill what ``planner`` resolves; done on return. Every rank.
+
+        Raises:
+            StateMismatchError: A leaf has another dtype or kind in the state than in the checkpoint, or is not whole in
+                the checkpoint. Nothing has been read.
+            ShardFileError: A file is missing or damaged.
+        """
+        if self._manifest is None:
+            raise InternalError("read_data() was called before read_metadata().")
+        read_rank(plan, planner, self._folder, self._manifest)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        """Whether it is a local path, or a URL that fsspec can open here."""
+        return _can_locate(checkpoint_id)

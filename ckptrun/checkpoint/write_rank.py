@@ -1,0 +1,212 @@
+"""What one rank does in a save: refuse what may not be stored, write its shard files, report what it wrote.
+
+Knows one file after the other; what makes them a checkpoint is in ``save_report`` and ``commit``.
+
+WARNING: no collectives here. It runs in whatever thread or process DCP chose, beside training.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed._shard.sharded_tensor.api import ShardedTensor
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
+from torch.distributed.tensor import DTensor
+
+from ckptrun.checkpoint.backend import Location
+from ckptrun.checkpoint.layout import shard_file_name
+from ckptrun.checkpoint.manifest import Chunk, ShardFile
+from ckptrun.checkpoint.save_report import RankReport, SaveFacts
+from ckptrun.checkpoint.shard_file import PlannedChunk, plan_file, write_file
+from ckptrun.checkpoint.tensor_bytes import dtype_name, host_bytes, plain_tensor, require_storable
+from ckptrun.errors import CheckpointError, UnsupportedLeafError
+from ckptrun.values import encode
+
+__all__ = ["SaveTarget", "check_plan", "write_rank"]
+
+_RESERVED = "__metadata__"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveTarget:
+    """Where one rank writes."""
+
+    folder: Location
+    rank: int
+    save_id: str
+
+
+def check_plan(plan: SavePlan) -> None:
+    """Refuse what cannot be stored, as far as the plan shows it. Every rank calls before any rank writes.
+
+    Raises:
+        UnsupportedLeafError: Names the leaf.
+    """
+    for item in plan.items:
+        if item.index.fqn == _RESERVED:
+            raise UnsupportedLeafError(f"Leaf '{_RESERVED}' cannot be stored: safetensors keeps this name for itself.")
+        if item.tensor_data is not None:
+            require_storable(item.index.fqn, item.tensor_data.properties.dtype, item.tensor_data.properties.layout)
+
+
+def write_rank(
+    plan: SavePlan, planner: SavePlanner, target: SaveTarget, facts: SaveFacts, reached: Callable[[str], None]
+) -> RankReport:
+    """Write what ``plan`` gives to this rank.
+
+    Raises:
+        UnsupportedLeafError: A leaf of this rank, written by it or not, is neither tensor nor plain value. Nothing has
+            been written by this rank.
+        CheckpointError: The plan does not fit the state.
+        OSError: From the storage.
+    """
+    state = getattr(planner, "state_dict", {})
+    for name, value in state.items():
+        _require_storable(name, value)
+    values = {item.index.fqn: _plain_value(item, planner) for item in _of_type(plan, plain=True)}
+    reached("before_write")
+    files: list[ShardFile] = []
+    chunks: list[tuple[str, Chunk]] = []
+    tensors = list(_of_type(plan, plain=False))
+    if tensors:
+        target.folder.backend.make_folder(target.folder.path)
+    for part, items in enumerate(_parts(tensors)):
+        file, written = _write_part(part, items, planner, target, reached)
+        files.append(file)
+        chunks.extend(written)
+    reached("after_write")
+    return RankReport(
+        files=tuple(files),
+        chunks=tuple(chunks),
+        values=values,
+        shared=_shared(state),
+        facts=facts.about([*values, *(name for name, _ in chunks)]),
+    )
+
+
+def _require_storable(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        _require_plain(name, value)
+    elif not isinstance(value, DTensor | ShardedTensor):
+        plain_tensor(value, name=name)
+
+
+def _of_type(plan: SavePlan, *, plain: bool) -> Iterator[WriteItem]:
+    return (item for item in plan.items if (item.type is WriteItemType.BYTE_IO) == plain)
+
+
+def _plain_value(item: WriteItem, planner: SavePlanner) -> Any:
+    # Not resolve_data(): for plain values it returns a pickle.
+    lookup = getattr(planner, "lookup_object", None)
+    if lookup is None:
+        raise UnsupportedLeafError(
+            f"Leaf '{item.index.fqn}' is handed over as opaque bytes by {type(planner).__qualname__}. Use a planner "
+            "with lookup_object(), such as DefaultSavePlanner."
+        )
+    value = lookup(item.index)
+    _require_plain(item.index.fqn, value)
+    return value
+
+
+def _require_plain(name: str, value: Any) -> None:
+    if _holds_tensor(value):
+        raise UnsupportedLeafError(
+            f"Leaf '{name}' is a {type(value).__qualname__} that holds tensors in a tuple, which cannot be taken apart "
+            "and rebuilt; use a list or a dict."
+        )
+    encode(value, name=name)
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(_holds_tensor(item) for item in value.values())
+    if isinstance(value, list | tuple):
+        return any(_holds_tensor(item) for item in value)
+    return isinstance(value, Tensor)
+
+
+def _parts(items: Iterable[WriteItem]) -> list[list[WriteItem]]:
+    """Spread items over files such that no file has two chunks of one leaf."""
+    parts: list[list[WriteItem]] = []
+    seen: dict[str, int] = defaultdict(int)
+    for item in items:
+        part = seen[item.index.fqn]
+        seen[item.index.fqn] += 1
+        if part == len(parts):
+            parts.append([])
+        parts[part].append(item)
+    return parts
+
+
+def _write_part(
+    part: int, items: list[WriteItem], planner: SavePlanner, target: SaveTarget, reached: Callable[[str], None]
+) -> tuple[ShardFile, list[tuple[str, Chunk]]]:
+    by_leaf = {item.index.fqn: item for item in items}
+    # Where folders are not renamed, files of an earlier save lie in the same one.
+    in_name = None if target.folder.backend.renames_folders else target.save_id
+    name = shard_file_name(target.rank, part=part, save_id=in_name)
+    plan = plan_file(name, [_planned(item) for item in items], save_id=target.save_id)
+
+    def buffers() -> Iterator[memoryview]:
+        half = len(plan.chunks) // 2
+        for index, chunk in enumerate(plan.chunks):
+            if index == half:
+                reached("during_write")
+            yield _buffer(by_leaf[chunk.leaf], planner)
+
+    return write_file(target.folder, plan, buffers())
+
+
+def _planned(item: WriteItem) -> PlannedChunk:
+    data = _tensor_data(item)
+    return PlannedChunk(
+        leaf=item.index.fqn,
+        dtype=dtype_name(data.properties.dtype),
+        shape=tuple(data.size),
+        offsets=tuple(data.chunk.offsets),
+        sizes=tuple(data.chunk.sizes),
+    )
+
+
+def _tensor_data(item: WriteItem) -> Any:
+    if item.tensor_data is None:
+        raise CheckpointError(f"The plan of the save says nothing about the tensor '{item.index.fqn}'.")
+    return item.tensor_data
+
+
+def _buffer(item: WriteItem, planner: SavePlanner) -> memoryview:
+    name, data = item.index.fqn, _tensor_data(item)
+    tensor = planner.resolve_data(item)
+    if not isinstance(tensor, Tensor):
+        raise CheckpointError(f"The planner gives leaf '{name}' as {type(tensor).__qualname__}, planned was a tensor.")
+    expected = (data.properties.dtype, tuple(data.chunk.sizes))
+    if (tensor.dtype, tuple(tensor.shape)) != expected:
+        # A planner that caches plans does not notice a new dtype.
+        raise CheckpointError(
+            f"Leaf '{name}' is {tensor.dtype} of shape {tuple(tensor.shape)}, but the plan of the save says "
+            f"{expected[0]} of shape {expected[1]}. It is the plan of an earlier state: do not cache plans."
+        )
+    return host_bytes(tensor, name=name)
+
+
+def _shared(state: Mapping[str, Any]) -> frozenset[frozenset[str]]:
+    """Groups of leaves that are the same memory on this rank."""
+    groups: dict[Any, set[str]] = defaultdict(set)
+    for name, value in state.items():
+        memory = _memory(value)
+        if memory is not None:
+            groups[memory].add(name)
+    return frozenset(frozenset(names) for names in groups.values() if len(names) > 1)
+
+
+def _memory(value: Any) -> Any:
+    """What tells the memory of a tensor from that of any other; None where it has none, or none of its own."""
+    if isinstance(value, ShardedTensor):
+        return tuple(_memory(shard.tensor) for shard in value.local_shards()) or None
+    tensor = value._local_tensor if isinstance(value, DTensor) else value
+    if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.layout is not torch.strided or not tensor.numel():
+        return None
+    return tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()

@@ -1,0 +1,31 @@
+"""Checks of single values, with errors that name the key as the user types it."""
+
+from collections.abc import Iterable
+
+from ckptrun.errors import ConfigError
+
+__all__ = ["at_least", "between", "named_pattern_list", "not_empty"]
+
+
+def at_least(key: str, value: float | None, minimum: float) -> None:
+    """Raise ConfigError unless ``value`` is unset or at least ``minimum``."""
+    if value is not None and not value >= minimum:
+        raise ConfigError(f"{key} must be at least {minimum}, got {value}.")
+
+
+def between(key: str, value: float | None, low: float, high: float) -> None:
+    """Raise ConfigError unless ``value`` is unset or ``low <= value < high``."""
+    if value is not None and not low <= value < high:
+        raise ConfigError(f"{key} must be at least {low} and less than {high}, got {value}.")
+
+
+def not_empty(key: str, value: str, way_out: str) -> None:
+    """Raise ConfigError when the text ``value`` is empty or was never given."""
+    if not value or value == "???":
+        raise ConfigError(f"{key} must be given. {way_out}")
+
+
+def named_pattern_list(key: str, patterns: Iterable[str]) -> None:
+    """Raise ConfigError when one of ``patterns`` is empty."""
+    if any(not pattern for pattern in patterns):
+        raise ConfigError(f"{key} holds an empty pattern; give module or leaf names such as 'blocks.0.*'.")

@@ -1,0 +1,73 @@
+"""What a person sees: a progress bar on a terminal, plain lines elsewhere, a summary, errors. Torch-free."""
+
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+__all__ = ["ProgressView", "say", "say_error", "summarise"]
+
+
+def say(text: str) -> None:
+    """Print a line for a person."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def say_error(text: str) -> None:
+    """Print an error for a person."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def summarise(rows: Mapping[str, str]) -> None:
+    """Print name-value rows, aligned."""
+    width = max(map(len, rows))
+    say("\n".join(f"  {name.ljust(width)}  {value}" for name, value in rows.items()))
+
+
+class ProgressView:
+    """The steps of a run as they pass.
+
+    Args:
+        steps: Steps of the whole run.
+        done: Steps done before this start.
+        every: Print a line every so many steps where there is no terminal.
+        visible: False on ranks other than 0.
+    """
+
+    def __init__(self, steps: int, *, done: int, every: int, visible: bool) -> None:
+        self._steps = steps
+        self._every = every
+        self._visible = visible
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        if visible and sys.stdout.isatty():
+            self._bar = Progress(
+                TextColumn("step"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.description}"),
+                TimeRemainingColumn(),
+                console=Console(file=sys.stdout),
+            )
+            self._task = self._bar.add_task("", total=steps, completed=done)
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def step(self, step: int, text: str) -> None:
+        """Show that ``step`` is done; ``text`` says what it came to."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=step, description=text)
+        elif self._visible and (step % self._every == 0 or step in (1, self._steps)):
+            say(f"step {step}/{self._steps}  {text}")

@@ -1,0 +1,78 @@
+"""The process groups of a run, and the device of a rank."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+
+from ckptrun.config.run import Device, RunConfig
+from ckptrun.errors import ConfigError
+
+__all__ = ["Groups", "choose_device", "open_groups"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Groups:
+    """What ranks talk through."""
+
+    store: Store
+    """Outlives a rank that dies: the launcher's own, or rank 0's."""
+    control: dist.ProcessGroup
+    """Plain objects, on the main thread."""
+    saving: dist.ProcessGroup
+    """Saves; perhaps on another thread while training goes on. Nothing else may use it."""
+
+
+def choose_device(wanted: Device) -> torch.device:
+    """The device of this rank.
+
+    Raises:
+        ConfigError: CUDA was asked for and is not there, or has fewer devices than ranks.
+    """
+    if wanted is Device.cpu or (wanted is Device.auto and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    local_rank, devices = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local_rank >= devices:
+        raise ConfigError(
+            f"device={wanted}: rank {local_rank} of this machine has no CUDA device of its own ({devices} found). "
+            "Start fewer ranks per machine, or use device=cpu."
+        )
+    return torch.device("cuda", local_rank)
+
+
+def open_groups(config: RunConfig, device: torch.device) -> Groups:
+    """Open the default group and the two others. All ranks call.
+
+    The store is prefixed by the attempt: a launcher that restarts ranks keeps its store, where the addresses of dead
+    ranks are still written.
+    """
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    timeout = timedelta(seconds=config.launch.timeout_seconds)
+    hosted_by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    shared = TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        world_size,
+        is_master=rank == 0 and not hosted_by_agent,
+        timeout=timeout,
+        multi_tenant=True,
+    )
+    store = PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", shared)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=timeout,
+        device_id=device if device.type == "cuda" else None,
+    )
+    return Groups(
+        store=store,
+        control=dist.new_group(backend="gloo", timeout=timeout),
+        saving=dist.new_group(backend="gloo", timeout=timeout),
+    )

@@ -1,0 +1,45 @@
+"""One run folder, one run: a lock that the death of its owner releases."""
+
+import fcntl
+import os
+import socket
+import time
+from pathlib import Path
+from typing import IO
+
+from ckptrun.errors import ConfigError
+
+__all__ = ["RunLock"]
+
+
+class RunLock:
+    """Held by rank 0 for as long as the run lives. The file stays; what counts is the kernel's lock on it.
+
+    Args:
+        folder: The run folder, which exists.
+
+    Raises:
+        ConfigError: Another process holds it; names host, pid and since when.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / "run.lock"
+        self._file: IO[str] = path.open("a+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._file.seek(0)
+            owner = self._file.read().strip() or "unknown"
+            self._file.close()
+            raise ConfigError(
+                f"Another process is running in {folder}: {owner}. Wait for it, end it, or give this run a folder of "
+                "its own: run.name=..."
+            ) from error
+        self._file.truncate(0)
+        started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+        self._file.write(f"host {socket.gethostname()}, process {os.getpid()}, since {started}\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._file.close()

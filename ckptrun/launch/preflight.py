@@ -1,0 +1,191 @@
+"""What can be found wrong before any rank starts: folders, storage, and the checkpoint that would be resumed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ckptrun.checkpoint.backend import locate
+from ckptrun.checkpoint.commit import list_committed
+from ckptrun.checkpoint.layout import step_folder
+from ckptrun.checkpoint.manifest import read_manifest
+from ckptrun.config.checkpoint import SaveMode, is_remote
+from ckptrun.config.run import RunConfig, to_plain
+from ckptrun.errors import CheckpointExistsError, CheckpointNotFoundError, ConfigError
+
+__all__ = ["abandoned_steps", "changed_keys", "checkpoint_in", "folder_to_resume", "preflight"]
+
+# Their state would be loaded into something else: refused. Everything else that changed is only reported.
+_IDENTITY = ("model", "optimizer")
+_OPERATION = ("run", "launch", "proof", "fault", "checkpoint", "device")
+
+
+def preflight(config: RunConfig, *, world_size: int) -> None:
+    """Make the folders of the run and look at what is in them.
+
+    Called in the launching process, or on rank 0 under an outside launcher.
+
+    Raises:
+        ConfigError: A folder cannot be used, a checkpoint to resume does not exist or belongs to another model.
+    """
+    if config.checkpoint.path is not None and config.checkpoint.path.startswith("memory:") and world_size > 1:
+        raise ConfigError(
+            f"checkpoint.path={config.checkpoint.path} is the memory of one process, but there are {world_size} ranks. "
+            "Use parallelism=none, or a path on storage that all ranks see."
+        )
+    _make_folder("run.dir", config)
+    if config.checkpoint.mode is not SaveMode.none and not is_remote(config.checkpoint_root):
+        _make_folder("checkpoint.path", config)
+    folder = folder_to_resume(config)
+    if folder is not None:
+        check_identity(config, read_manifest(folder).run, folder)
+    elif config.checkpoint.selection.source is not None:
+        checkpoint_in(config.checkpoint.selection.source, key="checkpoint.load.from")
+
+
+def _make_folder(key: str, config: RunConfig) -> None:
+    from pathlib import Path
+
+    folder = config.run_dir if key == "run.dir" else Path(config.checkpoint_root.removeprefix("file://"))
+    probe = folder / f".writable-{config.run.name and hash(config.run.name) & 0xFFFF:x}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"{key}={folder} cannot be written: {error.strerror}. Choose another folder.") from error
+
+
+def folder_to_resume(config: RunConfig) -> str | None:
+    """The checkpoint that a start of ``config`` resumes from; None: it starts at step 0.
+
+    Rank 0's view decides; call it there only.
+
+    Raises:
+        ConfigError: The checkpoint asked for does not exist, or going back was not allowed to remove later ones.
+    """
+    if config.checkpoint.mode is SaveMode.none and config.checkpoint.resume == "auto":
+        return None
+    root, resume = config.checkpoint_root, str(config.checkpoint.resume)
+    try:
+        steps = list_committed(root)
+    except (OSError, ImportError, ValueError) as error:
+        raise ConfigError(f"checkpoint.path={root} cannot be read: {error}.") from error
+    match resume:
+        case "none":
+            _check_overwrite(config, steps, kept=-1)
+            return None
+        case "auto":
+            return step_folder(root, steps[-1]) if steps else None
+        case _ if config.checkpoint.resume_step is not None:
+            step = config.checkpoint.resume_step
+            if step not in steps:
+                shown = ", ".join(map(str, steps)) or "none"
+                raise CheckpointNotFoundError(
+                    f"checkpoint.resume={step}: there is no checkpoint of step {step} in {root} (committed steps: "
+                    f"{shown}). "
+                    "Use one of them, or checkpoint.resume=auto for the newest.",
+                    folder=root,
+                )
+            _check_overwrite(config, steps, kept=step)
+            return step_folder(root, step)
+        case _:
+            folder = checkpoint_in(resume, key="checkpoint.resume")
+            own = _own_step(config, folder)
+            if own is not None:
+                _check_overwrite(config, steps, kept=own)
+                return folder
+            # The same command again goes on with what the run has saved since.
+            return step_folder(root, steps[-1]) if steps and not config.checkpoint.overwrite else folder
+
+
+def checkpoint_in(place: str, *, key: str) -> str:
+    """The checkpoint that ``place`` names: the folder itself, or the newest of a run or of a folder of checkpoints.
+
+    Raises:
+        CheckpointNotFoundError: There is none.
+    """
+    for root in (place, f"{place.rstrip('/')}/checkpoints"):
+        steps = list_committed(root)
+        if steps:
+            return step_folder(root, steps[-1])
+    try:
+        read_manifest(place)
+    except CheckpointNotFoundError as error:
+        raise CheckpointNotFoundError(
+            f"{key}={place} is no checkpoint, no run, and no folder of checkpoints. "
+            "Give a folder such as outputs/<experiment>/<run>/checkpoints/step_00000020.",
+            folder=place,
+        ) from error
+    return place
+
+
+def _own_step(config: RunConfig, folder: str) -> int | None:
+    """The step of ``folder``, if it is one of this run's own checkpoints."""
+    steps = list_committed(config.checkpoint_root)
+    same = [step for step in steps if locate(step_folder(config.checkpoint_root, step)) == locate(folder)]
+    return same[0] if same else None
+
+
+def abandoned_steps(config: RunConfig) -> list[int]:
+    """Committed steps that this start, which goes back, was allowed to remove."""
+    resume = str(config.checkpoint.resume)
+    if resume == "auto" or not config.checkpoint.overwrite:
+        return []
+    kept: int | None = config.checkpoint.resume_step
+    if kept is None and resume != "none":
+        kept = _own_step(config, checkpoint_in(resume, key="checkpoint.resume"))
+    return [step for step in list_committed(config.checkpoint_root) if step > (-1 if kept is None else kept)]
+
+
+def _check_overwrite(config: RunConfig, steps: list[int], *, kept: int) -> None:
+    later = [step for step in steps if step > kept]
+    if later and not config.checkpoint.overwrite:
+        raise CheckpointExistsError(
+            f"checkpoint.resume={config.checkpoint.resume} would train again what {config.checkpoint_root} holds "
+            f"(committed steps: {', '.join(map(str, later))}). Allow their removal with checkpoint.overwrite=true, or "
+            "give the new run a name of its own: run.name=...",
+            folder=config.checkpoint_root,
+        )
+
+
+def check_identity(config: RunConfig, saved_run: Mapping[str, Any], folder: str) -> None:
+    """Refuse a checkpoint of another model or optimizer.
+
+    Raises:
+        ConfigError: names the keys that differ, and both values.
+    """
+    selection = config.checkpoint.selection
+    changed = [
+        (key, before, now)
+        for key, before, now in changed_keys(config, saved_run)
+        if key.split(".")[0] in _IDENTITY and selection.takes(key.split(".")[0])
+    ]
+    if changed:
+        listed = "; ".join(f"{key} was {before!r}, now {now!r}" for key, before, now in changed)
+        raise ConfigError(
+            f"{folder} is a checkpoint of another {changed[0][0].split('.')[0]}: {listed}. "
+            "Go back to those values, start a run of its own with run.name=..., or take over the weights only with "
+            f"run.name=... checkpoint.load.from={folder}."
+        )
+
+
+def changed_keys(config: RunConfig, saved_run: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Keys that decide what is computed and differ from the run that saved: (key, then, now)."""
+    before, now = saved_run.get("config"), to_plain(config)
+    if not isinstance(before, Mapping):
+        return []
+    flat_before, flat_now = _flat(before), _flat(now)
+    return [
+        (key, flat_before.get(key), flat_now.get(key))
+        for key in sorted(flat_before.keys() | flat_now.keys())
+        if key.split(".")[0] not in _OPERATION and flat_before.get(key) != flat_now.get(key)
+    ]
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping) and value:
+            found.update(_flat(value, f"{prefix}{key}."))
+        else:
+            found[f"{prefix}{key}"] = value
+    return found

@@ -1,0 +1,97 @@
+"""The life of one rank: groups, the job, and an exit code, whatever happens."""
+
+import logging
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
+
+import torch.distributed as dist
+
+from ckptrun.config.run import RunConfig, check_world
+from ckptrun.errors import CkptrunError
+from ckptrun.exit_codes import ExitCode, exit_code_of
+from ckptrun.launch.determinism import make_deterministic
+from ckptrun.launch.failure import report_once
+from ckptrun.launch.groups import Groups, choose_device, open_groups
+from ckptrun.launch.job import Job
+from ckptrun.launch.preflight import preflight
+
+__all__ = ["elastic_rank", "run_rank"]
+
+
+def elastic_rank(config: RunConfig, command: Sequence[str]) -> None:
+    """What the local launcher calls in each new process."""
+    sys.exit(run_rank(config, command=command, preflown=True))
+
+
+def run_rank(config: RunConfig, *, command: Sequence[str], preflown: bool = False) -> int:
+    """Be one rank of the run; return its exit code.
+
+    Does not return when the rank fails: threads of a save in flight may wait for peers that are gone.
+
+    Args:
+        config: The checked config.
+        command: The command line, for the record.
+        preflown: Whether the launching process has done the preflight already.
+    """
+    groups: Groups | None = None
+    interrupt = _Interrupt()
+    try:
+        interrupt.listen()
+        make_deterministic(config.train)
+        _quieten()
+        mesh = check_world(config, int(os.environ["WORLD_SIZE"]))
+        if not preflown and os.environ["RANK"] == "0":
+            preflight(config, world_size=mesh.world_size)
+        device = choose_device(config.device)
+        groups = open_groups(config, device)
+        with Job(config, mesh_shape=mesh, device=device, groups=groups, command=command) as job:
+            code = job.run()
+        dist.destroy_process_group()
+    except (CkptrunError, KeyboardInterrupt, Exception) as error:  # noqa: BLE001  # reported, then the process ends
+        _end(error, groups, interrupted=interrupt.seen)
+    else:
+        return code
+
+
+def _end(error: BaseException, groups: Groups | None, *, interrupted: bool) -> NoReturn:
+    """Say what happened, once over all ranks, and end the process without waiting for anything."""
+    store = groups.store if groups is not None else None
+    report_once(error, rank=int(os.environ["RANK"]), store=store, interrupted=interrupted)
+    if os.environ["RANK"] == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        # This rank hosts the store in which the others look whether somebody has spoken.
+        time.sleep(1.0)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(ExitCode.failed if interrupted else exit_code_of(error))
+
+
+class _Interrupt:
+    """Remembers that Ctrl-C was pressed: the error that follows may be a broken connection to a quicker peer."""
+
+    def __init__(self) -> None:
+        self.seen = False
+
+    def listen(self) -> None:
+        """From here on Ctrl-C raises KeyboardInterrupt, also one that came while this process was made."""
+        signal.signal(signal.SIGINT, self._on_interrupt)
+        # The local launcher blocks it while the fork server loads torch.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+    def _on_interrupt(self, signal_number: int, frame: FrameType | None) -> None:
+        self.seen = True
+        raise KeyboardInterrupt
+
+
+def _quieten() -> None:
+    """Keep libraries' remarks about their own insides off the user's screen; errors stay."""
+    logging.getLogger("torch").setLevel(logging.ERROR)
+    for module in ("torch", "torchdata"):
+        warnings.filterwarnings("ignore", category=FutureWarning, module=module)
+        warnings.filterwarnings("ignore", category=UserWarning, module=module)
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=module)

@@ -1,0 +1,141 @@
+"""What rank 0 writes and prints about a run. On other ranks every method does nothing."""
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ckptrun.checkpoint.manager import Commit
+from ckptrun.config.model import CustomModelConfig, GPTConfig
+from ckptrun.config.parallelism import MeshShape
+from ckptrun.config.run import RunConfig, to_plain
+from ckptrun.console import say, summarise
+from ckptrun.proof import Status, Verdict
+from ckptrun.ranks import Ranks
+from ckptrun.record import RunRecord, environment, write_json
+from ckptrun.trainer import StepFacts
+
+__all__ = ["Report"]
+
+
+class Report:
+    """The run folder's files and the last lines on the terminal.
+
+    Args:
+        config: The checked config.
+        mesh_shape: For the environment record.
+        device: For the environment record.
+        command: The command line.
+        ranks: To know whether this is rank 0.
+    """
+
+    def __init__(
+        self, config: RunConfig, *, mesh_shape: MeshShape, device: torch.device, command: Sequence[str], ranks: Ranks
+    ) -> None:
+        self._config = config
+        self._mesh = mesh_shape.degrees
+        self._device = device
+        self._command = command
+        self._world_size = ranks.world_size
+        self._is_first = ranks.rank == 0
+        self._processes = ranks.gather(os.getpid())
+        self._record: RunRecord | None = None
+
+    def begin(self, *, first_step: int) -> None:
+        """Open the run folder's files; the run goes on from ``first_step``."""
+        if not self._is_first:
+            return
+        facts = {
+            **environment(device=str(self._device), mesh=self._mesh, world_size=self._world_size),
+            "processes": self._processes,
+            "command": list(self._command),
+        }
+        self._record = RunRecord(self._config.run_dir, first_step=first_step)
+        self._record.config(to_plain(self._config))
+        write_json(self._config.run_dir / "environment.json", facts)
+        self._record.event("start", step=first_step, world_size=self._world_size, mesh=self._mesh)
+
+    def step(self, facts: StepFacts) -> None:
+        """Note one step; loss, norm and learning rate with their bits."""
+        if self._record is None:
+            return
+        self._record.event(
+            "step",
+            step=facts.step,
+            loss=facts.loss.hex(),
+            gradient_norm=facts.gradient_norm.hex(),
+            learning_rate=facts.learning_rate.hex(),
+            seconds=round(facts.seconds, 6),
+            skipped=facts.skipped,
+        )
+        unit, per_sample = self._unit()
+        self._record.scalars(
+            facts.step,
+            {
+                "train/loss": facts.loss,
+                "train/learning_rate": facts.learning_rate,
+                "train/gradient_norm": facts.gradient_norm,
+                "train/step_seconds": facts.seconds,
+                f"train/{unit}_per_second": facts.samples * per_sample / facts.seconds,
+            },
+        )
+
+    def commit(self, commit: Commit) -> None:
+        """Note one committed checkpoint."""
+        if self._record is None:
+            return
+        values = {
+            "blocked_seconds": round(commit.blocked_seconds, 6),
+            "background_seconds": round(commit.background_seconds, 6),
+            "bytes": commit.state_bytes,
+        }
+        self._record.event("commit", step=commit.request.step, folder=commit.request.folder, **values)
+        self._record.scalars(commit.request.step, {f"checkpoint/{name}": value for name, value in values.items()})
+
+    def finish(self, verdict: Verdict, summary: Mapping[str, Any], *, asked: bool) -> None:
+        """Write ``verdict.json`` and print the summary."""
+        if asked or verdict.status is Status.different:
+            write_json(self._config.run_dir / "verdict.json", verdict.as_json())
+        if self._record is not None:
+            self._record.event("end", verdict=verdict.status, **summary)
+        unit, per_sample = self._unit()
+        speed = summary["samples_per_second"]
+        skipped = f" ({summary['skipped_steps']} skipped: fp16 overflow)" if summary["skipped_steps"] else ""
+        rows = {"steps": f"{summary['step']} of {self._config.train.steps}{skipped}"}
+        if summary["first_loss"] is not None:
+            rows["loss"] = f"{summary['first_loss']:.4f} -> {summary['last_loss']:.4f}"
+        if speed is not None:
+            rows["speed"] = f"{speed * per_sample:,.0f} {unit}/s"
+        rows["checkpoints"] = (
+            f"{summary['checkpoints']} committed, training was blocked for {summary['blocked_seconds']:.3f} s by saving"
+        )
+        rows["reload"] = _outcome(verdict) if asked or verdict.status is Status.different else "not asked for"
+        rows["run folder"] = str(self._config.run_dir)
+        rows["TensorBoard"] = f"tensorboard --logdir {shlex.quote(str(self._config.run_dir))}"
+        say("")
+        summarise(rows)
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        if self._record is not None:
+            self._record.close()
+            self._record = None
+
+    def _unit(self) -> tuple[str, int]:
+        """What speed is counted in, and how many of it a sample has."""
+        model = self._config.model
+        if isinstance(model, GPTConfig):
+            return "tokens", model.context
+        if isinstance(model, CustomModelConfig) and type(self._config.data).__name__ != "CustomDataConfig":
+            return "tokens", model.context
+        return "samples", 1
+
+
+def _outcome(verdict: Verdict) -> str:
+    if verdict.status is Status.equal:
+        # The last reload check is of the newest checkpoint.
+        loads = [check for check in verdict.checks if check.name == "loaded_equals_saved"]
+        return loads[-1].detail if loads else "nothing was compared"
+    return f"{verdict.status.upper()}: {verdict.reason}" + (f" (blame: {verdict.blame})" if verdict.blame else "")

@@ -1,0 +1,58 @@
+"""What is minimised. Must not know which model computes, or on how many ranks."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ckptrun.config.model import Loss
+from ckptrun.errors import ConfigError
+
+__all__ = ["LossFunction", "build_loss"]
+
+LossFunction = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""(module, input, target) -> the mean loss over this rank's samples, 0-dim fp32."""
+
+
+def build_loss(loss: Loss) -> LossFunction:
+    """The function that runs the model on one micro-batch and compares.
+
+    Outputs in half precision are compared in fp32.
+    """
+    match loss:
+        case Loss.cross_entropy:
+            return _cross_entropy
+        case Loss.mse:
+            return _mse
+        case Loss.model:
+            return _of_model
+
+
+def _cross_entropy(module: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    output = module(inputs).float()
+    if output.shape[:-1] != targets.shape:
+        raise ConfigError(
+            "model.loss=cross_entropy compares an output (..., classes) with targets (...), but the model's output is "
+            f"{tuple(output.shape)} and the data's targets are {tuple(targets.shape)}. "
+            "Change the model or the data, or use model.loss=model and let the model compute its loss."
+        )
+    return functional.cross_entropy(output.flatten(0, -2), targets.flatten())
+
+
+def _mse(module: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    output = module(inputs).float()
+    if output.shape != targets.shape:
+        raise ConfigError(
+            f"model.loss=mse compares tensors of one shape, but the model's output is {tuple(output.shape)} and the "
+            f"data's targets are {tuple(targets.shape)}. Change the model or the data."
+        )
+    return functional.mse_loss(output, targets)
+
+
+def _of_model(module: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    loss = module(inputs, targets)
+    if not isinstance(loss, Tensor) or loss.dim() != 0:
+        found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ConfigError(f"model.loss=model needs model(input, target) to return a 0-dim tensor, got {found}.")
+    return loss.to(torch.float32)

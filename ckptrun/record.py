@@ -1,0 +1,101 @@
+"""What a run writes about itself: ``events.jsonl``, TensorBoard, ``config.yaml``, and records as JSON.
+
+Only rank 0 has one. Must not decide anything.
+"""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import numpy
+import torch
+import yaml
+from torch.utils.tensorboard import SummaryWriter
+
+__all__ = ["RunRecord", "environment", "write_json"]
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write ``content`` to ``path`` so that a reader sees the old file or the new one, never half of one."""
+    beside = path.with_name(f"{path.name}.tmp")
+    beside.write_text(json.dumps(content, indent=2) + "\n")
+    beside.replace(path)
+
+
+class RunRecord:
+    """The files of one run folder that grow while it runs. Appends: a resumed run continues them.
+
+    Args:
+        folder: The run folder; made if need be.
+        first_step: The step the run starts from; what TensorBoard has of later steps is superseded.
+    """
+
+    def __init__(self, folder: Path, *, first_step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._events: IO[str] = (folder / "events.jsonl").open("a", buffering=1)
+        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def event(self, kind: str, **facts: Any) -> None:
+        """Append one line to ``events.jsonl``. Floats that carry bits come as ``float.hex()`` strings."""
+        self._events.write(json.dumps({"event": kind, **facts}) + "\n")
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Write numbers to TensorBoard."""
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, step)
+
+    def text(self, name: str, content: str) -> None:
+        """Write a text to TensorBoard."""
+        self._tensorboard.add_text(name, content)
+
+    def config(self, plain: Mapping[str, Any]) -> None:
+        """Write the resolved config to ``config.yaml`` and TensorBoard."""
+        content = yaml.safe_dump(dict(plain), sort_keys=False)
+        (self.folder / "config.yaml").write_text(content)
+        self.text("config", f"```yaml\n{content}```")
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        self._events.close()
+        self._tensorboard.close()
+
+
+def environment(*, device: str, mesh: Mapping[str, int], world_size: int) -> dict[str, Any]:
+    """What the run ran on: versions, devices, threads, mesh, git state."""
+    cuda = torch.cuda.is_available()
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": numpy.__version__,
+        "cuda": torch.version.cuda if cuda else None,
+        "machine": platform.machine(),
+        "processors": os.cpu_count(),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else ["cpu"],
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "mesh": dict(mesh),
+        "world_size": world_size,
+        "git": _git_state(),
+    }
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit and whether there are changes, of the working folder; None outside a repository or without git."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        changes = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"commit": commit.stdout.strip(), "changed": bool(changes.stdout.strip())}

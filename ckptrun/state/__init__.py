@@ -1,0 +1,11 @@
+"""Components of the state that belong to no config group: RNG, EMA, progress, and objects of the user's own.
+
+A component is any object with ``state_dict()`` and ``load_state_dict(state)``. What ties them together into one
+checkpoint is ``ckptrun.checkpoint.state``.
+"""
+
+from ckptrun.state.ema import ExponentialMovingAverage
+from ckptrun.state.progress import Progress
+from ckptrun.state.rng import RNG, preserved, seed_streams
+
+__all__ = ["RNG", "ExponentialMovingAverage", "Progress", "preserved", "seed_streams"]

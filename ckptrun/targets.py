@@ -1,0 +1,89 @@
+"""Finds the users' own classes by name. The only place that imports code the config names."""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ckptrun.errors import ConfigError
+
+__all__ = ["call_target", "load_target", "require_callable_with"]
+
+
+def load_target(target: str, *, key: str) -> Callable[..., Any]:
+    """Return the class or function that ``target`` names.
+
+    Args:
+        target: ``package.module.Name``, importable from the working folder, or ``path/to/file.py:Name``.
+        key: The config key it comes from, for messages.
+
+    Raises:
+        ConfigError: There is no such file, module or name; says which.
+    """
+    place, _, name = target.rpartition(":") if ".py:" in target else target.rpartition(".")
+    if not place or not name:
+        raise ConfigError(f"{key}={target!r} names no class; write package.module.Name or path/to/file.py:Name.")
+    module = _load_file(Path(place), key=key) if ".py:" in target else _load_module(place, key=key)
+    found = getattr(module, name, None)
+    if not callable(found):
+        raise ConfigError(f"{key}={target!r}: {place} has no class or function {name!r}.")
+    return found  # type: ignore[no-any-return]  # callable() narrows to object
+
+
+def call_target(target: str, *positional: Any, key: str, **arguments: Any) -> Any:
+    """Call what ``target`` names.
+
+    Raises:
+        ConfigError: It does not take these arguments; names ``<key>.args``. What it raises itself passes unchanged.
+    """
+    function = load_target(target, key=f"{key}._target_")
+    require_callable_with(function, *positional, key=key, why=f"is called with {key}.args", **arguments)
+    return function(*positional, **arguments)
+
+
+def require_callable_with(function: Callable[..., Any], *positional: Any, key: str, why: str, **arguments: Any) -> None:
+    """Raise ConfigError, naming ``key``, when ``function`` cannot take these arguments."""
+    try:
+        inspect.signature(function).bind(*positional, **arguments)
+    except TypeError as error:
+        name = getattr(function, "__qualname__", type(function).__qualname__)
+        raise ConfigError(f"{key}: {name}{inspect.signature(function)} {why}, and cannot be: {error}.") from error
+    except ValueError:
+        # Functions written in C may have no signature to look at.
+        return
+
+
+def _load_module(name: str, *, key: str) -> Any:
+    # A console script, unlike python -m, does not look into the working folder.
+    if str(Path.cwd()) not in sys.path and "" not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
+            raise
+        raise ConfigError(
+            f"{key}: there is no module {name!r} in {Path.cwd()} or in the environment; "
+            "start ckptrun where the module lies, or write path/to/file.py:Name."
+        ) from error
+
+
+def _load_file(path: Path, *, key: str) -> Any:
+    """Import a file as a script would.
+
+    Its folder is on the path, so that it finds its neighbours, and so that other processes (loader workers) find its
+    classes by name.
+    """
+    path = path.expanduser().resolve()
+    if not path.is_file():
+        raise ConfigError(f"{key}: there is no file {path}.")
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    module = importlib.import_module(path.stem)
+    if Path(str(module.__file__)).resolve() != path:
+        raise ConfigError(
+            f"{key}: the name of {path} is taken by {module.__file__}, which Python finds first; rename the file."
+        )
+    return module

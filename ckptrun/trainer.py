@@ -1,0 +1,184 @@
+"""The loop: train, save, until the last step. Knows no config, no files, no launcher."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ckptrun.checkpoint.manager import CheckpointManager
+from ckptrun.checkpoint.policy import SaveInterval
+from ckptrun.checkpoint.state import TrainingState
+from ckptrun.data import DataStream
+from ckptrun.parallelism import ParallelModel
+from ckptrun.precision import LossScaler
+from ckptrun.state import ExponentialMovingAverage, Progress
+
+__all__ = ["LoopPlan", "Observer", "StepFacts", "Trainer", "Training"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """Everything that a run computes with, built and laid out on the mesh."""
+
+    model: ParallelModel
+    loss: Callable[[nn.Module, Tensor, Tensor], Tensor]
+    optimizer: Optimizer
+    schedule: Any
+    """A torch LR scheduler or an object with ``step``, ``state_dict`` and ``load_state_dict``."""
+    stream: DataStream
+    scaler: LossScaler
+    ema: ExponentialMovingAverage | None
+    progress: Progress
+    extra: Sequence[Any]
+    """Components of the user's own; those with ``on_step(step=, loss=)`` are told of each step."""
+    state: TrainingState
+    device: torch.device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopPlan:
+    """The numbers of the loop."""
+
+    steps: int
+    accumulate: int
+    clip_norm: float | None
+    samples_per_step: int
+    save: SaveInterval | None
+    """None: nothing is saved."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepFacts:
+    """What one step came to."""
+
+    step: int
+    loss: float
+    """Mean over micro-batches and ranks."""
+    gradient_norm: float
+    """Global, before clipping."""
+    learning_rate: float
+    """The one the step was taken with."""
+    samples: int
+    seconds: float
+    skipped: bool
+
+
+class Observer(Protocol):
+    """Is told of each step, on every rank, after a save that is due was requested."""
+
+    def on_step(self, facts: StepFacts) -> None:
+        """Take note of ``facts``."""
+
+
+class Trainer:
+    """Takes optimizer steps until ``plan.steps`` are done. All ranks call everything.
+
+    Args:
+        training: Built objects, fresh or loaded.
+        plan: How far and how.
+        manager: Where checkpoints go.
+        observer: Is told of each step.
+        after_save: Called after each requested save with the step, e.g. to check it.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        plan: LoopPlan,
+        *,
+        manager: CheckpointManager,
+        observer: Observer,
+        after_save: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self._training = training
+        self._plan = plan
+        self._manager = manager
+        self._observer = observer
+        self._after_save = after_save
+
+    def run(self) -> None:
+        """Train up to the last step; on return every requested checkpoint is committed."""
+        progress = self._training.progress
+        while progress.step < self._plan.steps:
+            facts = self._train_step()
+            self._save_if_due(progress.step)
+            self._observer.on_step(facts)
+        self._manager.wait()
+
+    def _save_if_due(self, step: int) -> None:
+        self._manager.poll()
+        if self._plan.save is not None and self._plan.save.should_save(step):
+            self._manager.save(self._training.state, step)
+            self._after_save(step)
+
+    def _train_step(self) -> StepFacts:
+        began = time.perf_counter()
+        training = self._training
+        loss = self._forward_backward()
+        # Forward no longer changes buffers, so what a save still copies was true when it was requested; from here on
+        # parameters and moments change.
+        self._manager.wait_staged()
+        norm, skipped = self._update()
+        learning_rate = training.optimizer.param_groups[0]["lr"]
+        training.schedule.step()
+        if training.ema is not None:
+            training.ema.update()
+        progress = training.progress
+        progress.step += 1
+        progress.samples += self._plan.samples_per_step
+        progress.skipped_steps += skipped
+        mean_loss = self._mean_over_ranks(loss)
+        for component in training.extra:
+            if hasattr(component, "on_step"):
+                component.on_step(step=progress.step, loss=mean_loss)
+        return StepFacts(
+            step=progress.step,
+            loss=mean_loss,
+            gradient_norm=float(norm),
+            learning_rate=float(learning_rate),
+            samples=self._plan.samples_per_step,
+            seconds=time.perf_counter() - began,
+            skipped=skipped,
+        )
+
+    def _forward_backward(self) -> Tensor:
+        """Accumulate gradients over the micro-batches of one step; return this rank's mean loss."""
+        training, passes = self._training, self._plan.accumulate
+        if training.model.has_buffers:
+            # Forward changes buffers in place.
+            self._manager.wait_staged()
+        total = torch.zeros((), device=training.device)
+        for index in range(passes):
+            inputs, targets = training.stream.next_batch()
+            inputs, targets = inputs.to(training.device), targets.to(training.device)
+            with training.model.accumulating(last=index == passes - 1):
+                loss = training.loss(training.model.module, inputs, targets) / passes
+                training.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach().float()
+        training.model.sync_buffers()
+        return total
+
+    def _update(self) -> tuple[Tensor, bool]:
+        """Take the optimizer step; return the gradient norm before clipping, and whether the step was skipped."""
+        training, clip_norm = self._training, self._plan.clip_norm
+        finite = training.scaler.unscale_(training.model.named_parameters.values())
+        norm = training.model.global_norm()
+        if clip_norm is not None and finite:
+            training.model.scale_gradients(torch.clamp(clip_norm / (norm + 1e-6), max=1.0))
+        if finite:
+            training.optimizer.step()
+        training.scaler.update()
+        training.optimizer.zero_grad(set_to_none=True)
+        return norm, not finite
+
+    def _mean_over_ranks(self, loss: Tensor) -> float:
+        """Mean over all ranks; tensor-parallel ranks hold the same loss, so they do not shift it."""
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(loss)
+            loss /= dist.get_world_size()
+        return float(loss)

@@ -1,0 +1,82 @@
+"""Runs that are really killed, from outside, and go on."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.support.jobs import TINY, assert_same_state, run_here, start, stop, trajectory, verdict, wait_for_event
+
+pytestmark = [pytest.mark.distributed, pytest.mark.crash]
+
+JOB = (*TINY, "parallelism=fsdp", "launch.nproc=2", "checkpoint=async", "checkpoint.interval_steps=5", "train.steps=40")
+LAST = "checkpoints/step_00000040"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The same job, never interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert run_here(folder, *JOB) == 0
+    return folder
+
+
+def processes_of(folder) -> list[str]:
+    found = subprocess.run(["pgrep", "-f", f"run.dir={folder}"], capture_output=True, text=True, check=False)
+    return found.stdout.split()
+
+
+def test_killed_and_run_again_ends_as_if_nothing_had_happened(whole, tmp_path) -> None:
+    process = start(tmp_path, *JOB)
+    wait_for_event(tmp_path, "step", 12)
+    stop(process, signal.SIGKILL)
+    assert not (tmp_path / LAST).exists(), "the kill came too late to be one"
+    assert run_here(tmp_path, *JOB) == 0
+    assert trajectory(tmp_path) == trajectory(whole)
+    assert_same_state(tmp_path / LAST, whole / LAST)
+
+
+def test_ctrl_c_says_so_once_leaves_no_process_and_the_run_goes_on(whole, tmp_path) -> None:
+    process = start(tmp_path, *JOB)
+    wait_for_event(tmp_path, "commit", 5)
+    _, errors = stop(process, signal.SIGINT)
+    assert process.returncode == 1, errors
+    assert errors.count("ckptrun: interrupted") == 1, errors
+    assert "Traceback" not in errors
+    assert processes_of(tmp_path) == []
+    assert run_here(tmp_path, *JOB) == 0
+    assert trajectory(tmp_path) == trajectory(whole)
+    assert_same_state(tmp_path / LAST, whole / LAST)
+
+
+def test_a_killed_rank_takes_the_others_down_and_is_named(tmp_path) -> None:
+    process = start(tmp_path, *JOB)
+    wait_for_event(tmp_path, "step", 3)
+    began = time.monotonic()
+    os.kill(rank_process(tmp_path, 1), signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - began < 30
+    assert process.returncode == 1
+    assert "was ended by SIGKILL" in errors
+    assert errors.count("Traceback") == 0, errors
+
+
+def test_torchrun_restarts_a_killed_rank_and_the_run_resumes_itself(whole, tmp_path) -> None:
+    job = [override for override in JOB if not override.startswith("launch.")]
+    launcher = ("torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1", "-m")
+    process = start(tmp_path, *job, launcher=launcher)
+    wait_for_event(tmp_path, "step", 12)
+    os.kill(rank_process(tmp_path, 0), signal.SIGKILL)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "Resumed from" in output
+    assert trajectory(tmp_path) == trajectory(whole)
+    assert_same_state(tmp_path / LAST, whole / LAST)
+    assert verdict(tmp_path)["verdict"] == "equal"
+
+
+def rank_process(folder, rank: int) -> int:
+    return json.loads((folder / "environment.json").read_text())["processes"][rank]

@@ -1,0 +1,109 @@
+"""The layers, the torch-free modules and the size caps of the project, read from the source."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "ckptrun"
+
+LAYERS = [
+    {"config", "errors", "exit_codes", "values", "targets", "console", "ranks", "digest"},
+    {"model", "data", "optimizer", "schedule", "precision", "parallelism", "state", "checkpoint", "record"},
+    {"trainer", "proof"},
+    {"build"},
+    {"launch"},
+    {"app", "__main__"},
+]
+LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
+# Within a layer: who may import whom.
+SIDEWAYS = {
+    ("config", "errors"),
+    ("exit_codes", "errors"),
+    ("values", "errors"),
+    ("targets", "errors"),
+    ("ranks", "errors"),
+    ("digest", "errors"),
+    ("digest", "values"),
+    ("proof", "trainer"),
+    ("__main__", "app"),
+}
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+
+def unit_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(tree: ast.AST) -> list[tuple[str, int]]:
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.append((node.module, node.lineno))
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path: Path) -> None:
+    unit = unit_of(path)
+    if unit == "__init__":
+        return
+    for module, line in imports_of(ast.parse(path.read_text())):
+        if not module.startswith("ckptrun."):
+            continue
+        other = module.split(".")[1]
+        allowed = other == unit or LEVEL[other] < LEVEL[unit] or (unit, other) in SIDEWAYS
+        assert allowed, f"{path.relative_to(ROOT)}:{line}: {unit} (L{LEVEL[unit]}) imports {other} (L{LEVEL[other]})"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_modules_and_functions_stay_within_their_caps(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= 500
+    tree = ast.parse(text)
+    if path.name == "__init__.py":
+        bodies = [
+            node for node in tree.body if not isinstance(node, ast.Import | ast.ImportFrom | ast.Expr | ast.Assign)
+        ]
+        names = [getattr(node, "name", "") for node in bodies]
+        assert set(names) <= {"__getattr__", ""}, f"{path}: logic in __init__"
+    assert ast.get_docstring(tree), f"{path} has no module docstring"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.name in ("run", "_train_step"):
+            assert (node.end_lineno or 0) - node.lineno <= 60, f"{path}:{node.lineno} {node.name}"
+
+
+def test_every_unit_has_a_layer() -> None:
+    units = {unit_of(path) for path in SOURCES} - {"__init__"}
+    assert units == set(LEVEL)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "ckptrun",
+        "ckptrun.app",
+        "ckptrun.config.run",
+        "ckptrun.config.register",
+        "ckptrun.console",
+        "ckptrun.launch",
+        "ckptrun.errors",
+        "ckptrun.checkpoint.manifest",
+        "ckptrun.checkpoint.layout",
+    ],
+)
+def test_module_imports_no_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_assert_and_no_pickle_in_the_package(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    assert not [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+    assert not [line for module, line in imports_of(tree) if module.split(".")[0] in ("pickle", "cloudpickle", "dill")]

@@ -1,0 +1,197 @@
+"""The config: choices, keys, ranges, and the errors a user will make, without starting a rank."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from ckptrun.app import CONF_DIR
+from ckptrun.config.overrides import open_dicts
+from ckptrun.config.parallelism import MeshShape, ParallelismConfig, ParallelismKind, resolve_mesh, wanted_ranks
+from ckptrun.config.register import SCHEMAS, register
+from ckptrun.config.run import RunConfig, default_run_name, from_hydra, to_plain
+from ckptrun.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
+CHOICES = sorted(
+    (path.parent.name, path.stem) for path in CONF_DIR.glob("*/*.yaml") if path.parent.name != "experiment"
+)
+NEEDED = {
+    ("model", "mlp"): ["data=random"],
+    ("model", "cnn"): ["data=shapes"],
+    ("model", "custom"): ["model._target_=a.B"],
+    ("data", "random"): ["model=mlp"],
+    ("data", "shapes"): ["model=cnn"],
+    ("data", "text"): ["data.files=[a.txt]"],
+    ("data", "custom"): ["data._target_=a.B"],
+    ("optimizer", "custom"): ["optimizer._target_=a.B"],
+    ("schedule", "custom"): ["schedule._target_=a.B"],
+}
+
+
+def config_of(*overrides: str) -> RunConfig:
+    register()
+    with initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
+        composed = compose("config", overrides=open_dicts(overrides))
+    return from_hydra(composed, overrides=overrides, experiment=None)
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ckptrun", *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES)
+def test_every_choice_composes_into_a_checked_config(group: str, name: str) -> None:
+    config = config_of(f"{group}={name}", *NEEDED.get((group, name), []))
+    assert isinstance(config, RunConfig)
+    assert to_plain(config)["train"]["steps"] == config.train.steps
+
+
+def test_every_group_has_yaml_types_and_code_of_one_name() -> None:
+    groups = {group for group, _ in CHOICES}
+    assert groups == set(SCHEMAS)
+    for group in groups:
+        assert (ROOT / "ckptrun/config" / f"{group}.py").is_file()
+
+
+def test_every_field_is_documented_under_the_field() -> None:
+    import ast
+
+    for path in sorted((ROOT / "ckptrun/config").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if (
+                not isinstance(node, ast.ClassDef)
+                or not node.name.endswith(("Config", "Section"))
+                or node.name == "RunConfig"
+            ):
+                continue
+            for field, after in zip(node.body, [*node.body[1:], None], strict=True):
+                if isinstance(field, ast.AnnAssign):
+                    documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                    assert documented, f"{path.name}: {node.name}.{ast.unparse(field.target)}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["train.steps=0"], ["train.steps", "at least 1", "got 0"]),
+        (["train.micro_batch=0"], ["train.micro_batch", "got 0"]),
+        (["train.ema_decay=1.0"], ["train.ema_decay", "1.0"]),
+        (["train.clip_norm=-1"], ["train.clip_norm", "-1", "null"]),
+        (["train.global_batch=30"], ["train.global_batch (30)", "train.micro_batch", "8"]),
+        (["train.global_batch=16", "train.accumulate=2"], ["train.global_batch", "train.accumulate"]),
+        (["model.heads=3"], ["model.width (64)", "model.heads (3)"]),
+        (["model.dropout=1.5"], ["model.dropout", "1.5"]),
+        (["parallelism=tp", "model.heads=1"], ["model.heads (1)", "parallelism.tensor (2)"]),
+        (["parallelism=tp", "model=mlp", "data=random", "model.features=[8,15,8]"], ["model.features", "15", "parallelism.tensor (2)"]),
+        (["parallelism=hsdp", "parallelism.shard=3", "launch.nproc=4"], ["parallelism.shard=3", "6", "4 were started", "launch.nproc=6"]),
+        (["parallelism=fsdp", "parallelism.tensor=2"], ["parallelism.tensor=2", "fsdp_tp"]),
+        (["parallelism=hsdp", "parallelism.replicate=auto"], ["parallelism.replicate", "parallelism.shard", "auto"]),
+        (["parallelism=tp", "model=cnn", "data=shapes"], ["model=cnn", "tp", "convolutions"]),
+        (["model=cnn"], ["data=shapes"]),
+        (["model=custom"], ["model._target_"]),
+        (["checkpoint.interval_steps=0"], ["checkpoint.interval_steps", "got 0"]),
+        (["checkpoint.keep_last=0"], ["checkpoint.keep_last", "got 0"]),
+        (["checkpoint.load.only=model"], ["checkpoint.load.only", "list"]),
+        (["checkpoint.overlapped_staging=true"], ["checkpoint.overlapped_staging", "checkpoint=async"]),
+        (["checkpoint=async_process", "checkpoint.path=memory://x"], ["checkpoint=async_process", "memory://x", "checkpoint=async"]),
+        (["optimizer=muon", "parallelism=fsdp1"], ["muon", "fsdp1"]),
+        (["train.compile=true", "parallelism=fsdp_tp"], ["train.compile", "fsdp_tp"]),
+        (["components.model._target_=a.B"], ["components.model", "built-in"]),
+    ],
+)  # fmt: skip
+def test_a_bad_value_names_key_value_and_way_out(overrides: list[str], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config_of(*overrides)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train.stepz=3"], ["train.stepz"]),
+        (["parallelism=xyz"], ["parallelism/xyz", "fsdp_tp"]),
+        (["fault=sigkill"], ["fault/sigkill", "none"]),
+        (["train.steps=many"], ["train.steps", "many"]),
+        (["train.steps=0"], ["train.steps"]),
+        (["checkpoint.load.frm=x"], ["checkpoint.load.frm"]),
+    ],
+)
+def test_a_wrong_command_line_ends_with_exit_code_2_and_no_stack(arguments: list[str], words: list[str]) -> None:
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], ["--info", "defaults"]])
+def test_questions_are_answered_without_torch(arguments: list[str], tmp_path: Path) -> None:
+    # A module called torch that cannot be imported stands first on the path.
+    (tmp_path / "torch.py").write_text("raise ImportError('torch was imported')")
+    done = subprocess.run(
+        [sys.executable, "-m", "ckptrun", *arguments],
+        cwd=ROOT, env={"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": "/usr/bin:/bin"},
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "parallelism" in done.stdout
+
+
+def test_run_name_comes_from_what_makes_the_run_what_it_is() -> None:
+    assert default_run_name([]) == "default"
+    assert default_run_name(["train.seed=3", "parallelism=fsdp"]) == "parallelism=fsdp,train.seed=3"
+    assert default_run_name(["parallelism=fsdp", "train.seed=3"]) == "parallelism=fsdp,train.seed=3"
+    # The run's length, its checks and where it saves do not make it another run.
+    assert (
+        default_run_name(["train.steps=9", "proof.reload=none", "checkpoint.path=/x y", "launch.nproc=2"]) == "default"
+    )
+    assert "/" not in default_run_name(["data.files=[/a/b c.txt]"])
+    first, second = default_run_name([f"data.files=[{'a' * 200}]"]), default_run_name([f"data.files=[{'a' * 201}]"])
+    assert first != second
+    assert max(len(first), len(second)) <= 100
+
+
+def test_open_dicts_take_new_keys_without_plus() -> None:
+    config = config_of("model=custom", "model._target_=a.B", "model.args.width=64", "model.tensor_plan={up.*: colwise}")
+    assert config.model.args == {"width": 64}  # type: ignore[attr-defined]
+    assert dict(config.model.tensor_plan) == {"up.*": "colwise"}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("kind", "degrees", "world_size", "expected"),
+    [
+        ("none", {}, 1, (1, 1, 1)),
+        ("ddp", {"replicate": "auto"}, 3, (3, 1, 1)),
+        ("hsdp", {"replicate": 2, "shard": "auto"}, 8, (2, 4, 1)),
+        ("fsdp_tp", {"shard": "auto", "tensor": 2}, 4, (1, 2, 2)),
+        ("hsdp_tp", {"replicate": 2, "shard": "auto", "tensor": 2}, 8, (2, 2, 2)),
+    ],
+)
+def test_auto_takes_what_the_world_size_leaves(kind: str, degrees: dict, world_size: int, expected: tuple) -> None:
+    shape = resolve_mesh(ParallelismConfig(kind=ParallelismKind(kind), **degrees), world_size)
+    replicate, shard, tensor = expected
+    assert shape == MeshShape(kind=ParallelismKind(kind), replicate=replicate, shard=shard, tensor=tensor)
+    assert shape.world_size == world_size
+
+
+def test_wanted_ranks_fill_the_mesh() -> None:
+    assert wanted_ranks(ParallelismConfig(kind=ParallelismKind.none)) == 1
+    assert wanted_ranks(ParallelismConfig(kind=ParallelismKind.tp, tensor=2)) == 2
+    assert wanted_ranks(ParallelismConfig(kind=ParallelismKind.fsdp_tp, shard="auto", tensor=2)) == 4
+    assert wanted_ranks(ParallelismConfig(kind=ParallelismKind.hsdp_tp, replicate=2, shard="auto", tensor=2)) == 8
+
+
+def test_help_lists_every_choice() -> None:
+    text = command("--help").stdout
+    listed = dict(
+        line.split(None, 1) for line in text.split("Choices")[1].split("Any key")[0].splitlines()[1:] if line.strip()
+    )
+    assert {group: set(names.split()) for group, names in listed.items()} == {
+        group: {name for other, name in CHOICES if other == group} for group in SCHEMAS
+    }
