@@ -5,8 +5,6 @@ all tests; ``start`` is a command line of its own, to be interrupted or killed.
 """
 
 import contextlib
-import fcntl
-import functools
 import io
 import json
 import os
@@ -14,17 +12,17 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from safetensors import safe_open
 
 from ckptrun.errors import CkptrunError
 from ckptrun.exit_codes import exit_code_of
-from ckptrun.launch.local import launch, start_fork_server
+from ckptrun.launch.local import launch
+from tests.support.fork_server import Printed
 from tests.test_config import config_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,8 +48,7 @@ class Done(int):
 
 def run_here(folder: Path, *overrides: str) -> Done:
     """Run one job in ``folder``."""
-    streams = _rank_streams()
-    begins = [stream.seek(0, os.SEEK_END) for stream in streams]
+    printed = Printed()
     with contextlib.redirect_stdout(io.StringIO()) as output, contextlib.redirect_stderr(io.StringIO()) as errors:
         try:
             code = launch(
@@ -61,33 +58,10 @@ def run_here(folder: Path, *overrides: str) -> Done:
             # What app.py does with it.
             errors.write(f"ckptrun: {error}\n")
             code = exit_code_of(error)
-    of_ranks = []
-    for stream, begin in zip(streams, begins, strict=True):
-        stream.seek(begin)
-        of_ranks.append(stream.read().decode())
     done = Done(code)
+    of_ranks = printed.read()
     done.output, done.errors = of_ranks[0] + output.getvalue(), of_ranks[1] + errors.getvalue()
     return done
-
-
-@functools.cache
-def _rank_streams() -> tuple[IO[bytes], IO[bytes]]:
-    """Start the fork server with its output in files: its ranks inherit them, whatever pytest does to this process."""
-    files = (tempfile.TemporaryFile(), tempfile.TemporaryFile())  # noqa: SIM115  # they live as long as the session
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = [os.dup(1), os.dup(2)]
-    try:
-        for file, number in zip(files, (1, 2), strict=True):
-            # Ranks append, so that a seek of the reader does not move where they write.
-            fcntl.fcntl(file.fileno(), fcntl.F_SETFL, os.O_APPEND)
-            os.dup2(file.fileno(), number)
-        start_fork_server(config_of())
-    finally:
-        for copy, number in zip(saved, (1, 2), strict=True):
-            os.dup2(copy, number)
-            os.close(copy)
-    return files
 
 
 def start(folder: Path, *overrides: str, launcher: tuple[str, ...] = (), cwd: Path = ROOT) -> subprocess.Popen[str]:

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tests.support.run_ranks import _CONTEXT, _rank_main
+from tests.support.fork_server import rank_streams
+from tests.support.run_ranks import CONTEXT, rank_main
 
 
 def run_until_killed(function: Callable[..., Any], nproc: int, *args: Any, timeout_s: float = 60) -> list[int | None]:
@@ -14,10 +15,11 @@ def run_until_killed(function: Callable[..., Any], nproc: int, *args: Any, timeo
 
     Exit codes of ranks that were killed from here are None.
     """
+    rank_streams()
     with tempfile.TemporaryDirectory() as folder:
-        queue = _CONTEXT.SimpleQueue()
+        queue = CONTEXT.SimpleQueue()
         ranks = [
-            _CONTEXT.Process(target=_rank_main, args=(function, rank, nproc, folder, queue, args))
+            CONTEXT.Process(target=rank_main, args=(function, rank, nproc, folder, queue, args))
             for rank in range(nproc)
         ]
         for process in ranks:

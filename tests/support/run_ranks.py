@@ -1,7 +1,4 @@
-"""Run a function on several gloo ranks, in real processes, and hand back what each returned.
-
-One fork server with torch preloaded serves the whole test session, so that starting ranks costs tenths of a second.
-"""
+"""Run a function on several gloo ranks, in real processes, and hand back what each returned."""
 
 import multiprocessing
 import os
@@ -15,10 +12,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    ["torch", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.tensor.parallel"]
-)
+from tests.support.fork_server import Printed
+
+CONTEXT = multiprocessing.get_context("forkserver")
 
 
 def run_ranks(function: Callable[..., Any], nproc: int, *args: Any, timeout_s: float = 120) -> list[Any]:
@@ -27,16 +23,19 @@ def run_ranks(function: Callable[..., Any], nproc: int, *args: Any, timeout_s: f
     ``function`` must be importable (module level); arguments and results must pickle. A rank that raises fails the
     test with that rank's traceback; a rank that does not end in time fails it by name.
     """
+    printed = Printed()
     with tempfile.TemporaryDirectory() as folder:
-        queue = _CONTEXT.SimpleQueue()
+        queue = CONTEXT.SimpleQueue()
         ranks = [
-            _CONTEXT.Process(target=_rank_main, args=(function, rank, nproc, folder, queue, args), daemon=False)
+            CONTEXT.Process(target=rank_main, args=(function, rank, nproc, folder, queue, args), daemon=False)
             for rank in range(nproc)
         ]
         for process in ranks:
             process.start()
         try:
             return _collect(queue, ranks, timeout_s)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\nRanks printed:\n{printed.read()[1][-4000:]}") from None
         finally:
             for process in ranks:
                 process.join(5)
@@ -57,7 +56,7 @@ def _collect(queue: Any, ranks: list[Any], timeout_s: float) -> list[Any]:
     return [results[rank] for rank in range(len(ranks))]
 
 
-def _rank_main(function: Callable[..., Any], rank: int, nproc: int, folder: str, queue: Any, args: Any) -> None:
+def rank_main(function: Callable[..., Any], rank: int, nproc: int, folder: str, queue: Any, args: Any) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(nproc))
     torch.set_num_threads(1)
     store = dist.FileStore(str(Path(folder) / "store"), nproc)
