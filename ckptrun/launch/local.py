@@ -10,7 +10,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Sequence
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 
 from ckptrun.config.run import RunConfig
 from ckptrun.console import say_error
@@ -74,7 +74,8 @@ def start_fork_server(config: RunConfig) -> None:
         sys.path.insert(0, os.getcwd())  # noqa: PTH109
     multiprocessing.set_forkserver_preload(["ckptrun.launch.rank"])
     # The server ignores Ctrl-C only after it has loaded torch; until then it would end with a stack of imports. Ranks
-    # inherit the mask and lift it when they can answer.
+    # inherit the mask and lift it when they can answer. The tracker comes first: its start ends with SIGINT unblocked.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
