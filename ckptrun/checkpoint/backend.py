@@ -8,15 +8,54 @@ Must not know what is in the files, nor what they are called.
 
 import os
 import re
-import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-__all__ = ["Backend", "FsspecBackend", "LocalBackend", "Location", "Url", "locate"]
+from ckptrun.checkpoint.local import LocalBackend
+
+__all__ = ["Backend", "FileReader", "FileWriter", "Location", "Url", "locate", "read_file", "write_file"]
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*(::|://)")
+
+
+class FileWriter(Protocol):
+    """A file that is being written. One of ``finish()`` and ``abort()`` ends it, when no ``write()`` is running."""
+
+    block_bytes: int
+    """Every block starts at a multiple of this, and all but the last are so long."""
+    writes_at_once: int
+    """How many threads may be in ``write()``. With 1 the blocks must come in order."""
+
+    def write(self, offset: int, block: memoryview) -> None:
+        """Write a block. Fastest from page-aligned memory. What it was given may be changed after it returns."""
+
+    def finish(self) -> None:
+        """Return once the bytes of the file, and its name in its folder, are durable. Where it fails, abort nothing."""
+
+    def abort(self) -> None:
+        """Give up; what was written is removed."""
+
+
+class FileReader(Protocol):
+    """A file that is being read, by several threads at once."""
+
+    reads_at_once: int
+    """How many threads make sense."""
+
+    def read(self, offset: int, targets: Sequence[memoryview]) -> int:
+        """Fill buffers one after the other from ``offset`` on; return how many bytes there were.
+
+        Fewer than asked for only at the end of the file.
+        """
+
+    def will_need(self, offset: int, length: int) -> None:
+        """Take note that these bytes are read soon."""
+
+    def close(self) -> None:
+        """Give it back."""
 
 
 class Backend(Protocol):
@@ -37,20 +76,23 @@ class Backend(Protocol):
     def size(self, path: str) -> int:
         """Return the bytes of a file."""
 
-    def write_file(self, path: str, blocks: Iterable[memoryview]) -> None:
-        """Write a file in one go; on return its bytes, and its name in its folder, are durable.
+    def create(self, path: str, length: int) -> FileWriter:
+        """Start a file of ``length`` bytes; ``OSError`` ENOSPC where it is known that there is no room for it."""
 
-        Each block is used up before the next is asked for. After an error part of the file may lie there.
-        """
-
-    def read_into(self, path: str, offset: int, target: memoryview) -> int:
-        """Fill ``target`` from ``offset`` on; return how many bytes there were, fewer only at the end of the file."""
+    def open(self, path: str) -> FileReader:
+        """Start to read a file."""
 
     def rename_folder(self, old: str, new: str) -> None:
         """Give a folder another name under the same parent, durably. ``new`` must not exist, or be empty."""
 
     def remove(self, path: str) -> None:
         """Delete a file, or a folder with all that is in it. What is not there is no error."""
+
+    def hold(self, path: str, note: str) -> Callable[[], None]:
+        """Make a lock file with ``note`` in it, held until this process calls the result, which removes it, or dies."""
+
+    def holder(self, path: str) -> str | None:
+        """Return the note in a lock file whose owner may still live; None when it is dead, or there is no file."""
 
     def address(self, path: str) -> str:
         """Return ``path`` as a user would write it."""
@@ -105,145 +147,27 @@ def _locate_remote(url: str) -> Location:
     # Imported here: most runs write to local paths, and a launcher wants to start fast.
     from fsspec.core import url_to_fs
 
+    from ckptrun.checkpoint.remote import FsspecBackend
+
     file_system, path = url_to_fs(url)
     return Location(FsspecBackend(file_system), path)
 
 
-class LocalBackend:
-    """Files of the operating system, through the page cache."""
-
-    renames_folders = True
-
-    def make_folder(self, folder: str) -> None:
-        """See :class:`Backend`."""
-        path = Path(folder)
-        if path.is_dir():
-            return
-        self.make_folder(str(path.parent))
-        # Several ranks may make it at once.
-        path.mkdir(exist_ok=True)
-        _sync(str(path.parent))
-
-    def list_names(self, folder: str) -> list[str]:
-        """See :class:`Backend`."""
-        try:
-            return sorted(path.name for path in Path(folder).iterdir())
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-
-    def size(self, path: str) -> int:
-        """See :class:`Backend`."""
-        return Path(path).stat().st_size
-
-    def write_file(self, path: str, blocks: Iterable[memoryview]) -> None:
-        """See :class:`Backend`. The file must not exist."""
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
-            for block in blocks:
-                rest = block
-                while rest.nbytes:
-                    rest = rest[os.write(descriptor, rest) :]
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        _sync(str(Path(path).parent))
-
-    def read_into(self, path: str, offset: int, target: memoryview) -> int:
-        """See :class:`Backend`."""
-        with Path(path).open("rb", buffering=0) as file:
-            file.seek(offset)
-            done = 0
-            while done < target.nbytes:
-                count = file.readinto(target[done:])
-                if not count:
-                    break
-                done += count
-            return done
-
-    def rename_folder(self, old: str, new: str) -> None:
-        """See :class:`Backend`."""
-        Path(old).rename(new)
-        _sync(str(Path(new).parent))
-
-    def remove(self, path: str) -> None:
-        """See :class:`Backend`."""
-        try:
-            if Path(path).is_dir():
-                shutil.rmtree(path)
-            else:
-                Path(path).unlink()
-        except FileNotFoundError:
-            return
-        _sync(str(Path(path).parent))
-
-    def address(self, path: str) -> str:
-        """See :class:`Backend`."""
-        return path
-
-
-def _sync(folder: str) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def write_file(file: Location, raw: bytes) -> None:
+    """Write a small file in one go, durably."""
+    writer = file.backend.create(file.path, len(raw))
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        for offset in range(0, len(raw), writer.block_bytes):
+            writer.write(offset, memoryview(raw)[offset : offset + writer.block_bytes])
+    except BaseException:
+        writer.abort()
+        raise
+    writer.finish()
 
 
-class FsspecBackend:
-    """Anything that fsspec can open, taken as an object store: a file appears whole or not at all, nothing is renamed.
-
-    Args:
-        file_system: An ``fsspec.AbstractFileSystem``; must pickle where a save runs in another process.
-    """
-
-    renames_folders = False
-
-    def __init__(self, file_system: Any) -> None:
-        self._file_system = file_system
-
-    def make_folder(self, folder: str) -> None:
-        """See :class:`Backend`."""
-        self._file_system.makedirs(folder, exist_ok=True)
-
-    def list_names(self, folder: str) -> list[str]:
-        """See :class:`Backend`."""
-        self._file_system.invalidate_cache()
-        try:
-            found = self._file_system.ls(folder, detail=False)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        # Some object stores list the folder itself among what is in it.
-        names = {str(path).rstrip("/").rpartition("/")[2] for path in found if path.rstrip("/") != folder.rstrip("/")}
-        return sorted(names)
-
-    def size(self, path: str) -> int:
-        """See :class:`Backend`."""
-        self._file_system.invalidate_cache()
-        return int(self._file_system.size(path))
-
-    def write_file(self, path: str, blocks: Iterable[memoryview]) -> None:
-        """See :class:`Backend`. Replaces a file of that name."""
-        with self._file_system.open(path, "wb") as file:
-            for block in blocks:
-                file.write(block)
-
-    def read_into(self, path: str, offset: int, target: memoryview) -> int:
-        """See :class:`Backend`."""
-        found = self._file_system.cat_file(path, start=offset, end=offset + target.nbytes)
-        target[: len(found)] = found
-        return len(found)
-
-    def rename_folder(self, old: str, new: str) -> None:
-        """Never called: ``renames_folders`` is False."""
-        raise OSError(f"{self.address(old)} cannot be renamed to {self.address(new)}: an object store has no folders.")
-
-    def remove(self, path: str) -> None:
-        """See :class:`Backend`."""
-        try:
-            self._file_system.rm(path, recursive=True)
-        except FileNotFoundError:
-            return
-
-    def address(self, path: str) -> str:
-        """See :class:`Backend`."""
-        return str(self._file_system.unstrip_protocol(path))
+def read_file(file: Location, length: int) -> bytes:
+    """Return the first ``length`` bytes of a file; fewer only where it ends."""
+    raw = bytearray(length)
+    with closing(file.backend.open(file.path)) as reader:
+        count = reader.read(0, [memoryview(raw)])
+    return bytes(memoryview(raw)[:count])

@@ -21,7 +21,7 @@ Must not know torch. No function here is a collective; rank 0 alone calls them.
 
 from collections.abc import Callable, Iterator
 
-from ckptrun.checkpoint.backend import Location, Url, locate
+from ckptrun.checkpoint.backend import Location, Url, locate, write_file
 from ckptrun.checkpoint.layout import (
     MANIFEST,
     LeftoverKind,
@@ -109,7 +109,7 @@ def _write_manifest(folder: Location, manifest: Manifest) -> None:
     from_bytes(raw, source=str(folder.child(MANIFEST)))
     # A state without tensors has no shard file, and so no folder yet.
     folder.backend.make_folder(folder.path)
-    folder.backend.write_file(folder.child(MANIFEST).path, [memoryview(raw)])
+    write_file(folder.child(MANIFEST), raw)
 
 
 def _require_files(working: Location, manifest: Manifest) -> None:

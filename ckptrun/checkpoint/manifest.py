@@ -14,7 +14,7 @@ from typing import Any
 
 import xxhash
 
-from ckptrun.checkpoint.backend import Location, Url, locate
+from ckptrun.checkpoint.backend import Location, Url, locate, read_file
 from ckptrun.checkpoint.dtypes import is_known, item_bytes
 from ckptrun.checkpoint.geometry import overlap
 from ckptrun.checkpoint.json_fields import Fields
@@ -24,6 +24,7 @@ from ckptrun.values import decode, encode
 
 __all__ = [
     "FORMAT",
+    "MAX_BLOCK_BYTES",
     "Chunk",
     "Leaf",
     "Manifest",
@@ -34,6 +35,9 @@ __all__ = [
 ]
 
 FORMAT = 1
+
+MAX_BLOCK_BYTES = 16 * 2**20
+"""What a reader must have in memory to check a byte."""
 
 _MAX_BYTES = 256 * 2**20
 _MAX_FIRST_LINE = 256
@@ -136,15 +140,13 @@ def _read_all(folder: Location) -> bytes:
         size = file.backend.size(file.path)
         if size > _MAX_BYTES:
             raise ManifestError(f"{file} has {size} bytes; a manifest has at most {_MAX_BYTES}.", folder=str(folder))
-        raw = bytearray(size)
-        count = file.backend.read_into(file.path, 0, memoryview(raw))
+        return read_file(file, size)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointNotFoundError(
             f"{folder} is not a checkpoint: it has no {MANIFEST}. A save that was cut off leaves no manifest; "
             "take another step.",
             folder=str(folder),
         ) from error
-    return bytes(raw[:count])
 
 
 def to_bytes(manifest: Manifest) -> bytes:
@@ -314,6 +316,8 @@ def _chunk_from_json(fields: Fields, dtype: str, shape: tuple[int, ...], files: 
     file = files[chunk.file]
     if chunk.begin < file.header_bytes or chunk.begin + chunk.bytes > file.bytes:
         raise fields.error("begin", f"must leave {chunk.bytes} bytes in {file.name}", chunk.begin)
+    if chunk.block_bytes > MAX_BLOCK_BYTES:
+        raise fields.error("block_bytes", f"must be at most {MAX_BLOCK_BYTES}", chunk.block_bytes)
     if len(chunk.checksums) != -(-chunk.bytes // chunk.block_bytes):
         raise fields.error("checksums", "must be one for each block", chunk.checksums)
     return chunk

@@ -1,24 +1,41 @@
-"""Reads boxes of leaves from the shard files of one checkpoint into tensors, checked on the way.
+"""Reads boxes of leaves from the shard files of one checkpoint into tensors of any device and layout.
 
-Reads the byte range from the first to the last element of a box, and so much more as checksums need; into the target
-itself where its memory is laid out like the file, through a buffer as large as the range otherwise. Must not know
+Straight into the target where its memory is laid out like the file; through a bounded buffer otherwise. Must not know
 planners or ranks.
 """
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ckptrun.checkpoint.backend import Location
-from ckptrun.checkpoint.dtypes import item_bytes
 from ckptrun.checkpoint.geometry import row_major_strides, span_of
-from ckptrun.checkpoint.manifest import Chunk, Leaf, Manifest
-from ckptrun.checkpoint.shard_file import check_file, read_checked
+from ckptrun.checkpoint.manifest import Chunk, Leaf
+from ckptrun.checkpoint.read_files import Range, ShardFiles
 from ckptrun.checkpoint.tensor_bytes import writable_bytes
 from ckptrun.errors import InternalError, StateMismatchError
 
-__all__ = ["check_files", "read_box", "read_whole", "torch_dtype"]
+__all__ = ["Box", "read_boxes", "read_whole", "torch_dtype"]
+
+_BUFFER_BYTES = 32 * 2**20
+_LONG_RUN_BLOCKS = 32
+
+
+@dataclass(slots=True)
+class Box:
+    """A part of a chunk, and the tensor that it goes to.
+
+    Shapes:
+        target: any device and layout, of the dtype of ``leaf``; its shape is that of the box.
+    """
+
+    leaf: Leaf
+    chunk: Chunk
+    offsets: Sequence[int]
+    """Where it starts in the chunk."""
+    target: Tensor
 
 
 def torch_dtype(leaf: Leaf) -> torch.dtype:
@@ -36,62 +53,123 @@ def torch_dtype(leaf: Leaf) -> torch.dtype:
     return dtype
 
 
-def check_files(folder: Location, manifest: Manifest, chunks: Iterable[tuple[str, Chunk]]) -> None:
-    """Check length and header of every file that holds one of ``chunks`` (leaf name, chunk).
+def read_boxes(files: ShardFiles, boxes: Iterable[Box]) -> None:
+    """Fill the target of each box; return when all are filled and checked.
 
     Raises:
-        ShardFileError: The first that is not as the manifest says.
+        ShardFileError: See :meth:`~ckptrun.checkpoint.read_files.ShardFiles.read`.
     """
-    first_leaf: dict[str, str] = {}
-    for name, chunk in chunks:
-        first_leaf.setdefault(chunk.file, name)
-    for file, name in sorted(first_leaf.items()):
-        check_file(folder, manifest.files[file], leaf=name)
+    straight: list[Range] = []
+    buffered: list[Box] = []
+    for box in boxes:
+        if not box.target.numel():
+            continue
+        if box.target.dtype is not torch_dtype(box.leaf):
+            raise InternalError(f"Leaf '{box.leaf.name}' has dtype {box.leaf.dtype}, not {box.target.dtype}.")
+        wanted = _straight(box)
+        if wanted is not None:
+            straight.append(wanted)
+        else:
+            buffered.append(box)
+    parts = itertools.chain.from_iterable(map(_split, buffered))
+    waiting: list[Box] = []
+    held = 0
+    for part in parts:
+        wanted = _straight(part)
+        if wanted is not None:
+            straight.append(wanted)
+            continue
+        waiting.append(part)
+        held += _span_bytes(part)
+        if held >= _BUFFER_BYTES:
+            _read_through_buffers(files, waiting)
+            waiting, held = [], 0
+    _read_through_buffers(files, waiting)
+    files.read(straight)
 
 
-def read_box(folder: Location, leaf: Leaf, chunk: Chunk, offsets: Sequence[int], target: Tensor) -> None:
-    """Fill ``target`` with the box of its shape at ``offsets`` in ``chunk``.
+def _straight(box: Box) -> Range | None:
+    """The range that fills the target itself; None where file and memory are not laid out alike."""
+    chunk, target = box.chunk, box.target
+    if target.shape == chunk.sizes:
+        begin = 0
+    else:
+        span = span_of(chunk.sizes, box.offsets, target.shape)
+        if not span.is_dense:
+            return None
+        begin = span.begin * target.element_size()
+    memory = writable_bytes(target)
+    return None if memory is None else Range(box.leaf.name, chunk, begin, memory)
 
-    Shapes:
-        target: any device and layout, of the dtype of ``leaf``.
 
-    Raises:
-        ShardFileError: See :func:`~ckptrun.checkpoint.shard_file.read_checked`.
-    """
-    if not target.numel():
+def _span_bytes(box: Box) -> int:
+    return span_of(box.chunk.sizes, box.offsets, box.target.shape).count * box.target.element_size()
+
+
+def _split(box: Box) -> Iterator[Box]:
+    """Cut a box into parts that fit the buffer, and into long runs of bytes where it is made of such."""
+    shape = box.target.shape
+    dim = next((dim for dim, size in enumerate(shape) if size > 1), None)
+    if dim is None:
+        yield box
         return
-    if target.dtype is not torch_dtype(leaf):
-        raise InternalError(f"Leaf '{leaf.name}' has dtype {leaf.dtype} and cannot be read into {target.dtype}.")
-    span = span_of(chunk.sizes, offsets, target.shape)
-    item = item_bytes(str(leaf.dtype))
-    memory = writable_bytes(target) if span.is_dense else None
-    if memory is not None:
-        read_checked(folder, leaf.name, chunk, span.begin * item, memory)
+    row_bytes = _span_bytes(_part(box, dim, 0, 1))
+    gap_bytes = row_major_strides(box.chunk.sizes)[dim] * box.target.element_size() - row_bytes
+    runs = gap_bytes and row_bytes >= _LONG_RUN_BLOCKS * box.chunk.block_bytes
+    if not runs and _span_bytes(box) <= _BUFFER_BYTES:
+        yield box
         return
-    scratch = torch.empty(span.count, dtype=target.dtype)
-    scratch_memory = writable_bytes(scratch)
-    if scratch_memory is None:
-        raise InternalError(f"A fresh tensor of {target.dtype} has no memory to read into.")
-    read_checked(folder, leaf.name, chunk, span.begin * item, scratch_memory)
+    rows = 1 if runs else max(1, _BUFFER_BYTES // (row_bytes + gap_bytes))
+    for first in range(0, shape[dim], rows):
+        part = _part(box, dim, first, min(rows, shape[dim] - first))
+        if rows == 1:
+            yield from _split(part)
+        else:
+            yield part
+
+
+def _part(box: Box, dim: int, first: int, count: int) -> Box:
+    offsets = list(box.offsets)
+    offsets[dim] += first
+    return Box(box.leaf, box.chunk, offsets, box.target.narrow(dim, first, count))
+
+
+def _read_through_buffers(files: ShardFiles, boxes: Sequence[Box]) -> None:
+    ranges: list[Range] = []
+    buffers: list[Tensor] = []
+    for box in boxes:
+        span = span_of(box.chunk.sizes, box.offsets, box.target.shape)
+        buffer = torch.empty(span.count, dtype=box.target.dtype)
+        memory = writable_bytes(buffer)
+        if memory is None:
+            raise InternalError(f"A fresh tensor of {buffer.dtype} has no memory to read into.")
+        ranges.append(Range(box.leaf.name, box.chunk, span.begin * buffer.element_size(), memory))
+        buffers.append(buffer)
+    files.read(ranges)
     with torch.no_grad():
-        target.copy_(scratch.as_strided(target.shape, row_major_strides(chunk.sizes)))
+        for box, buffer in zip(boxes, buffers, strict=True):
+            box.target.copy_(buffer.as_strided(box.target.shape, row_major_strides(box.chunk.sizes)))
 
 
-def read_whole(folder: Location, leaf: Leaf) -> Tensor:
-    """Return the full tensor of a leaf, in host memory. Files must have been checked.
+def read_whole(files: ShardFiles, leaf: Leaf) -> Tensor:
+    """Return the full tensor of a leaf, in host memory.
 
     Raises:
         StateMismatchError: Not all of it is in the checkpoint.
-        ShardFileError: See :func:`read_box`.
+        ShardFileError: See :func:`read_boxes`.
     """
     if leaf.shape is None or not leaf.is_whole:
         raise StateMismatchError(
-            f"Leaf '{leaf.name}' is only partly in {folder}: it was saved by some of its ranks.",
+            f"Leaf '{leaf.name}' is only partly in the checkpoint: it was saved by some of its ranks.",
             leaves=[leaf.name],
-            folder=str(folder),
         )
+    # Nothing is allocated for a shape that no file can fill.
+    for name in {chunk.file for chunk in leaf.chunks}:
+        files.check(name, leaf=leaf.name)
     tensor = torch.empty(leaf.shape, dtype=torch_dtype(leaf))
-    for chunk in leaf.chunks:
-        box = tuple(slice(offset, offset + size) for offset, size in zip(chunk.offsets, chunk.sizes, strict=True))
-        read_box(folder, leaf, chunk, [0] * len(chunk.sizes), tensor[box])
+    read_boxes(files, [Box(leaf, chunk, [0] * len(chunk.sizes), tensor[_slices(chunk)]) for chunk in leaf.chunks])
     return tensor
+
+
+def _slices(chunk: Chunk) -> tuple[slice, ...]:
+    return tuple(slice(offset, offset + size) for offset, size in zip(chunk.offsets, chunk.sizes, strict=True))

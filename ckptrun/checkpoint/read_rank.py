@@ -29,7 +29,8 @@ from torch.distributed.tensor import DTensor
 from ckptrun.checkpoint.backend import Location
 from ckptrun.checkpoint.manifest import Chunk, Leaf, Manifest
 from ckptrun.checkpoint.nested import place
-from ckptrun.checkpoint.read_chunks import check_files, read_box, torch_dtype
+from ckptrun.checkpoint.read_chunks import Box, read_boxes, torch_dtype
+from ckptrun.checkpoint.read_files import ShardFiles
 from ckptrun.checkpoint.tensor_bytes import dtype_name
 from ckptrun.errors import StateMismatchError
 
@@ -83,9 +84,9 @@ def read_rank(plan: LoadPlan, planner: LoadPlanner, folder: Location, manifest: 
     _require_whole(tensors, planner, folder, manifest)
     reads = _resolve(tensors, planner, manifest)
     _require_fit(reads, folder)
-    check_files(folder, manifest, [(read.leaf.name, read.chunk) for read in reads])
+    with ShardFiles(folder, manifest.files) as files:
+        read_boxes(files, [Box(read.leaf, read.chunk, read.item.storage_offsets, read.target) for read in reads])
     for read in reads:
-        read_box(folder, read.leaf, read.chunk, read.item.storage_offsets, read.target)
         planner.commit_tensor(read.item, read.target)
     for item in values:
         _load_value(item, planner, manifest.leaves[item.storage_index.fqn].value)

@@ -10,7 +10,8 @@ from typing import Any
 from ckptrun.checkpoint.backend import Url, locate
 from ckptrun.checkpoint.manifest import Leaf, Manifest, read_manifest
 from ckptrun.checkpoint.nested import place
-from ckptrun.checkpoint.read_chunks import check_files, read_whole
+from ckptrun.checkpoint.read_chunks import read_whole
+from ckptrun.checkpoint.read_files import ShardFiles
 from ckptrun.errors import StateMismatchError
 
 __all__ = ["read_state"]
@@ -35,10 +36,10 @@ def read_state(url: Url, keys: Sequence[str] | None = None) -> dict[str, Any]:
     folder = locate(url)
     manifest = read_manifest(folder)
     leaves = list(manifest.leaves.values()) if keys is None else _under(manifest, keys, str(folder))
-    check_files(folder, manifest, [(leaf.name, chunk) for leaf in leaves for chunk in leaf.chunks])
     state: dict[str, Any] = {}
-    for leaf in leaves:
-        place(state, leaf.path, read_whole(folder, leaf) if leaf.is_tensor else leaf.value)
+    with ShardFiles(folder, manifest.files) as files:
+        for leaf in leaves:
+            place(state, leaf.path, read_whole(files, leaf) if leaf.is_tensor else leaf.value)
     return state
 
 

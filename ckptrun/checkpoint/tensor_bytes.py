@@ -3,6 +3,7 @@
 Must not know files or ranks.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
@@ -11,7 +12,11 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from ckptrun.checkpoint.dtypes import is_known
 from ckptrun.errors import UnsupportedLeafError
 
-__all__ = ["dtype_name", "host_bytes", "plain_tensor", "require_storable", "writable_bytes"]
+__all__ = ["TensorBytes", "dtype_name", "plain_tensor", "require_storable", "writable_bytes"]
+
+
+_HOST_STEP_BYTES = 2**20  # stays in a core's own cache until it is hashed
+_OTHER_STEP_BYTES = 8 * 2**20
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -53,14 +58,50 @@ def plain_tensor(tensor: Tensor, *, name: str) -> Tensor:
     return tensor
 
 
-def host_bytes(tensor: Tensor, *, name: str) -> memoryview:
-    """Return the bytes of a tensor on any device; a copy only where it is not contiguous in host memory.
+class TensorBytes:
+    """The elements of a tensor on any device as bytes, row-major, copied piece by piece to where they are wanted.
 
     Raises:
         UnsupportedLeafError: See :func:`plain_tensor`.
     """
-    bare = plain_tensor(tensor, name=name).resolve_conj().resolve_neg().cpu().contiguous()
-    return _bytes(bare)
+
+    def __init__(self, tensor: Tensor, *, name: str) -> None:
+        self._tensor = plain_tensor(tensor, name=name)
+        self._memory = writable_bytes(self._tensor)
+        self.bytes = self._tensor.numel() * self._tensor.element_size()
+        self.step_bytes = _HOST_STEP_BYTES if self._memory is not None else _OTHER_STEP_BYTES
+
+    def copy(self, begin: int, target: memoryview) -> None:
+        """Fill ``target`` from byte ``begin`` on; both ends are multiples of the element size."""
+        if self._memory is not None:
+            target[:] = self._memory[begin : begin + target.nbytes]
+            return
+        item = self._tensor.element_size()
+        array = np.frombuffer(target, dtype=np.uint8)
+        with torch.no_grad():
+            _copy_elements(self._tensor, begin // item, torch.from_numpy(array).view(self._tensor.dtype))
+
+
+def _copy_elements(source: Tensor, begin: int, target: Tensor) -> None:
+    """Fill a flat ``target`` with the elements of ``source`` from ``begin`` on, without a copy of all of it."""
+    if source.is_contiguous():
+        target.copy_(source.view(-1)[begin : begin + target.numel()])
+        return
+    row = source[0].numel()
+    index, inside = divmod(begin, row)
+    done = 0
+    while done < target.numel():
+        left = target.numel() - done
+        if inside or left < row:
+            count = min(row - inside, left)
+            _copy_elements(source[index], inside, target[done : done + count])
+            index, inside = index + 1, 0
+        else:
+            count = left // row * row
+            rows = source[index : index + left // row]
+            target[done : done + count].view(rows.shape).copy_(rows)
+            index += left // row
+        done += count
 
 
 def writable_bytes(tensor: Tensor) -> memoryview | None:

@@ -18,10 +18,10 @@ from torch.distributed.tensor import DTensor
 
 from ckptrun.checkpoint.backend import Location
 from ckptrun.checkpoint.layout import shard_file_name
-from ckptrun.checkpoint.manifest import Chunk, ShardFile
 from ckptrun.checkpoint.save_report import RankReport, SaveFacts
-from ckptrun.checkpoint.shard_file import PlannedChunk, plan_file, write_file
-from ckptrun.checkpoint.tensor_bytes import dtype_name, host_bytes, plain_tensor, require_storable
+from ckptrun.checkpoint.shard_file import FilePlan, PlannedChunk, plan_file
+from ckptrun.checkpoint.tensor_bytes import TensorBytes, dtype_name, plain_tensor, require_storable
+from ckptrun.checkpoint.write_files import write_files
 from ckptrun.errors import CheckpointError, UnsupportedLeafError
 from ckptrun.values import encode
 
@@ -68,19 +68,23 @@ def write_rank(
         _require_storable(name, value)
     values = {item.index.fqn: _plain_value(item, planner) for item in _of_type(plan, plain=True)}
     reached("before_write")
-    files: list[ShardFile] = []
-    chunks: list[tuple[str, Chunk]] = []
     tensors = list(_of_type(plan, plain=False))
+    written = []
     if tensors:
         target.folder.backend.make_folder(target.folder.path)
-    for part, items in enumerate(_parts(tensors)):
-        file, written = _write_part(part, items, planner, target, reached)
-        files.append(file)
-        chunks.extend(written)
+        parts = _plan_parts(tensors, target)
+        items = {(file.name, item.index.fqn): item for file, part in parts for item in part}
+        written = write_files(
+            target.folder,
+            [file for file, _ in parts],
+            lambda file, chunk: _source(items[file.name, chunk.leaf], planner),
+            reached=reached,
+        )
+    chunks = tuple(chunk for file in written for chunk in file.chunks)
     reached("after_write")
     return RankReport(
-        files=tuple(files),
-        chunks=tuple(chunks),
+        files=tuple(file.file for file in written),
+        chunks=chunks,
         values=values,
         shared=_shared(state),
         facts=facts.about([*values, *(name for name, _ in chunks)]),
@@ -141,23 +145,20 @@ def _parts(items: Iterable[WriteItem]) -> list[list[WriteItem]]:
     return parts
 
 
-def _write_part(
-    part: int, items: list[WriteItem], planner: SavePlanner, target: SaveTarget, reached: Callable[[str], None]
-) -> tuple[ShardFile, list[tuple[str, Chunk]]]:
-    by_leaf = {item.index.fqn: item for item in items}
+def _plan_parts(items: Iterable[WriteItem], target: SaveTarget) -> list[tuple[FilePlan, list[WriteItem]]]:
     # Where folders are not renamed, files of an earlier save lie in the same one.
     in_name = None if target.folder.backend.renames_folders else target.save_id
-    name = shard_file_name(target.rank, part=part, save_id=in_name)
-    plan = plan_file(name, [_planned(item) for item in items], save_id=target.save_id)
-
-    def buffers() -> Iterator[memoryview]:
-        half = len(plan.chunks) // 2
-        for index, chunk in enumerate(plan.chunks):
-            if index == half:
-                reached("during_write")
-            yield _buffer(by_leaf[chunk.leaf], planner)
-
-    return write_file(target.folder, plan, buffers())
+    return [
+        (
+            plan_file(
+                shard_file_name(target.rank, part=part, save_id=in_name),
+                [_planned(item) for item in chosen],
+                save_id=target.save_id,
+            ),
+            chosen,
+        )
+        for part, chosen in enumerate(_parts(items))
+    ]
 
 
 def _planned(item: WriteItem) -> PlannedChunk:
@@ -177,7 +178,7 @@ def _tensor_data(item: WriteItem) -> Any:
     return item.tensor_data
 
 
-def _buffer(item: WriteItem, planner: SavePlanner) -> memoryview:
+def _source(item: WriteItem, planner: SavePlanner) -> TensorBytes:
     name, data = item.index.fqn, _tensor_data(item)
     tensor = planner.resolve_data(item)
     if not isinstance(tensor, Tensor):
@@ -189,7 +190,7 @@ def _buffer(item: WriteItem, planner: SavePlanner) -> memoryview:
             f"Leaf '{name}' is {tensor.dtype} of shape {tuple(tensor.shape)}, but the plan of the save says "
             f"{expected[0]} of shape {expected[1]}. It is the plan of an earlier state: do not cache plans."
         )
-    return host_bytes(tensor, name=name)
+    return TensorBytes(tensor, name=name)
 
 
 def _shared(state: Mapping[str, Any]) -> frozenset[frozenset[str]]:

@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType,
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType, fully_shard
 
+from ckptrun.checkpoint.backend import write_file
 from ckptrun.checkpoint.commit import list_committed
 from ckptrun.checkpoint.layout import step_folder
 from ckptrun.checkpoint.read_state import read_state
@@ -239,7 +240,7 @@ def test_saves_in_flight_without_a_process_group_never_share_memory(tmp_path: Pa
 def test_a_slow_writer_really_is_in_flight(tmp_path: Path) -> None:
     """The gate that the other tests rely on holds a writer back, and lets it go."""
     backend = WaitingBackend(tmp_path / "gate")
-    thread = threading.Thread(target=lambda: backend.write_file(str(tmp_path / "a.safetensors"), [memoryview(b"x")]))
+    thread = threading.Thread(target=lambda: write_file(on(backend, tmp_path / "a.safetensors"), b"x"))
     thread.start()
     wait_for(backend.arrived)
     assert not (tmp_path / "a.safetensors").exists()

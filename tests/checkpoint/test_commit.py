@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptrun.checkpoint.backend import Location, locate
+from ckptrun.checkpoint.backend import Location, locate, read_file, write_file
 from ckptrun.checkpoint.commit import (
     commit,
     is_committed,
@@ -42,7 +42,7 @@ def save(root: Location, step: int, *, content: bytes = b"x", killed_at: str = "
     working = working_folder(target, save_id)
     name = shard_file_name(0, save_id=None if root.backend.renames_folders else save_id)
     working.backend.make_folder(working.path)
-    working.backend.write_file(working.child(name).path, [memoryview(content)])
+    write_file(working.child(name), content)
     manifest = Manifest(
         save_id=save_id,
         created="now",
@@ -69,9 +69,7 @@ def save(root: Location, step: int, *, content: bytes = b"x", killed_at: str = "
 def content_of(root: Location, step: int) -> bytes:
     target = root.child(step_name(step))
     (file,) = read_manifest(target).files.values()
-    raw = bytearray(file.bytes)
-    target.backend.read_into(target.child(file.name).path, 0, memoryview(raw))
-    return bytes(raw)
+    return read_file(target.child(file.name), file.bytes)
 
 
 def names(root: Location, *below: str) -> list[str]:
@@ -172,10 +170,10 @@ def test_an_overwrite_killed_on_an_object_store_leaves_one_whole_checkpoint(
 
 def test_the_old_checkpoint_is_away_for_one_rename_only(local_root: Location) -> None:
     save(local_root, 1, content=b"old")
-    local_root.backend.calls.clear()
+    local_root.backend.calls_made.clear()
     manifest = save(local_root, 1, content=b"newer")
     tmp, old = (f"step_00000001.{kind}-{manifest.save_id}" for kind in ("tmp", "old"))
-    assert local_root.backend.calls == [
+    assert local_root.backend.calls_made == [
         "write rank_00000.safetensors",
         f"write {MANIFEST}",
         f"rename step_00000001 to {old}",

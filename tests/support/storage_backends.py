@@ -7,11 +7,13 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptrun.checkpoint.backend import LocalBackend, Location
+from ckptrun.checkpoint.backend import Location
+from ckptrun.checkpoint.local import LocalBackend, LocalFileReader, LocalFileWriter
+from ckptrun.checkpoint.system_calls import SystemCalls
 
 
 def on(backend: LocalBackend, path: Path) -> Location:
@@ -19,22 +21,23 @@ def on(backend: LocalBackend, path: Path) -> Location:
     return Location(backend, str(path))
 
 
-@dataclass
 class WaitingBackend(LocalBackend):
     """Local files; no shard file is written before ``gate`` exists. ``arrived`` is made when a writer starts to wait."""
 
-    gate: Path
-    timeout_s: float = 60
+    def __init__(self, gate: Path, timeout_s: float = 60) -> None:
+        super().__init__()
+        self.gate = gate
+        self.timeout_s = timeout_s
 
     @property
     def arrived(self) -> Path:
         return self.gate.with_suffix(".arrived")
 
-    def write_file(self, path: str, blocks: Iterable[memoryview]) -> None:
+    def create(self, path: str, length: int) -> LocalFileWriter:
         if path.endswith(".safetensors"):
             self.arrived.touch()
             wait_for(self.gate, self.timeout_s)
-        super().write_file(path, blocks)
+        return super().create(path, length)
 
 
 def wait_for(path: Path, timeout_s: float = 60) -> None:
@@ -45,46 +48,65 @@ def wait_for(path: Path, timeout_s: float = 60) -> None:
         time.sleep(0.005)
 
 
-@dataclass
 class FaultyBackend(LocalBackend):
     """Local files; writing a file whose name starts with ``prefix`` fails once some bytes of it are there."""
 
-    prefix: str
-    error: int = errno.ENOSPC
+    def __init__(self, prefix: str, error: int = errno.ENOSPC) -> None:
+        super().__init__()
+        self.prefix = prefix
+        self.error = error
 
-    def write_file(self, path: str, blocks: Iterable[memoryview]) -> None:
+    def create(self, path: str, length: int) -> LocalFileWriter:
         if not Path(path).name.startswith(self.prefix):
-            super().write_file(path, blocks)
-            return
-        with Path(path).open("wb") as file:
-            file.write(next(iter(blocks))[:100])
-        raise OSError(self.error, os.strerror(self.error), path)
+            return super().create(path, length)
+        return LocalFileWriter(_FailingCalls(self.error, path), path, length)
+
+
+class _FailingCalls(SystemCalls):
+    def __init__(self, error: int, path: str) -> None:
+        self._error = error
+        self._path = path
+
+    def pwrite(self, descriptor: int, block: memoryview, offset: int) -> int:
+        super().pwrite(descriptor, block[:100], offset)
+        raise OSError(self._error, os.strerror(self._error), self._path)
 
 
 class CountingBackend(LocalBackend):
     """Local files; counts the bytes that were read of shard files."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.bytes_read = 0
-        self.calls: list[str] = []
+        self.calls_made: list[str] = []
 
-    def read_into(self, path: str, offset: int, target: memoryview) -> int:
-        count = super().read_into(path, offset, target)
-        if path.endswith(".safetensors"):
-            self.bytes_read += count
-        return count
+    def open(self, path: str) -> LocalFileReader:
+        return _CountingReader(self, path)
 
-    def write_file(self, path: str, blocks: Iterable[memoryview]) -> None:
-        self.calls.append(f"write {Path(path).name}")
-        super().write_file(path, blocks)
+    def create(self, path: str, length: int) -> LocalFileWriter:
+        self.calls_made.append(f"write {Path(path).name}")
+        return super().create(path, length)
 
     def rename_folder(self, old: str, new: str) -> None:
-        self.calls.append(f"rename {Path(old).name} to {Path(new).name}")
+        self.calls_made.append(f"rename {Path(old).name} to {Path(new).name}")
         super().rename_folder(old, new)
 
     def remove(self, path: str) -> None:
-        self.calls.append(f"remove {Path(path).name}")
+        self.calls_made.append(f"remove {Path(path).name}")
         super().remove(path)
+
+
+class _CountingReader(LocalFileReader):
+    def __init__(self, backend: CountingBackend, path: str) -> None:
+        super().__init__(backend.calls, path)
+        self._backend = backend
+        self._counts = path.endswith(".safetensors")
+
+    def read(self, offset: int, targets: Sequence[memoryview]) -> int:
+        count = super().read(offset, targets)
+        if self._counts:
+            self._backend.bytes_read += count
+        return count
 
 
 @dataclass
