@@ -14,34 +14,43 @@ Order on object stores, which cannot rename: shard files go to ``<name>/`` first
 they never replace those of an earlier save; the manifest is put last, which is the commit, and replaces an older one at
 once. Then files that it does not name are deleted.
 
+As long as the process that leads a save lives, it holds a lock file, so that nobody takes the save for a leftover. The
+lock comes before the first file and goes after the commit.
+
 Removing goes the other way: first the checkpoint stops being one (rename, or manifest), then its files go.
 
 Must not know torch. No function here is a collective; rank 0 alone calls them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 
 from ckptrun.checkpoint.backend import Location, Url, locate, write_file
 from ckptrun.checkpoint.layout import (
     MANIFEST,
     LeftoverKind,
     leftover_name,
+    lock_name,
     new_save_id,
     parse_leftover,
+    parse_save_file,
     parse_step,
     step_name,
 )
 from ckptrun.checkpoint.manifest import Manifest, from_bytes, read_manifest, to_bytes
+from ckptrun.checkpoint.owner import describe, note_of_this_process
 from ckptrun.errors import CheckpointError, CheckpointExistsError, CheckpointNotFoundError, ManifestError
 
 __all__ = [
     "commit",
+    "hold_save",
     "is_committed",
     "list_committed",
+    "list_in_flight",
     "list_leftovers",
     "remove_checkpoint",
     "remove_leftovers",
     "require_free",
+    "save_owner",
     "working_folder",
 ]
 
@@ -141,15 +150,41 @@ def _swap(target: Location, working: Location, save_id: str, reached: Callable[[
 
 
 def _remove_orphans(target: Location, manifest: Manifest, reached: Callable[[str], None]) -> None:
-    orphans = _orphans(target, manifest)
+    orphans = [name for name in _orphans(target, manifest.files) if parse_save_file(name) != manifest.save_id]
     if orphans:
         reached("during_swap")
     for name in orphans:
         target.backend.remove(target.child(name).path)
 
 
-def _orphans(target: Location, manifest: Manifest) -> list[str]:
-    return [name for name in target.backend.list_names(target.path) if name != MANIFEST and name not in manifest.files]
+def _orphans(target: Location, files: Container[str]) -> list[str]:
+    """Names in ``target``, on an object store, that belong to no checkpoint and to no save that lives."""
+    found = []
+    for name in target.backend.list_names(target.path):
+        save_id = parse_save_file(name)
+        if save_id is not None and name not in files and save_owner(target, save_id) is None:
+            found.append(name)
+    return found
+
+
+def hold_save(target: Location, save_id: str) -> Callable[[], None]:
+    """Keep others from taking a save for a leftover, until the result is called or this process dies. Rank 0 calls."""
+    lock = _lock_of(target, save_id)
+    lock.backend.make_folder(lock.parent.path)
+    return lock.backend.hold(lock.path, note_of_this_process())
+
+
+def save_owner(target: Location, save_id: str) -> str | None:
+    """Return who is writing a save of ``target``, for people; None when nobody is."""
+    lock = _lock_of(target, save_id)
+    note = lock.backend.holder(lock.path)
+    return None if note is None else describe(note)
+
+
+def _lock_of(target: Location, save_id: str) -> Location:
+    in_folder = not target.backend.renames_folders
+    name = lock_name(target.name, save_id, in_folder=in_folder)
+    return target.child(name) if in_folder else target.sibling(name)
 
 
 def list_committed(root: Url) -> list[int]:
@@ -162,48 +197,66 @@ def list_committed(root: Url) -> list[int]:
 def list_leftovers(root: Url) -> list[str]:
     """Return the names under ``root`` that killed or failed saves and removals left, sorted.
 
-    A save in flight looks the same: call only when there is none.
+    What belongs to a save whose leading process lives is not among them.
     """
     folder = locate(root)
-    return sorted(_leftovers(folder))
+    return sorted(name for name, owner in _leftovers(folder) if owner is None)
 
 
-def _leftovers(folder: Location) -> Iterator[str]:
-    for name in folder.backend.list_names(folder.path):
-        if parse_leftover(name) is not None:
-            yield name
+def list_in_flight(root: Url) -> dict[str, str]:
+    """Return the names under ``root`` that belong to saves in flight, each with who is writing it."""
+    folder = locate(root)
+    return {name: owner for name, owner in sorted(_leftovers(folder)) if owner is not None}
+
+
+def _leftovers(folder: Location) -> Iterator[tuple[str, str | None]]:
+    """Names, and who is writing them. A lock file counts with the folder that it is for."""
+    names = folder.backend.list_names(folder.path)
+    for name in names:
+        leftover = parse_leftover(name)
+        if leftover is not None:
+            if leftover.kind is not LeftoverKind.lock or name.removesuffix(".lock") not in names:
+                yield name, save_owner(folder.child(leftover.name), leftover.save_id)
         elif parse_step(name) is not None and not folder.backend.renames_folders:
             yield from _remote_leftovers(folder, name)
 
 
-def _remote_leftovers(folder: Location, name: str) -> Iterator[str]:
+def _remote_leftovers(folder: Location, name: str) -> Iterator[tuple[str, str | None]]:
     """On an object store what is left of a save lies in the final folder."""
     step = folder.child(name)
-    if not is_committed(step):
-        yield name
-        return
     try:
-        manifest = read_manifest(step)
+        files: Container[str] = read_manifest(step).files
+    except CheckpointNotFoundError:
+        files = ()
     except ManifestError:
         # Damaged, so nobody knows which files belong to it: a user may still save some.
         return
-    for orphan in _orphans(step, manifest):
-        yield f"{name}/{orphan}"
+    for file in step.backend.list_names(step.path):
+        save_id = parse_save_file(file)
+        if save_id is not None and file not in files:
+            yield f"{name}/{file}", save_owner(step, save_id)
 
 
 def remove_leftovers(root: Url) -> list[str]:
     """Remove what :func:`list_leftovers` lists; return the removed names.
 
     The old version of an overwrite that was cut between its renames gets its name back instead. Call before
-    :func:`list_committed` at the start of a run, and only when no save is in flight.
+    :func:`list_committed` at the start of a run. Saves in flight, of this process or another, are left alone.
     """
     folder = locate(root)
     removed = []
     for name in list_leftovers(folder):
         if not _restore(folder, name):
             folder.backend.remove(folder.child(name).path)
+            _remove_lock(folder, name)
             removed.append(name)
     return removed
+
+
+def _remove_lock(folder: Location, name: str) -> None:
+    leftover = parse_leftover(name)
+    if leftover is not None and leftover.kind is LeftoverKind.tmp:
+        folder.backend.remove(_lock_of(folder.child(leftover.name), leftover.save_id).path)
 
 
 def _restore(folder: Location, name: str) -> bool:

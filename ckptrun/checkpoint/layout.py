@@ -8,6 +8,8 @@
         rank_00000-00001.safetensors        part 1 of it: a second chunk of a leaf that is in part 0 already
         rank_00000.<save id>.safetensors    the same where storage cannot rename a folder
     step_00000020.tmp-<save id>/            a save in flight, or cut off before its commit
+    step_00000020.tmp-<save id>.lock        there as long as the process that leads the save lives and is not done
+    step_00000020/<save id>.lock            the same where storage cannot rename a folder
     step_00000020.old-<save id>/            what an overwrite replaces, for the moment of the swap
     step_00000020.gone-<save id>/           on its way out: no checkpoint any more, not yet deleted
 
@@ -28,8 +30,10 @@ __all__ = [
     "is_save_id",
     "is_shard_file_name",
     "leftover_name",
+    "lock_name",
     "new_save_id",
     "parse_leftover",
+    "parse_save_file",
     "parse_step",
     "shard_file_name",
     "step_folder",
@@ -41,7 +45,8 @@ MANIFEST = "manifest.json"
 _STEP = re.compile(r"step_([0-9]{8,})")
 _SAVE_ID = re.compile(r"[0-9a-f]{32}")
 _SHARD_FILE = re.compile(r"rank_[0-9]{5,}(-[0-9]{5,})?(\.[0-9a-f]{32})?\.safetensors")
-_LEFTOVER = re.compile(r"(?P<name>.+)\.(?P<kind>tmp|old|gone)-(?P<save_id>[0-9a-f]{32})")
+_LEFTOVER = re.compile(r"(?P<name>.+)\.(?P<kind>tmp|old|gone)-(?P<save_id>[0-9a-f]{32})(?P<lock>\.lock)?")
+_SAVE_FILE = re.compile(r"(rank_[0-9]{5,}(-[0-9]{5,})?\.)?(?P<save_id>[0-9a-f]{32})\.(safetensors|lock)")
 
 
 class LeftoverKind(StrEnum):
@@ -53,11 +58,13 @@ class LeftoverKind(StrEnum):
     """A committed checkpoint that an overwrite has moved away and not yet deleted."""
     gone = "gone"
     """A checkpoint that was removed and not yet deleted."""
+    lock = "lock"
+    """The lock file of a save."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leftover:
-    """A folder name that says it is not a checkpoint, taken apart."""
+    """The name of a folder or file that says it is not a checkpoint, taken apart."""
 
     name: str
     """The checkpoint folder that it belongs to."""
@@ -111,9 +118,21 @@ def leftover_name(name: str, kind: LeftoverKind, save_id: str) -> str:
     return f"{name}.{kind}-{save_id}"
 
 
+def lock_name(name: str, save_id: str, *, in_folder: bool) -> str:
+    """Return the name of a save's lock file: beside the checkpoint folder ``name``, or inside it."""
+    return f"{save_id}.lock" if in_folder else f"{leftover_name(name, LeftoverKind.tmp, save_id)}.lock"
+
+
 def parse_leftover(name: str) -> Leftover | None:
-    """Take a folder name apart; None when it is nothing that a save leaves behind."""
+    """Take a name beside checkpoints apart; None when it is nothing that a save leaves behind."""
     match = _LEFTOVER.fullmatch(name)
     if match is None:
         return None
-    return Leftover(name=match["name"], kind=LeftoverKind(match["kind"]), save_id=match["save_id"])
+    kind = LeftoverKind.lock if match["lock"] else LeftoverKind(match["kind"])
+    return Leftover(name=match["name"], kind=kind, save_id=match["save_id"])
+
+
+def parse_save_file(name: str) -> str | None:
+    """Return the save id in the name of a file that lies in a checkpoint folder; None when there is none."""
+    match = _SAVE_FILE.fullmatch(name)
+    return None if match is None else match["save_id"]

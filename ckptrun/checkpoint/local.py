@@ -7,6 +7,7 @@ first byte.
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ _READS_AT_ONCE = 2
 _SECTOR_BYTES = 4096
 _MAX_BUFFERS = 1024  # IOV_MAX
 _NOTE_BYTES = 4096
+_LOOKING_SECONDS = 0.01
 _CANNOT = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
@@ -92,13 +94,10 @@ class LocalBackend:
 
     def hold(self, path: str, note: str) -> Callable[[], None]:
         """See ``Backend``."""
-        descriptor = self.calls.open(path, os.O_RDWR | os.O_CREAT)
-        try:
-            self._try_lock(descriptor)
-            self.calls.pwrite(descriptor, memoryview(note.encode()), 0)
-        except BaseException:
-            self.calls.close(descriptor)
-            raise
+        while True:
+            descriptor = self._hold(path, note)
+            if descriptor is not None:
+                break
 
         def release() -> None:
             try:
@@ -107,6 +106,22 @@ class LocalBackend:
                 self.calls.close(descriptor)
 
         return release
+
+    def _hold(self, path: str, note: str) -> int | None:
+        """Make and lock the file; None when somebody who looked for a dead owner was quicker than the lock."""
+        descriptor = self.calls.open(path, os.O_RDWR | os.O_CREAT)
+        try:
+            self._try_lock(descriptor)
+            self.calls.pwrite(descriptor, memoryview(note.encode()), 0)
+            if self.calls.is_same(descriptor, path):
+                return descriptor
+        except BlockingIOError:
+            time.sleep(_LOOKING_SECONDS)
+        except BaseException:
+            self.calls.close(descriptor)
+            raise
+        self.calls.close(descriptor)
+        return None
 
     def holder(self, path: str) -> str | None:
         """See ``Backend``."""

@@ -10,9 +10,11 @@ that save in it. So the ticket is not looked for in the plan: unpickling it, whi
 save, leaves it where ``write_data`` takes it.
 """
 
+import contextlib
 import dataclasses
 import os
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -22,7 +24,7 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 from ckptrun.checkpoint.backend import Url, locate
-from ckptrun.checkpoint.commit import commit, require_free, working_folder
+from ckptrun.checkpoint.commit import commit, hold_save, require_free, working_folder
 from ckptrun.checkpoint.layout import new_save_id
 from ckptrun.checkpoint.manifest import Manifest, read_manifest
 from ckptrun.checkpoint.read_rank import read_rank, to_metadata
@@ -88,6 +90,11 @@ class ShardWriter(StorageWriter):
         self._facts = SaveFacts(digests=dict(digests or {}), paths=dict(paths or {}), run=dict(run or {}))
         self._reached = reached
         self._ticket: _Ticket | None = None
+        self._lock: weakref.finalize[Any, Any] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A save in another process takes its lock there.
+        return {**self.__dict__, "_lock": None}
 
     @property
     def checkpoint_id(self) -> str:
@@ -132,6 +139,9 @@ class ShardWriter(StorageWriter):
         """
         require_free(self._target, overwrite=self._overwrite)
         save_id = new_save_id()
+        self._release()
+        # A save that fails lets go of its lock with its writer, and a process that dies with itself.
+        self._lock = weakref.finalize(self, hold_save(self._target, save_id))
         # Without a process group nothing is pickled, so nothing arrives.
         self._ticket = _Ticket(save_id, 0)
         return [dataclasses.replace(plan, storage_data=_Ticket(save_id, rank)) for rank, plan in enumerate(plans)]
@@ -150,7 +160,11 @@ class ShardWriter(StorageWriter):
             raise InternalError("This rank was told to write, but not what the save is called.")
         folder = working_folder(self._target, ticket.save_id)
         target = SaveTarget(folder=folder, rank=ticket.rank, save_id=ticket.save_id)
-        report = write_rank(plan, planner, target, self._facts, self._reached)
+        try:
+            report = write_rank(plan, planner, target, self._facts, self._reached)
+        except BaseException:
+            self._release()
+            raise
         index = MetadataIndex(f"rank {ticket.rank}")
         done: Future[list[WriteResult]] = Future()
         done.set_result([WriteResult(index=index, size_in_bytes=report.bytes, storage_data=report)])
@@ -168,6 +182,14 @@ class ShardWriter(StorageWriter):
         reports = [cast("RankReport", result.storage_data) for rank in results for result in rank]
         manifest = build_manifest(metadata, reports, self._facts, save_id=self._ticket.save_id)
         commit(self._target, manifest, reached=self._reached)
+        self._release()
+
+    def _release(self) -> None:
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            # The checkpoint counts without it; a lock file that stays is a leftover once this process is gone.
+            with contextlib.suppress(OSError):
+                lock()
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:

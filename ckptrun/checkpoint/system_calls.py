@@ -68,6 +68,13 @@ class SystemCalls:
         """Return the bytes of a file."""
         return Path(path).stat().st_size
 
+    def is_same(self, descriptor: int, path: str) -> bool:
+        """Whether ``path`` still is the file that was opened."""
+        try:
+            return os.path.samestat(os.fstat(descriptor), os.stat(path))  # noqa: PTH116  # beside fstat()
+        except FileNotFoundError:
+            return False
+
     def is_folder(self, path: str) -> bool:
         """Whether ``path`` is a folder, or a link to one."""
         return Path(path).is_dir()

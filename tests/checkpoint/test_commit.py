@@ -1,5 +1,8 @@
 """A checkpoint appears and disappears at once or not at all, and what is left of a killed save is known for what it is."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,15 +10,17 @@ import pytest
 from ckptrun.checkpoint.backend import Location, locate, read_file, write_file
 from ckptrun.checkpoint.commit import (
     commit,
+    hold_save,
     is_committed,
     list_committed,
+    list_in_flight,
     list_leftovers,
     remove_checkpoint,
     remove_leftovers,
     require_free,
     working_folder,
 )
-from ckptrun.checkpoint.layout import MANIFEST, new_save_id, shard_file_name, step_name
+from ckptrun.checkpoint.layout import MANIFEST, LeftoverKind, new_save_id, parse_leftover, shard_file_name, step_name
 from ckptrun.checkpoint.manifest import Leaf, Manifest, ShardFile, read_manifest
 from ckptrun.errors import CheckpointError, CheckpointExistsError, CheckpointNotFoundError, ManifestError
 from tests.support.storage_backends import CountingBackend, on
@@ -105,11 +110,49 @@ def test_a_save_killed_before_its_commit_is_a_leftover(local_root: Location, poi
 def test_on_an_object_store_files_without_a_manifest_are_a_leftover(tmp_path: Path) -> None:
     root = locate(f"memory://{tmp_path.name}/run")
     save(root, 1)
-    save(root, 2, killed_at="before_manifest")
+    manifest = save(root, 2, killed_at="before_manifest")
+    leftover = f"step_00000002/{next(iter(manifest.files))}"
     assert list_committed(root) == [1]
-    assert list_leftovers(root) == ["step_00000002"]
-    assert remove_leftovers(root) == ["step_00000002"]
-    assert names(root) == ["step_00000001"]
+    assert list_leftovers(root) == [leftover]
+    assert remove_leftovers(root) == [leftover]
+    assert names(root, "step_00000002") == []
+    assert list_committed(root) == [1]
+
+
+def test_a_save_in_flight_is_no_leftover_until_its_owner_lets_go(root: Location) -> None:
+    target = root.child(step_name(2))
+    save_id = new_save_id()
+    release = hold_save(target, save_id)
+    name = shard_file_name(0, save_id=None if root.backend.renames_folders else save_id)
+    working = working_folder(target, save_id)
+    working.backend.make_folder(working.path)
+    write_file(working.child(name), b"half")
+    in_flight = list_in_flight(root)
+    assert all(save_id in name for name in in_flight)
+    assert [f"process {os.getpid()}," in owner for owner in set(in_flight.values())] == [True]
+    assert (list_leftovers(root), remove_leftovers(root)) == ([], [])
+    assert working.child(name).name in working.backend.list_names(working.path)
+    release()
+    assert len(remove_leftovers(root)) == 1
+    assert (list_leftovers(root), list_in_flight(root)) == ([], {})
+
+
+def test_a_lock_is_released_by_the_death_of_its_owner(local_root: Location, tmp_path: Path) -> None:
+    code = "import sys; from ckptrun.checkpoint.backend import locate; from ckptrun.checkpoint.commit import hold_save;"
+    code += "hold_save(locate(sys.argv[1]), '0' * 32); print('held', flush=True); sys.stdin.read()"
+    target = local_root.child(step_name(2))
+    owner = subprocess.Popen(
+        [sys.executable, "-c", code, target.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert owner.stdout is not None
+    with owner:
+        assert owner.stdout.readline() == "held\n"
+        assert remove_leftovers(local_root) == []
+        assert f"process {owner.pid}," in next(iter(list_in_flight(local_root).values()))
+        owner.kill()
+    assert [parse_leftover(name).kind for name in list_leftovers(local_root)] == [LeftoverKind.lock]
+    assert len(remove_leftovers(local_root)) == 1
+    assert names(local_root) == []
 
 
 def test_a_committed_checkpoint_is_not_written_over_unless_asked(root: Location) -> None:

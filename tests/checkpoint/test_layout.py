@@ -6,8 +6,10 @@ from ckptrun.checkpoint.layout import (
     LeftoverKind,
     is_shard_file_name,
     leftover_name,
+    lock_name,
     new_save_id,
     parse_leftover,
+    parse_save_file,
     parse_step,
     shard_file_name,
     step_folder,
@@ -56,11 +58,23 @@ def test_a_checkpoint_folder_is_under_its_root(root: str, folder: str) -> None:
     assert step_folder(root, 20) == folder
 
 
-@pytest.mark.parametrize("kind", list(LeftoverKind))
+@pytest.mark.parametrize("kind", [LeftoverKind.tmp, LeftoverKind.old, LeftoverKind.gone])
 def test_a_leftover_is_read_back_from_its_name(kind: LeftoverKind) -> None:
     leftover = parse_leftover(leftover_name("step_00000020", kind, SAVE_ID))
     assert leftover is not None
     assert (leftover.name, leftover.kind, leftover.save_id) == ("step_00000020", kind, SAVE_ID)
+
+
+def test_a_lock_is_read_back_from_its_name() -> None:
+    leftover = parse_leftover(lock_name("step_00000020", SAVE_ID, in_folder=False))
+    assert leftover is not None
+    assert (leftover.name, leftover.kind, leftover.save_id) == ("step_00000020", LeftoverKind.lock, SAVE_ID)
+    assert parse_save_file(lock_name("step_00000020", SAVE_ID, in_folder=True)) == SAVE_ID
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "manifest.json", shard_file_name(0), f"{SAVE_ID}.txt"])
+def test_files_that_are_of_no_save_are_not_taken_for_its_own(name: str) -> None:
+    assert parse_save_file(name) is None
 
 
 @pytest.mark.parametrize(

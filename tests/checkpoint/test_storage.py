@@ -268,7 +268,7 @@ def test_what_needs_pickle_is_refused_by_name_before_a_byte_is_written(value: An
     assert isinstance(error, UnsupportedLeafError)
     assert "'mine.bad'" in str(error)
     assert type(value).__name__ in str(error)
-    assert list(tmp_path.iterdir()) == []
+    assert [path for path in tmp_path.rglob("*") if path.is_file() or "step" in path.name] == []
 
 
 def test_a_tuple_that_holds_a_tensor_is_refused_with_the_way_out(tmp_path: Path) -> None:
