@@ -14,7 +14,7 @@ uses a group that training uses.
 
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,8 +26,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, AsyncSaveResponse, async_save, save
 
+from ckptrun.checkpoint.backend import Url, locate
 from ckptrun.checkpoint.commit import list_committed, remove_checkpoint, remove_leftovers
-from ckptrun.checkpoint.layout import step_folder
+from ckptrun.checkpoint.layout import step_name
 from ckptrun.checkpoint.policy import KeepLast
 from ckptrun.checkpoint.staging import HostStager
 from ckptrun.checkpoint.state import Path, TrainingState, is_per_rank, name_of
@@ -80,7 +81,7 @@ class CheckpointManager:
     """Saves into and loads from one folder of checkpoints. Every method is called on all ranks, in the same order.
 
     Args:
-        root: The folder, or URL, that holds ``step_...`` folders.
+        root: What holds the ``step_...`` folders.
         mode: Who writes.
         keep: What is removed after a commit.
         ranks: Agreement between ranks on the main thread.
@@ -92,7 +93,7 @@ class CheckpointManager:
 
     def __init__(  # noqa: PLR0913  # one composition root passes all of them by name
         self,
-        root: str,
+        root: Url,
         *,
         mode: SaveMode,
         keep: KeepLast,
@@ -102,7 +103,8 @@ class CheckpointManager:
         facts: Mapping[str, Any],
         on_commit: Callable[[Commit], None] = lambda _: None,
     ) -> None:
-        self.root = root
+        self._root = locate(root)
+        self._replaceable: set[str] = set()
         self._mode = mode
         self._keep = keep
         self._ranks = ranks
@@ -120,20 +122,24 @@ class CheckpointManager:
 
     def committed_steps(self) -> list[int]:
         """Steps with a committed checkpoint, ascending, as rank 0 sees them."""
-        return self._ranks.decide(lambda: list_committed(self.root))
+        return self._ranks.decide(lambda: list_committed(self._root))
 
     def remove_leftovers(self) -> list[str]:
         """Remove what killed saves left behind; return the names, as rank 0 saw them."""
-        return self._ranks.decide(lambda: list(remove_leftovers(self.root)))
+        return self._ranks.decide(lambda: list(remove_leftovers(self._root)))
 
     def remove(self, steps: list[int]) -> None:
         """Remove committed checkpoints."""
 
         def remove_all() -> None:
             for step in steps:
-                remove_checkpoint(self.root, step)
+                remove_checkpoint(self._root, step)
 
         self._ranks.decide(remove_all)
+
+    def may_replace(self, folders: Iterable[str]) -> None:
+        """Allow that a save replaces these checkpoints, which are damaged and of steps that are done again."""
+        self._replaceable |= {str(locate(folder)) for folder in folders}
 
     def save(self, state: TrainingState, step: int) -> None:
         """Request a checkpoint of ``state`` after ``step``; return as soon as training may go on.
@@ -149,7 +155,8 @@ class CheckpointManager:
         request = self._request(leaves, step)
         paths = {name_of(path): path for path in leaves}
         writer = ShardWriter(
-            request.folder,
+            self._root.child(step_name(step)),
+            overwrite=request.folder in self._replaceable,
             digests=self._merged_digests,
             paths=paths,
             run={"step": step, "world_size": self._ranks.world_size, **self._facts},
@@ -237,7 +244,7 @@ class CheckpointManager:
         self._merged_digests, conflicts = _merge(digests, leaves, self._ranks)
         return SaveRequest(
             step=step,
-            folder=step_folder(self.root, step),
+            folder=str(self._root.child(step_name(step))),
             digests=digests,
             replica_conflicts=tuple(conflicts),
         )
@@ -271,10 +278,11 @@ class CheckpointManager:
 
     def _committed(self, commit: Commit) -> None:
         self._last = commit
+        self._replaceable.discard(commit.request.folder)
         # Rank 0 alone: no rank needs the old checkpoints, and a collective here would tie poll() of all ranks together.
         if self._ranks.rank == 0:
-            for step in self._keep.to_remove(list_committed(self.root), newest=commit.request.step):
-                remove_checkpoint(self.root, step)
+            for step in self._keep.to_remove(list_committed(self._root), newest=commit.request.step):
+                remove_checkpoint(self._root, step)
         self._on_commit(commit)
 
 

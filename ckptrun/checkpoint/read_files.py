@@ -5,6 +5,7 @@ that have a checksum; whole blocks go straight to their memory, the rest of a bl
 lie beside each other in a file are read with one call. Must not know torch, ranks, or what a leaf is for.
 """
 
+import errno
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -143,7 +144,12 @@ class ShardFiles:
 
     def _fill(self, name: str, reader: FileReader, offset: int, targets: list[memoryview]) -> None:
         expected = sum(target.nbytes for target in targets)
-        count = reader.read(offset, targets)
+        try:
+            count = reader.read(offset, targets)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            raise self._damaged(name, f"cannot be read at byte {offset}: {error.strerror}") from error
         if count != expected:
             raise self._damaged(name, f"ends after {offset + count} bytes, {offset + expected} were expected")
 

@@ -10,7 +10,6 @@ from typing import Any, Self
 import torch
 
 from ckptrun.build import Builder, Built
-from ckptrun.checkpoint.layout import step_folder
 from ckptrun.checkpoint.load import Loaded, load
 from ckptrun.checkpoint.manager import CheckpointManager, Commit
 from ckptrun.checkpoint.manifest import read_manifest
@@ -21,11 +20,17 @@ from ckptrun.config.checkpoint import LoadSelection, SaveMode
 from ckptrun.config.parallelism import MeshShape
 from ckptrun.config.proof import ReloadCheck
 from ckptrun.config.run import RunConfig, to_plain
-from ckptrun.console import ProgressView, say
+from ckptrun.console import ProgressView, say, say_error
 from ckptrun.errors import CheckpointDamagedError, InternalError
 from ckptrun.launch.groups import Groups
 from ckptrun.launch.lock import RunLock
-from ckptrun.launch.preflight import abandoned_steps, changed_keys, checkpoint_in, folder_to_resume
+from ckptrun.launch.preflight import (
+    abandoned_steps,
+    changed_keys,
+    checkpoint_in,
+    folders_to_resume,
+    none_is_whole,
+)
 from ckptrun.launch.report import Report
 from ckptrun.proof import Check, Status, check_loaded, check_reload, check_replicas, verdict_of
 from ckptrun.ranks import Ranks
@@ -68,6 +73,7 @@ class Job:
         self._ranks = Ranks(groups.control)
         self._timing = _Timing()
         self._checks: list[Check] = []
+        self._damaged: dict[str, str] = {}
         self._report = Report(config, mesh_shape=mesh_shape, device=device, command=command, ranks=self._ranks)
         self._lock: RunLock | None = None
         self._ranks.decide(self._take_lock)
@@ -91,7 +97,7 @@ class Job:
         """Resume, train, check; return the exit code."""
         loaded = self._resume()
         progress = self._built.training.progress
-        self._report.begin(first_step=progress.step)
+        self._report.begin(first_step=progress.step, damaged=self._damaged)
         self._start_streams(loaded)
         if loaded is not None and not self._verify_resume(loaded):
             return self._finish()
@@ -181,34 +187,37 @@ class Job:
             # Before looking for checkpoints: an overwrite that was cut gets its old version back.
             for name in self._manager.remove_leftovers():
                 say_once(self._ranks, f"Removed {name}: what a save that was ended left behind.")
-        folder = self._ranks.decide(lambda: folder_to_resume(config))
+        folders = self._ranks.decide(lambda: folders_to_resume(config))
         selection = config.checkpoint.selection
-        if folder is not None:
-            self._say_changes(folder)
-            return self._load_to_resume(folder, _EVERYTHING if selection.source is not None else selection)
+        if config.checkpoint.mode is SaveMode.none and not folders and self._manager.committed_steps():
+            say_once(
+                self._ranks, "Not resuming: with checkpoint=none a run starts anew; checkpoint.resume=<step> resumes."
+            )
+        if folders:
+            return self._load_whole(folders, _EVERYTHING if selection.source is not None else selection)
         if selection.source is not None:
             self._start_from(selection)
         return None
+
+    def _load_whole(self, folders: Sequence[str], selection: LoadSelection) -> Loaded:
+        """Load the first of ``folders`` that is whole."""
+        for folder in folders:
+            try:
+                self._say_changes(folder)
+                loaded = self._load(self._built, folder, selection)
+            except CheckpointDamagedError as error:
+                self._damaged[folder] = str(error)
+                continue
+            for damaged, reason in self._damaged.items():
+                say_error_once(self._ranks, f"DAMAGED, skipped: {damaged}. {reason}")
+            self._manager.may_replace(self._damaged)
+            return loaded
+        raise self._ranks.decide(lambda: none_is_whole(self._config, self._damaged))
 
     def _say_changes(self, folder: str) -> None:
         saved_run = self._ranks.decide(lambda: dict(read_manifest(folder).run))
         for key, before, now in changed_keys(self._config, saved_run):
             say_once(self._ranks, f"Changed since that checkpoint: {key} was {before!r}, now {now!r}.")
-
-    def _load_to_resume(self, folder: str, selection: LoadSelection) -> Loaded:
-        try:
-            return self._load(self._built, folder, selection)
-        except CheckpointDamagedError as error:
-            others = [
-                step for step in self._manager.committed_steps() if step_folder(self._manager.root, step) != folder
-            ]
-            way_out = (
-                f"Other committed steps: {', '.join(map(str, others))}. Go back to the newest of them with "
-                f"checkpoint.resume={others[-1]} checkpoint.overwrite=true; nothing is removed unless it loads."
-                if others
-                else "There is no other checkpoint; start anew with checkpoint.resume=none checkpoint.overwrite=true."
-            )
-            raise type(error)(f"{error} {way_out}", folder=error.folder) from error
 
     def _start_from(self, selection: LoadSelection) -> None:
         source = self._ranks.decide(lambda: checkpoint_in(str(selection.source), key="checkpoint.load.from"))
@@ -327,3 +336,9 @@ def say_once(ranks: Ranks, text: str) -> None:
     """Print ``text`` on rank 0."""
     if ranks.rank == 0:
         say(text)
+
+
+def say_error_once(ranks: Ranks, text: str) -> None:
+    """Print what must not be overlooked on rank 0."""
+    if ranks.rank == 0:
+        say_error(f"ckptrun: {text}")

@@ -9,9 +9,15 @@ from ckptrun.checkpoint.layout import step_folder
 from ckptrun.checkpoint.manifest import read_manifest
 from ckptrun.config.checkpoint import SaveMode, is_remote
 from ckptrun.config.run import RunConfig, to_plain
-from ckptrun.errors import CheckpointExistsError, CheckpointNotFoundError, ConfigError
+from ckptrun.errors import (
+    CheckpointDamagedError,
+    CheckpointExistsError,
+    CheckpointNotFoundError,
+    ConfigError,
+    ManifestError,
+)
 
-__all__ = ["abandoned_steps", "changed_keys", "checkpoint_in", "folder_to_resume", "preflight"]
+__all__ = ["abandoned_steps", "changed_keys", "checkpoint_in", "folders_to_resume", "none_is_whole", "preflight"]
 
 # Their state would be loaded into something else: refused. Everything else that changed is only reported.
 _IDENTITY = ("model", "optimizer")
@@ -34,11 +40,39 @@ def preflight(config: RunConfig, *, world_size: int) -> None:
     _make_folder("run.dir", config)
     if config.checkpoint.mode is not SaveMode.none and not is_remote(config.checkpoint_root):
         _make_folder("checkpoint.path", config)
-    folder = folder_to_resume(config)
-    if folder is not None:
-        check_identity(config, read_manifest(folder).run, folder)
-    elif config.checkpoint.selection.source is not None:
+    folders = folders_to_resume(config)
+    for folder in folders:
+        try:
+            manifest = read_manifest(folder)
+        except ManifestError as error:
+            if folder == folders[-1]:
+                raise none_is_whole(config, {folder: str(error)}) from error
+            continue
+        check_identity(config, manifest.run, folder)
+        break
+    if not folders and config.checkpoint.selection.source is not None:
         checkpoint_in(config.checkpoint.selection.source, key="checkpoint.load.from")
+
+
+def none_is_whole(config: RunConfig, damaged: Mapping[str, str]) -> CheckpointDamagedError:
+    """Return the error for a start that finds only ``damaged`` checkpoints: folder -> what is wrong."""
+    folder, reason = next(iter(damaged.items()))
+    steps = [
+        step
+        for step in list_committed(config.checkpoint_root)
+        if step_folder(config.checkpoint_root, step) not in damaged
+    ]
+    if steps:
+        way_out = (
+            f"Other committed steps: {', '.join(map(str, steps))}. Go back to the newest of them with "
+            f"checkpoint.resume={steps[-1]} checkpoint.overwrite=true; nothing is removed unless it loads."
+        )
+    else:
+        way_out = (
+            f"No checkpoint in {config.checkpoint_root} is whole, and a run that has some does not start from step 0 "
+            "by itself: checkpoint.resume=none checkpoint.overwrite=true makes it."
+        )
+    return CheckpointDamagedError(f"{reason} {way_out}", folder=folder)
 
 
 def _make_folder(key: str, config: RunConfig) -> None:
@@ -54,8 +88,8 @@ def _make_folder(key: str, config: RunConfig) -> None:
         raise ConfigError(f"{key}={folder} cannot be written: {error.strerror}. Choose another folder.") from error
 
 
-def folder_to_resume(config: RunConfig) -> str | None:
-    """The checkpoint that a start of ``config`` resumes from; None: it starts at step 0.
+def folders_to_resume(config: RunConfig) -> list[str]:
+    """The checkpoints that a start of ``config`` may resume from, the first that is whole; none: it starts at step 0.
 
     Rank 0's view decides; call it there only.
 
@@ -63,18 +97,19 @@ def folder_to_resume(config: RunConfig) -> str | None:
         ConfigError: The checkpoint asked for does not exist, or going back was not allowed to remove later ones.
     """
     if config.checkpoint.mode is SaveMode.none and config.checkpoint.resume == "auto":
-        return None
+        return []
     root, resume = config.checkpoint_root, str(config.checkpoint.resume)
     try:
         steps = list_committed(root)
     except (OSError, ImportError, ValueError) as error:
         raise ConfigError(f"checkpoint.path={root} cannot be read: {error}.") from error
+    newest_first = [step_folder(root, step) for step in reversed(steps)]
     match resume:
         case "none":
             _check_overwrite(config, steps, kept=-1)
-            return None
+            return []
         case "auto":
-            return step_folder(root, steps[-1]) if steps else None
+            return newest_first
         case _ if config.checkpoint.resume_step is not None:
             step = config.checkpoint.resume_step
             if step not in steps:
@@ -86,15 +121,15 @@ def folder_to_resume(config: RunConfig) -> str | None:
                     folder=root,
                 )
             _check_overwrite(config, steps, kept=step)
-            return step_folder(root, step)
+            return [step_folder(root, step)]
         case _:
             folder = checkpoint_in(resume, key="checkpoint.resume")
             own = _own_step(config, folder)
             if own is not None:
                 _check_overwrite(config, steps, kept=own)
-                return folder
+                return [folder]
             # The same command again goes on with what the run has saved since.
-            return step_folder(root, steps[-1]) if steps and not config.checkpoint.overwrite else folder
+            return newest_first if steps and not config.checkpoint.overwrite else [folder]
 
 
 def checkpoint_in(place: str, *, key: str) -> str:

@@ -43,8 +43,8 @@ class Report:
         self._processes = ranks.gather(os.getpid())
         self._record: RunRecord | None = None
 
-    def begin(self, *, first_step: int) -> None:
-        """Open the run folder's files; the run goes on from ``first_step``."""
+    def begin(self, *, first_step: int, damaged: Mapping[str, str]) -> None:
+        """Open the run folder's files; the run goes on from ``first_step``, past ``damaged`` checkpoints (reasons)."""
         if not self._is_first:
             return
         facts = {
@@ -56,6 +56,8 @@ class Report:
         self._record.config(to_plain(self._config))
         write_json(self._config.run_dir / "environment.json", facts)
         self._record.event("start", step=first_step, world_size=self._world_size, mesh=self._mesh)
+        for folder, reason in damaged.items():
+            self._record.event("skipped", step=first_step, folder=folder, reason=reason)
 
     def step(self, facts: StepFacts) -> None:
         """Note one step; loss, norm and learning rate with their bits."""
@@ -110,6 +112,8 @@ class Report:
             rows["speed"] = f"{speed * per_sample:,.0f} {unit}/s"
         rows["checkpoints"] = (
             f"{summary['checkpoints']} committed, training was blocked for {summary['blocked_seconds']:.3f} s by saving"
+            if summary["checkpoints"]
+            else "none saved by this start"
         )
         rows["reload"] = _outcome(verdict) if asked or verdict.status is Status.different else "not asked for"
         rows["run folder"] = str(self._config.run_dir)

@@ -223,5 +223,8 @@ def _in_place(kind: str) -> float:
 
 @pytest.mark.distributed
 def test_a_model_may_change_in_place_what_a_sharded_tensor_parallel_unit_returns():
-    """fully_shard alone would lose the unit's parameters in backward, because the unit returns a view."""
+    """fully_shard alone would lose the unit's parameters in backward, because the unit returns a view.
+
+    Sums over ranks come in another order: 1e-5. Lost parameters have no gradient at all.
+    """
     assert run_ranks(_in_place, 4, "fsdp_tp")[0] == pytest.approx(_in_place("none"), rel=1e-5)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.support.jobs import ROOT, TINY, assert_same_state, run_here, start, stop, verdict, wait_for_event
+from tests.support.jobs import ROOT, TINY, assert_same_state, events, run_here, start, stop, verdict, wait_for_event
 
 pytestmark = pytest.mark.distributed
 
@@ -160,16 +160,48 @@ def test_ctrl_c_in_the_first_second_is_one_line(tmp_path) -> None:
     assert "interrupted" in errors
 
 
-def test_a_flipped_bit_is_found_before_training_goes_on(copy) -> None:
-    shard = copy / "checkpoints/step_00000004/rank_00000.safetensors"
-    raw = bytearray(shard.read_bytes())
+def flip_a_bit(file) -> None:
+    raw = bytearray(file.read_bytes())
     raw[-100] ^= 1
-    shard.write_bytes(bytes(raw))
+    file.write_bytes(bytes(raw))
+
+
+@pytest.mark.parametrize("name", ["rank_00000.safetensors", "manifest.json"])
+def test_a_damaged_newest_checkpoint_is_skipped_loudly_and_replaced(copy, name) -> None:
+    whole = run_here(copy.parent / "whole", *JOB, "train.steps=6")
+    assert whole == 0
+    flip_a_bit(copy / "checkpoints/step_00000004" / name)
+    ended = run_here(copy, *JOB, "train.steps=6")
+    assert ended == 0
+    assert "DAMAGED, skipped: " in ended.errors
+    assert name in ended.errors
+    assert "Resumed from" in ended.output
+    assert "(step 2)" in ended.output
+    (event,) = [event for event in events(copy) if event["event"] == "skipped"]
+    assert event["folder"].endswith("step_00000004")
+    for step in (4, 6):
+        folder = f"checkpoints/step_{step:08d}"
+        assert_same_state(copy / folder, copy.parent / "whole" / folder)
+
+
+def test_with_no_whole_checkpoint_a_run_does_not_start_anew_unless_told_so(copy) -> None:
+    for step in (2, 4):
+        flip_a_bit(copy / f"checkpoints/step_{step:08d}/rank_00000.safetensors")
     ended = run_here(copy, *JOB, "train.steps=6")
     assert ended == 1
-    assert "rank_00000.safetensors" in ended.errors
-    assert "step_00000004" in ended.errors
     assert "Traceback" not in ended.errors
+    assert "is whole" in ended.errors
+    assert "checkpoint.resume=none checkpoint.overwrite=true" in ended.errors
+    assert steps_in(copy) == ["step_00000002", "step_00000004"]
+    assert run_here(copy, *JOB, "train.steps=6", "checkpoint.resume=none", "checkpoint.overwrite=true") == 0
+
+
+def test_a_damaged_checkpoint_that_was_asked_for_is_not_passed_over(copy) -> None:
+    flip_a_bit(copy / "checkpoints/step_00000004/rank_00000.safetensors")
+    ended = run_here(copy, *JOB, "train.steps=6", "checkpoint.resume=4")
+    assert ended == 1
+    assert "rank_00000.safetensors" in ended.errors
+    assert "Other committed steps: 2" in ended.errors
 
 
 def test_torchrun_with_another_number_of_ranks_says_so_once(tmp_path) -> None:
