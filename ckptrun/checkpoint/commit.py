@@ -36,7 +36,7 @@ from ckptrun.checkpoint.layout import (
     parse_step,
     step_name,
 )
-from ckptrun.checkpoint.manifest import Manifest, from_bytes, read_manifest, to_bytes
+from ckptrun.checkpoint.manifest import Manifest, check, read_manifest, to_bytes
 from ckptrun.checkpoint.owner import describe, note_of_this_process
 from ckptrun.errors import CheckpointError, CheckpointExistsError, CheckpointNotFoundError, ManifestError
 
@@ -113,9 +113,9 @@ def commit(target: Location, manifest: Manifest, *, reached: Callable[[str], Non
 
 
 def _write_manifest(folder: Location, manifest: Manifest) -> None:
-    raw = to_bytes(manifest)
     # Better no checkpoint now than one that no reader accepts later.
-    from_bytes(raw, source=str(folder.child(MANIFEST)))
+    check(manifest)
+    raw = to_bytes(manifest)
     # A state without tensors has no shard file, and so no folder yet.
     folder.backend.make_folder(folder.path)
     write_file(folder.child(MANIFEST), raw)

@@ -4,36 +4,51 @@ Must not know what the fields mean.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 from ckptrun.errors import ManifestError
 
-__all__ = ["Fields"]
+__all__ = ["MAX_INDEX", "Fields"]
 
-# A list is rebuilt by its indices, so a huge one would cost memory for nothing.
-_MAX_INDEX = 2**20
+MAX_INDEX = 2**20
+"""Indices into lists are below this: a list is rebuilt by them, so a huge one would cost memory for nothing."""
 
-T = TypeVar("T")
+_LIMIT = 2**63
+_MISSING = object()
 
 
 class Fields:
-    """A JSON object at a known place in a document.
+    """A JSON object at a known place in a document. Made once per leaf and chunk, so it is lean.
 
     Args:
         value: What the parser gave; must be an object.
-        place: Where it stands, for messages; empty for the document itself.
         source: The file, for messages.
+        parent: The object that it is in; None for the document itself.
+        name: The field of the parent.
+        index: The place in that field's list.
 
     Raises:
         ManifestError: From every method: a field is missing or is not what was asked for.
     """
 
-    def __init__(self, value: Any, *, place: str, source: str) -> None:
+    __slots__ = ("_index", "_name", "_parent", "_source", "_values")
+
+    def __init__(
+        self, value: Any, *, source: str, parent: "Fields | None" = None, name: str = "", index: int = 0
+    ) -> None:
         self._source = source
-        self._place = place
-        if not isinstance(value, dict):
+        self._parent = parent
+        self._name = name
+        self._index = index
+        if type(value) is not dict:
             raise self.error("", "must be an object", value)
         self._values: dict[str, Any] = value
+
+    @property
+    def _place(self) -> str:
+        if self._parent is None:
+            return self._name
+        return f"{self._parent._place}.{self._name}[{self._index}]".strip(".")
 
     def error(self, name: str, what: str, found: Any) -> ManifestError:
         """Return the error for field ``name``; ``found`` is shown, cut to a line."""
@@ -48,63 +63,68 @@ class Fields:
 
     def any(self, name: str) -> Any:
         """Return a field as it is."""
-        if name not in self._values:
-            raise ManifestError(f"{self._source}: field '{self._place}.{name}' is missing.", folder=self._source)
-        return self._values[name]
+        value = self._values.get(name, _MISSING)
+        if value is _MISSING:
+            place = f"{self._place}.{name}".strip(".")
+            raise ManifestError(f"{self._source}: field '{place}' is missing.", folder=self._source)
+        return value
 
-    def text(self, name: str, is_valid: Callable[[str], bool] = lambda _: True) -> str:
+    def text(self, name: str, is_valid: Callable[[str], bool] | None = None) -> str:
         """Return a string that ``is_valid`` accepts."""
         value = self.any(name)
-        if not isinstance(value, str) or not is_valid(value):
+        if type(value) is not str or (is_valid is not None and not is_valid(value)):
             raise self.error(name, "must be a valid string", value)
         return value
 
     def integer(self, name: str, minimum: int = 0) -> int:
         """Return an integer of at least ``minimum`` that fits 63 bits."""
         value = self.any(name)
-        if not _is_integer(value, minimum):
+        # bool is an int in Python, and true is not a number in JSON.
+        if type(value) is not int or not minimum <= value < _LIMIT:
             raise self.error(name, f"must be an integer of at least {minimum}", value)
-        return int(value)
+        return value
 
     def integers(self, name: str) -> tuple[int, ...]:
         """Return a list of integers of at least 0."""
-        return tuple(self._list(name, lambda item: _is_integer(item, 0), "non-negative integers"))
+        value = self._list(name, "non-negative integers")
+        for item in value:
+            if type(item) is not int or not 0 <= item < _LIMIT:
+                raise self.error(name, "must be a list of non-negative integers", value)
+        return tuple(value)
 
     def texts(self, name: str) -> tuple[str, ...]:
         """Return a list of strings."""
-        return tuple(self._list(name, lambda item: isinstance(item, str), "strings"))
+        value = self._list(name, "strings")
+        for item in value:
+            if type(item) is not str:
+                raise self.error(name, "must be a list of strings", value)
+        return tuple(value)
 
     def path(self, name: str) -> tuple[str | int, ...]:
         """Return a list of strings and list indices that is not empty."""
-
-        def is_element(item: Any) -> bool:
-            return isinstance(item, str) or (_is_integer(item, 0) and item < _MAX_INDEX)
-
-        path = tuple(self._list(name, is_element, "keys and list indices"))
-        if not path:
+        value = self._list(name, "keys and list indices")
+        for item in value:
+            if type(item) is not str and (type(item) is not int or not 0 <= item < MAX_INDEX):
+                raise self.error(name, "must be a list of keys and list indices", value)
+        if not value:
             raise self.error(name, "must not be empty", [])
-        return path
+        return tuple(value)
 
     def objects(self, name: str) -> Iterator["Fields"]:
         """Yield each object of a list."""
-        for index, item in enumerate(self._list(name, lambda _: True, "objects")):
-            yield Fields(item, place=f"{self._place}.{name}[{index}]".strip("."), source=self._source)
+        for index, item in enumerate(self._list(name, "objects")):
+            yield Fields(item, source=self._source, parent=self, name=name, index=index)
 
     def lists_of_texts(self, name: str) -> tuple[tuple[str, ...], ...]:
         """Return a list of lists of strings."""
+        value = self._list(name, "lists of strings")
+        for item in value:
+            if type(item) is not list or not all(type(text) is str for text in item):
+                raise self.error(name, "must be a list of lists of strings", value)
+        return tuple(tuple(item) for item in value)
 
-        def is_texts(item: Any) -> bool:
-            return isinstance(item, list) and all(isinstance(text, str) for text in item)
-
-        return tuple(tuple(item) for item in self._list(name, is_texts, "lists of strings"))
-
-    def _list(self, name: str, is_valid: Callable[[Any], bool], what: str) -> list[Any]:
+    def _list(self, name: str, what: str) -> list[Any]:
         value = self.any(name)
-        if not isinstance(value, list) or not all(is_valid(item) for item in value):
+        if type(value) is not list:
             raise self.error(name, f"must be a list of {what}", value)
         return value
-
-
-def _is_integer(value: Any, minimum: int) -> bool:
-    # bool is an int in Python, and true is not a number in JSON.
-    return type(value) is int and minimum <= value < 2**63

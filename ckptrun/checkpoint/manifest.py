@@ -17,7 +17,7 @@ import xxhash
 from ckptrun.checkpoint.backend import Location, Url, locate, read_file
 from ckptrun.checkpoint.dtypes import is_known, item_bytes
 from ckptrun.checkpoint.geometry import overlap
-from ckptrun.checkpoint.json_fields import Fields
+from ckptrun.checkpoint.json_fields import MAX_INDEX, Fields
 from ckptrun.checkpoint.layout import MANIFEST, is_save_id, is_shard_file_name
 from ckptrun.errors import CheckpointNotFoundError, ManifestError
 from ckptrun.values import decode, encode
@@ -29,6 +29,7 @@ __all__ = [
     "Leaf",
     "Manifest",
     "ShardFile",
+    "check",
     "from_bytes",
     "read_manifest",
     "to_bytes",
@@ -41,6 +42,7 @@ MAX_BLOCK_BYTES = 16 * 2**20
 
 _MAX_BYTES = 256 * 2**20
 _MAX_FIRST_LINE = 256
+_quote = json.encoder.encode_basestring_ascii
 _END = b"\n}\n"
 
 
@@ -189,30 +191,32 @@ def _body(manifest: Manifest) -> Iterator[str]:
         }
         for file in manifest.files.values()
     ]
-    for name, items in (("files", files), ("leaves", [_leaf_to_json(leaf) for leaf in manifest.leaves.values()])):
+    leaves = map(_leaf_line, manifest.leaves.values())
+    for name, lines in (("files", map(json.dumps, files)), ("leaves", leaves)):
         yield f',\n"{name}": [\n'
-        yield ",\n".join(json.dumps(item, allow_nan=False) for item in items)
+        yield ",\n".join(lines)
         yield "\n]"
     yield "}"
 
 
-def _leaf_to_json(leaf: Leaf) -> dict[str, Any]:
-    head = {"name": leaf.name, "path": leaf.path, "digest": leaf.digest}
-    if not leaf.is_tensor:
-        return head | {"value": encode(leaf.value, name=leaf.name)}
-    chunks = [
-        {
-            "file": chunk.file,
-            "begin": chunk.begin,
-            "bytes": chunk.bytes,
-            "offsets": chunk.offsets,
-            "sizes": chunk.sizes,
-            "block_bytes": chunk.block_bytes,
-            "checksums": chunk.checksums,
-        }
-        for chunk in leaf.chunks
-    ]
-    return head | {"dtype": leaf.dtype, "shape": leaf.shape, "chunks": chunks}
+def _leaf_line(leaf: Leaf) -> str:
+    # Written by hand: there are tens of thousands of them, and json.dumps() takes four times as long.
+    path = ", ".join(_quote(element) if isinstance(element, str) else str(element) for element in leaf.path)
+    digest = "null" if leaf.digest is None else _quote(leaf.digest)
+    head = f'{{"name": {_quote(leaf.name)}, "path": [{path}], "digest": {digest}'
+    if leaf.dtype is None:
+        return f'{head}, "value": {json.dumps(encode(leaf.value, name=leaf.name), allow_nan=False)}}}'
+    chunks = ", ".join(map(_chunk_text, leaf.chunks))
+    return f'{head}, "dtype": "{leaf.dtype}", "shape": {list(leaf.shape or ())}, "chunks": [{chunks}]}}'
+
+
+def _chunk_text(chunk: Chunk) -> str:
+    checksums = '"' + '", "'.join(chunk.checksums) + '"' if chunk.checksums else ""
+    return (
+        f'{{"file": "{chunk.file}", "begin": {chunk.begin}, "bytes": {chunk.bytes}, '
+        f'"offsets": {list(chunk.offsets)}, "sizes": {list(chunk.sizes)}, '
+        f'"block_bytes": {chunk.block_bytes}, "checksums": [{checksums}]}}'
+    )
 
 
 def from_bytes(raw: bytes, *, source: str) -> Manifest:
@@ -222,7 +226,7 @@ def from_bytes(raw: bytes, *, source: str) -> Manifest:
         ManifestError: See :func:`read_manifest`.
     """
     body = _checked_body(raw, source)
-    fields = Fields(_parse(body, source), place="", source=source)
+    fields = Fields(_parse(body, source), source=source)
     files = [_file_from_json(item) for item in fields.objects("files")]
     by_name = {file.name: file for file in files}
     if len(by_name) != len(files):
@@ -245,7 +249,7 @@ def from_bytes(raw: bytes, *, source: str) -> Manifest:
 
 def _checked_body(raw: bytes, source: str) -> bytes:
     first_line = raw[:_MAX_FIRST_LINE].partition(b"\n")[0]
-    head = Fields(_parse(first_line + b"null}", source), place="", source=source)
+    head = Fields(_parse(first_line + b"null}", source), source=source)
     version = head.any("format")
     if version != FORMAT or isinstance(version, bool):
         raise head.error("format", f"must be {FORMAT}, the only version that this ckptrun reads", version)
@@ -293,7 +297,7 @@ def _leaf_from_json(fields: Fields, files: Mapping[str, ShardFile]) -> Leaf:
         return Leaf(name=name, path=fields.path("path"), dtype=None, shape=None, value=value, digest=digest, chunks=())
     dtype, shape = fields.text("dtype", is_known), fields.integers("shape")
     chunks = tuple(_chunk_from_json(item, dtype, shape, files) for item in fields.objects("chunks"))
-    if overlap([(chunk.offsets, chunk.sizes) for chunk in chunks]):
+    if len(chunks) > 1 and overlap([(chunk.offsets, chunk.sizes) for chunk in chunks]):
         raise fields.error("chunks", "must not overlap", [chunk.offsets for chunk in chunks])
     return Leaf(name=name, path=fields.path("path"), dtype=dtype, shape=shape, value=None, digest=digest, chunks=chunks)
 
@@ -308,16 +312,58 @@ def _chunk_from_json(fields: Fields, dtype: str, shape: tuple[int, ...], files: 
         block_bytes=fields.integer("block_bytes", 1),
         checksums=fields.texts("checksums"),
     )
-    box = list(zip(chunk.offsets, chunk.sizes, shape, strict=False))
-    if {len(chunk.offsets), len(chunk.sizes)} != {len(shape)} or any(o + s > full for o, s, full in box):
-        raise fields.error("offsets", f"and 'sizes' must be a box in {list(shape)}", [chunk.offsets, chunk.sizes])
-    if chunk.bytes != chunk.elements * item_bytes(dtype):
-        raise fields.error("bytes", f"must be {chunk.elements * item_bytes(dtype)}", chunk.bytes)
+    wrong = _fault_in(chunk, dtype, shape, files)
+    if wrong is not None:
+        raise fields.error(*wrong)
+    return chunk
+
+
+def check(manifest: Manifest) -> None:
+    """Check what a reader checks beyond types, so that no save commits what no reader accepts.
+
+    Raises:
+        ManifestError: Names leaf and field.
+    """
+    for leaf in manifest.leaves.values():
+        if any(isinstance(element, int) and element >= MAX_INDEX for element in leaf.path):
+            raise ManifestError(
+                f"The manifest cannot be written: the path of leaf '{leaf.name}' has an index above {MAX_INDEX}."
+            )
+        if leaf.dtype is None or leaf.shape is None:
+            continue
+        for chunk in leaf.chunks:
+            wrong = _fault_in(chunk, leaf.dtype, leaf.shape, manifest.files)
+            if wrong is not None:
+                name, what, found = wrong
+                raise ManifestError(
+                    f"The manifest cannot be written: leaf '{leaf.name}': '{name}' {what}, got {found}."
+                )
+        if len(leaf.chunks) > 1 and overlap([(chunk.offsets, chunk.sizes) for chunk in leaf.chunks]):
+            raise ManifestError(f"The manifest cannot be written: chunks of leaf '{leaf.name}' overlap.")
+
+
+def _fault_in(
+    chunk: Chunk, dtype: str, shape: tuple[int, ...], files: Mapping[str, ShardFile]
+) -> tuple[str, str, Any] | None:
+    """Return field, what it must be, and what it is; None where the chunk can be right."""
+    if not _is_box_in(chunk, shape):
+        return "offsets", f"and 'sizes' must be a box in {list(shape)}", [chunk.offsets, chunk.sizes]
+    length = chunk.elements * item_bytes(dtype)
+    if chunk.bytes != length:
+        return "bytes", f"must be {length}", chunk.bytes
     file = files[chunk.file]
     if chunk.begin < file.header_bytes or chunk.begin + chunk.bytes > file.bytes:
-        raise fields.error("begin", f"must leave {chunk.bytes} bytes in {file.name}", chunk.begin)
+        return "begin", f"must leave {chunk.bytes} bytes in {file.name}", chunk.begin
     if chunk.block_bytes > MAX_BLOCK_BYTES:
-        raise fields.error("block_bytes", f"must be at most {MAX_BLOCK_BYTES}", chunk.block_bytes)
+        return "block_bytes", f"must be at most {MAX_BLOCK_BYTES}", chunk.block_bytes
     if len(chunk.checksums) != -(-chunk.bytes // chunk.block_bytes):
-        raise fields.error("checksums", "must be one for each block", chunk.checksums)
-    return chunk
+        return "checksums", "must be one for each block", chunk.checksums
+    return None
+
+
+def _is_box_in(chunk: Chunk, shape: tuple[int, ...]) -> bool:
+    if chunk.sizes == shape and not any(chunk.offsets):
+        return len(chunk.offsets) == len(shape)
+    if not len(chunk.offsets) == len(chunk.sizes) == len(shape):
+        return False
+    return all(o + s <= full for o, s, full in zip(chunk.offsets, chunk.sizes, shape, strict=True))

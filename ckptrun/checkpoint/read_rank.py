@@ -133,23 +133,31 @@ def _local_elements(value: Tensor) -> int:
 
 def _resolve(items: list[ReadItem], planner: LoadPlanner, manifest: Manifest) -> list[_Read]:
     """Find chunk and target of each item; resolved once, because a planner may allocate."""
-    chunks = {
-        (name, chunk.offsets): chunk
-        for name, leaf in manifest.leaves.items()
-        for chunk in leaf.chunks
-        # An empty chunk may start where a full one does.
-        if chunk.bytes
-    }
-    return [
-        _Read(
-            item=item,
-            leaf=manifest.leaves[item.storage_index.fqn],
-            chunk=chunks[item.storage_index.fqn, tuple(item.storage_index.offset or ())],
-            target=planner.resolve_tensor(item).detach(),
-        )
-        for item in items
-        if math.prod(item.lengths)
-    ]
+    reads = []
+    for item in items:
+        if not math.prod(item.lengths):
+            continue
+        leaf = manifest.leaves[item.storage_index.fqn]
+        target = _resolved(item, planner).detach()
+        reads.append(_Read(item=item, leaf=leaf, chunk=_chunk_at(leaf, item), target=target))
+    return reads
+
+
+def _chunk_at(leaf: Leaf, item: ReadItem) -> Chunk:
+    if len(leaf.chunks) == 1:
+        return leaf.chunks[0]
+    offsets = tuple(item.storage_index.offset or ())
+    # An empty chunk may start where a full one does.
+    return next(chunk for chunk in leaf.chunks if chunk.bytes and chunk.offsets == offsets)
+
+
+def _resolved(item: ReadItem, planner: LoadPlanner) -> Tensor:
+    """``planner.resolve_tensor(item)``; quicker where the planner hands out a whole plain tensor."""
+    if type(planner) is DefaultLoadPlanner:
+        value = planner.state_dict.get(item.dest_index.fqn)
+        if type(value) is Tensor and value.shape == item.lengths:
+            return value
+    return planner.resolve_tensor(item)
 
 
 def _require_fit(reads: list[_Read], folder: Location) -> None:

@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 from ckptrun.checkpoint.backend import Url, locate
+from ckptrun.checkpoint.collection import collection_paused
 from ckptrun.checkpoint.commit import commit, hold_save, require_free, working_folder
 from ckptrun.checkpoint.layout import new_save_id
 from ckptrun.checkpoint.manifest import Manifest, read_manifest
@@ -161,7 +162,8 @@ class ShardWriter(StorageWriter):
         folder = working_folder(self._target, ticket.save_id)
         target = SaveTarget(folder=folder, rank=ticket.rank, save_id=ticket.save_id)
         try:
-            report = write_rank(plan, planner, target, self._facts, self._reached)
+            with collection_paused():
+                report = write_rank(plan, planner, target, self._facts, self._reached)
         except BaseException:
             self._release()
             raise
@@ -180,8 +182,9 @@ class ShardWriter(StorageWriter):
         if self._ticket is None:
             raise InternalError("finish() was called for a save that was not planned here.")
         reports = [cast("RankReport", result.storage_data) for rank in results for result in rank]
-        manifest = build_manifest(metadata, reports, self._facts, save_id=self._ticket.save_id)
-        commit(self._target, manifest, reached=self._reached)
+        with collection_paused():
+            manifest = build_manifest(metadata, reports, self._facts, save_id=self._ticket.save_id)
+            commit(self._target, manifest, reached=self._reached)
         self._release()
 
     def _release(self) -> None:
@@ -252,12 +255,14 @@ class ShardReader(StorageReader):
             ManifestError: It cannot be trusted.
         """
         try:
-            self._manifest = read_manifest(self._folder)
+            with collection_paused():
+                self._manifest = read_manifest(self._folder)
+                metadata = to_metadata(self._manifest)
         except (CheckpointError, OSError) as error:
             self._failure = error
             return cast("Metadata", _Unreadable(error))
         self._failure = None
-        return to_metadata(self._manifest)
+        return metadata
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """Raise what ``read_metadata`` found. Every rank."""
@@ -282,7 +287,8 @@ class ShardReader(StorageReader):
         """
         if self._manifest is None:
             raise InternalError("read_data() was called before read_metadata().")
-        read_rank(plan, planner, self._folder, self._manifest)
+        with collection_paused():
+            read_rank(plan, planner, self._folder, self._manifest)
         done: Future[None] = Future()
         done.set_result(None)
         return done

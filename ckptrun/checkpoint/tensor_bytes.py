@@ -3,6 +3,8 @@
 Must not know files or ranks.
 """
 
+import functools
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,10 +17,12 @@ from ckptrun.errors import UnsupportedLeafError
 __all__ = ["TensorBytes", "dtype_name", "plain_tensor", "require_storable", "writable_bytes"]
 
 
+_NUMPY_HAS = frozenset({torch.float64, torch.float32, torch.int64, torch.int32, torch.uint8, torch.bool})
 _HOST_STEP_BYTES = 2**20  # stays in a core's own cache until it is hashed
 _OTHER_STEP_BYTES = 8 * 2**20
 
 
+@functools.cache
 def dtype_name(dtype: torch.dtype) -> str:
     """Return the name without ``torch.``."""
     return str(dtype).removeprefix("torch.")
@@ -47,6 +51,8 @@ def plain_tensor(tensor: Tensor, *, name: str) -> Tensor:
         UnsupportedLeafError: A subclass of several tensors, or a tensor without data; names leaf ``name``.
     """
     tensor = tensor.detach()
+    if type(tensor) is Tensor and not tensor.is_meta and not tensor.is_nested:
+        return tensor
     if isinstance(tensor, AsyncCollectiveTensor):
         tensor = tensor.wait()
     if is_traceable_wrapper_subclass(tensor) or tensor.is_meta or tensor.is_nested:
@@ -109,11 +115,13 @@ def writable_bytes(tensor: Tensor) -> memoryview | None:
     bare = tensor.detach()
     if type(bare) is not Tensor or bare.device.type != "cpu" or not bare.is_contiguous():
         return None
-    if bare.is_conj() or bare.is_neg():
+    if bare.is_conj() or bare.is_neg() or not bare.numel():
         return None
     return _bytes(bare)
 
 
 def _bytes(tensor: Tensor) -> memoryview:
+    if tensor.dtype in _NUMPY_HAS:
+        return memoryview(tensor.numpy()).cast("B")  # type: ignore[arg-type]  # arrays are buffers
     # Flat first: a 0-dim tensor has no last dim to spread its bytes along.
-    return memoryview(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]  # arrays are buffers
+    return memoryview(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
 from torch.distributed.tensor import DTensor
 
@@ -180,7 +181,7 @@ def _tensor_data(item: WriteItem) -> Any:
 
 def _source(item: WriteItem, planner: SavePlanner) -> TensorBytes:
     name, data = item.index.fqn, _tensor_data(item)
-    tensor = planner.resolve_data(item)
+    tensor = _resolved(item, planner)
     if not isinstance(tensor, Tensor):
         raise CheckpointError(f"The planner gives leaf '{name}' as {type(tensor).__qualname__}, planned was a tensor.")
     expected = (data.properties.dtype, tuple(data.chunk.sizes))
@@ -193,14 +194,33 @@ def _source(item: WriteItem, planner: SavePlanner) -> TensorBytes:
     return TensorBytes(tensor, name=name)
 
 
+def _resolved(item: WriteItem, planner: SavePlanner) -> Any:
+    """``planner.resolve_data(item)``; quicker where the planner hands out a whole plain tensor."""
+    if type(planner) is DefaultSavePlanner:
+        value = planner.state_dict.get(item.index.fqn)
+        if type(value) is Tensor:
+            return value
+    return planner.resolve_data(item)
+
+
 def _shared(state: Mapping[str, Any]) -> frozenset[frozenset[str]]:
     """Groups of leaves that are the same memory on this rank."""
-    groups: dict[Any, set[str]] = defaultdict(set)
+    # Nearly every tensor has an address of its own, which is quick to see.
+    near: dict[int, list[str]] = defaultdict(list)
     for name, value in state.items():
-        memory = _memory(value)
+        if isinstance(value, Tensor):
+            near[_address(value)].append(name)
+    groups: dict[Any, set[str]] = defaultdict(set)
+    for name in (name for names in near.values() if len(names) > 1 for name in names):
+        memory = _memory(state[name])
         if memory is not None:
             groups[memory].add(name)
     return frozenset(frozenset(names) for names in groups.values() if len(names) > 1)
+
+
+def _address(value: Tensor) -> int:
+    """Equal for leaves that are the same memory; 0 where it takes more to say."""
+    return value.data_ptr() if type(value) is Tensor and value.layout is torch.strided else 0
 
 
 def _memory(value: Any) -> Any:
