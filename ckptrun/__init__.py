@@ -18,16 +18,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ckptrun.checkpoint.planner import PlanCache
     from ckptrun.checkpoint.staging import HostStager
     from ckptrun.checkpoint.storage import ShardReader, ShardWriter
     from ckptrun.digest import digest
 
 __version__ = "0.1.0"
 
-__all__ = ["HostStager", "ShardReader", "ShardWriter", "__version__", "digest"]
+__all__ = ["HostStager", "PlanCache", "ShardReader", "ShardWriter", "__version__", "digest"]
 
 _HOMES = {
     "HostStager": "ckptrun.checkpoint.staging",
+    "PlanCache": "ckptrun.checkpoint.planner",
     "ShardReader": "ckptrun.checkpoint.storage",
     "ShardWriter": "ckptrun.checkpoint.storage",
     "digest": "ckptrun.digest",

@@ -4,6 +4,7 @@ A lease is an array over the memory. Every tensor made on it keeps it alive, how
 reference to it tells when the last one is gone. Must not know what the bytes mean.
 """
 
+import mmap
 import weakref
 from dataclasses import dataclass
 
@@ -55,13 +56,21 @@ class HostMemory:
         block.user = weakref.ref(array)
         return Lease(array, block.owner)
 
+    def prepare(self, size: int) -> None:
+        """Have ``size`` bytes ready, if memory is kept."""
+        if self._cached and not any(block.owner.numel() >= size for block in self._blocks):
+            self._blocks.append(self._new(size))
+
+    def _new(self, size: int) -> _Block:
+        return _Block(shared_memory(size) if self._shared else _own_memory(size))
+
     def _find(self, size: int) -> _Block:
         for block in self._blocks:
             if block.is_free and block.owner.numel() >= size:
                 return block
         # Free blocks are too small: the state has grown, and they would never be used again.
         self._blocks = [block for block in self._blocks if not block.is_free]
-        block = _Block(shared_memory(size) if self._shared else torch.empty(max(size, 1), dtype=torch.uint8))
+        block = self._new(size)
         if self._cached:
             self._blocks.append(block)
         return block
@@ -71,7 +80,14 @@ class HostMemory:
         self._blocks.clear()
 
 
+def _own_memory(size: int) -> Tensor:
+    """Return page-aligned bytes whose pages are all there, so that the first save does not wait for them."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+    return torch.frombuffer(mmap.mmap(-1, max(size, 1), flags=flags), dtype=torch.uint8)
+
+
 def shared_memory(size: int) -> Tensor:
     """Return bytes that can be handed to another process without a copy; one file descriptor."""
     storage = torch.UntypedStorage._new_shared(max(size, 1), device="cpu")  # type: ignore[no-untyped-call]
-    return torch.empty(0, dtype=torch.uint8).set_(storage)
+    # zero_() touches every page.
+    return torch.empty(0, dtype=torch.uint8).set_(storage).zero_()

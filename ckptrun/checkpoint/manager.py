@@ -23,12 +23,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, AsyncSaveResponse, async_save, save
 
 from ckptrun.checkpoint.backend import Url, locate
 from ckptrun.checkpoint.commit import list_committed, remove_checkpoint, remove_leftovers
 from ckptrun.checkpoint.layout import step_name
+from ckptrun.checkpoint.planner import PlanCache
 from ckptrun.checkpoint.policy import KeepLast
 from ckptrun.checkpoint.staging import HostStager
 from ckptrun.checkpoint.state import Path, TrainingState, is_per_rank, name_of
@@ -105,6 +105,7 @@ class CheckpointManager:
     ) -> None:
         self._root = locate(root)
         self._replaceable: set[str] = set()
+        self._plans = PlanCache()
         self._mode = mode
         self._keep = keep
         self._ranks = ranks
@@ -140,6 +141,12 @@ class CheckpointManager:
     def may_replace(self, folders: Iterable[str]) -> None:
         """Allow that a save replaces these checkpoints, which are damaged and of steps that are done again."""
         self._replaceable |= {str(locate(folder)) for folder in folders}
+
+    def prepare(self, state: TrainingState) -> None:
+        """Take the memory that saves of ``state`` are staged in, so that the first waits no longer than others."""
+        if self._stager is not None:
+            leaves = state.leaves()
+            self._stager.prepare({name_of(path): _bare(value) for path, value in leaves.items()})
 
     def save(self, state: TrainingState, step: int) -> None:
         """Request a checkpoint of ``state`` after ``step``; return as soon as training may go on.
@@ -236,6 +243,7 @@ class CheckpointManager:
         try:
             self.wait()
         finally:
+            self._plans.close()
             if self._stager is not None:
                 self._stager.close()
 
@@ -253,7 +261,7 @@ class CheckpointManager:
         return save(
             named,
             storage_writer=writer,
-            planner=DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+            planner=self._plans.planner(flatten_state_dict=False, flatten_sharded_tensors=False),
             process_group=self._group,
             no_dist=not self._ranks.distributed,
         )
@@ -267,7 +275,7 @@ class CheckpointManager:
             return async_save(
                 named,
                 storage_writer=writer,
-                planner=DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+                planner=self._plans.planner(flatten_state_dict=False, flatten_sharded_tensors=False),
                 process_group=self._group,
                 async_stager=self._stager,
                 async_checkpointer_type=AsyncCheckpointerType.PROCESS if in_process else AsyncCheckpointerType.THREAD,

@@ -23,7 +23,7 @@ __all__ = ["MAX_HEADER_BYTES", "FilePlan", "PlannedChunk", "block_bytes_of", "pl
 
 _ALIGNMENT = 4096
 MAX_HEADER_BYTES = 100_000_000  # what safetensors accepts
-_MIN_BLOCK_BYTES = 8 * 2**10
+_MIN_BLOCK_BYTES = 16 * 2**10
 _MAX_BLOCK_BYTES = 2**20
 _BLOCKS_PER_CHUNK = 128
 

@@ -64,6 +64,13 @@ class HostStager(AsyncStager):
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="HostStager") if overlapped else None
         self._copying: Future[dict[str, Any]] | None = None
 
+    def prepare(self, state_dict: dict[str, Any]) -> None:
+        """Take the memory for ``state_dict`` now, and touch every page of it, so that the first save need not.
+
+        Does nothing when memory is not kept from save to save.
+        """
+        self._memory.prepare(Survey.of(state_dict).bytes)
+
     def stage(self, state_dict: dict[str, Any]) -> dict[str, Any] | Future[dict[str, Any]]:
         """Return the copy of ``state_dict``, or its future.
 

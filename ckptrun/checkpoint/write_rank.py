@@ -196,7 +196,7 @@ def _source(item: WriteItem, planner: SavePlanner) -> TensorBytes:
 
 def _resolved(item: WriteItem, planner: SavePlanner) -> Any:
     """``planner.resolve_data(item)``; quicker where the planner hands out a whole plain tensor."""
-    if type(planner) is DefaultSavePlanner:
+    if isinstance(planner, DefaultSavePlanner) and type(planner).resolve_data is DefaultSavePlanner.resolve_data:
         value = planner.state_dict.get(item.index.fqn)
         if type(value) is Tensor:
             return value

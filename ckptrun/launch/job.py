@@ -106,6 +106,7 @@ class Job:
             self._built.training.schedule.apply()
         if self._config.checkpoint.mode is not SaveMode.none:
             self._remove_later()
+            self._manager.prepare(self._built.training.state)
         if progress.step >= self._config.train.steps:
             say_once(self._ranks, f"The run is complete: {progress.step} of {self._config.train.steps} steps are done.")
         with ProgressView(
