@@ -7,8 +7,6 @@ the true dtype sees another shape, and fails instead of converting numbers. The 
 Dtypes are named as torch names them, without ``torch.``. Must not import torch: a launcher reads manifests without it.
 """
 
-from collections.abc import Sequence
-
 __all__ = ["is_known", "item_bytes", "stored_as"]
 
 _NATIVE = {
@@ -52,8 +50,8 @@ def item_bytes(dtype: str) -> int:
     return _NATIVE[dtype][1] if dtype in _NATIVE else _AS_BITS[dtype]
 
 
-def stored_as(dtype: str, sizes: Sequence[int]) -> tuple[str, list[int]]:
+def stored_as(dtype: str, sizes: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
     """Return the safetensors dtype and shape under which a chunk of these sizes lies in its file."""
     if dtype in _NATIVE:
-        return _NATIVE[dtype][0], list(sizes)
-    return "U8", [*sizes, _AS_BITS[dtype]]
+        return _NATIVE[dtype][0], sizes
+    return "U8", (*sizes, _AS_BITS[dtype])
