@@ -6,8 +6,10 @@ size is bounded before it is read, and every field is checked before the records
 Must not import torch: launchers and tools read manifests without it.
 """
 
+import errno
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,8 +43,10 @@ MAX_BLOCK_BYTES = 16 * 2**20
 """What a reader must have in memory to check a byte."""
 
 _MAX_BYTES = 256 * 2**20
+_MOST_BYTES = 2**63
 _MAX_FIRST_LINE = 256
 _quote = json.encoder.encode_basestring_ascii
+_VERSION = re.compile(rb'\{"format": ([0-9]{1,9})\b')
 _END = b"\n}\n"
 
 
@@ -143,7 +147,11 @@ def _read_all(folder: Location) -> bytes:
         if size > _MAX_BYTES:
             raise ManifestError(f"{file} has {size} bytes; a manifest has at most {_MAX_BYTES}.", folder=str(folder))
         return read_file(file, size)
-    except (FileNotFoundError, NotADirectoryError) as error:
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise ManifestError(f"{file} is no manifest: it is no regular file.", folder=str(folder)) from error
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise
         raise CheckpointNotFoundError(
             f"{folder} is not a checkpoint: it has no {MANIFEST}. A save that was cut off leaves no manifest; "
             "take another step.",
@@ -249,10 +257,15 @@ def from_bytes(raw: bytes, *, source: str) -> Manifest:
 
 def _checked_body(raw: bytes, source: str) -> bytes:
     first_line = raw[:_MAX_FIRST_LINE].partition(b"\n")[0]
+    version = _VERSION.match(raw)
+    if version is not None and int(version[1]) != FORMAT:
+        raise ManifestError(
+            f"{source}: field 'format' must be {FORMAT}, which is all that this ckptrun reads, got {int(version[1])}.",
+            folder=source,
+        )
     head = Fields(_parse(first_line + b"null}", source), source=source)
-    version = head.any("format")
-    if version != FORMAT or isinstance(version, bool):
-        raise head.error("format", f"must be {FORMAT}, the only version that this ckptrun reads", version)
+    if head.integer("format") != FORMAT:
+        raise head.error("format", f"must be {FORMAT}", head.any("format"))
     body = raw[len(first_line) + 1 :][: -len(_END)]
     if not raw.endswith(_END) or len(body) != head.integer("bytes"):
         raise ManifestError(f"{source} is cut or has bytes too many: {len(raw)} bytes.", folder=source)
@@ -296,6 +309,8 @@ def _leaf_from_json(fields: Fields, files: Mapping[str, ShardFile]) -> Leaf:
         value = _decode(fields, "value", name=name)
         return Leaf(name=name, path=fields.path("path"), dtype=None, shape=None, value=value, digest=digest, chunks=())
     dtype, shape = fields.text("dtype", is_known), fields.integers("shape")
+    if math.prod(size for size in shape if size) * item_bytes(dtype) >= _MOST_BYTES:
+        raise fields.error("shape", "must be that of a tensor", list(shape))
     chunks = tuple(_chunk_from_json(item, dtype, shape, files) for item in fields.objects("chunks"))
     if len(chunks) > 1 and overlap([(chunk.offsets, chunk.sizes) for chunk in chunks]):
         raise fields.error("chunks", "must not overlap", [chunk.offsets for chunk in chunks])

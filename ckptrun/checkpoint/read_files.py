@@ -86,7 +86,11 @@ class ShardFiles:
         try:
             size = place.backend.size(place.path)
             reader = place.backend.open(place.path)
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                raise self._damaged(name, f"is no regular file{needed}") from error
+            if not isinstance(error, FileNotFoundError | NotADirectoryError):
+                raise
             raise self._damaged(name, f"is missing{needed}; the manifest says {file.bytes} bytes") from error
         self._closing.enter_context(closing(reader))
         if size != file.bytes:

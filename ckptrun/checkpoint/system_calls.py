@@ -10,6 +10,7 @@ import errno
 import fcntl
 import functools
 import os
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -65,8 +66,11 @@ class SystemCalls:
         os.close(descriptor)
 
     def length(self, path: str) -> int:
-        """Return the bytes of a file."""
-        return Path(path).stat().st_size
+        """Return the bytes of a regular file. EINVAL for anything else: opening a pipe would wait for ever."""
+        status = Path(path).stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "It is no regular file", path)
+        return status.st_size
 
     def is_same(self, descriptor: int, path: str) -> bool:
         """Whether ``path`` still is the file that was opened."""
