@@ -69,7 +69,13 @@ class StepFacts:
 
 
 class Observer(Protocol):
-    """Is told of each step, on every rank, after a save that is due was requested."""
+    """Is told of each micro-batch before it is used, and of each step after a save that is due was requested.
+
+    On every rank.
+    """
+
+    def on_batch(self, inputs: Tensor, targets: Tensor) -> None:
+        """Take note of what this rank is going to compute with."""
 
     def on_step(self, facts: StepFacts) -> None:
         """Take note of ``facts``."""
@@ -156,6 +162,7 @@ class Trainer:
         for index in range(passes):
             inputs, targets = training.stream.next_batch()
             inputs, targets = inputs.to(training.device), targets.to(training.device)
+            self._observer.on_batch(inputs, targets)
             with training.model.accumulating(last=index == passes - 1):
                 loss = training.loss(training.model.module, inputs, targets) / passes
                 training.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]

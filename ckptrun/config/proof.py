@@ -23,3 +23,7 @@ class ProofConfig:
 
     reload: ReloadCheck = ReloadCheck.final
     """When checkpoints are loaded and compared bit by bit with the state at the request."""
+    reference: str | None = None
+    """The folder of another run of the same config, on as many ranks: at the end this run, all its starts together,
+    must have repeated it step by step (loss, gradient norm, learning rate, content of the batches, random streams), and
+    the last state must have its digests."""

@@ -4,10 +4,12 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import torch
+from torch import Tensor
 
 from ckptrun.build import Builder, Built
 from ckptrun.checkpoint.load import Loaded, load
@@ -21,6 +23,7 @@ from ckptrun.config.parallelism import MeshShape
 from ckptrun.config.proof import ReloadCheck
 from ckptrun.config.run import RunConfig, to_plain
 from ckptrun.console import ProgressView, say, say_error
+from ckptrun.digest import digest, digest_leaves
 from ckptrun.errors import CheckpointDamagedError, InternalError
 from ckptrun.launch.groups import Groups
 from ckptrun.launch.lock import RunLock
@@ -28,14 +31,26 @@ from ckptrun.launch.preflight import (
     abandoned_steps,
     changed_keys,
     checkpoint_in,
+    checkpoint_of,
     folders_to_resume,
     none_is_whole,
 )
 from ckptrun.launch.report import Report
-from ckptrun.proof import Check, Status, check_loaded, check_reload, check_replicas, verdict_of
+from ckptrun.proof import (
+    Check,
+    Ledger,
+    Status,
+    check_final_state,
+    check_loaded,
+    check_reload,
+    check_repeats,
+    check_replicas,
+    check_trajectory,
+    verdict_of,
+)
 from ckptrun.ranks import Ranks
 from ckptrun.schedule import StepSchedule
-from ckptrun.state import preserved, seed_streams
+from ckptrun.state import preserved, seed_streams, stream_digests
 from ckptrun.trainer import StepFacts, Trainer
 
 __all__ = ["Job"]
@@ -73,6 +88,8 @@ class Job:
         self._ranks = Ranks(groups.control)
         self._timing = _Timing()
         self._checks: list[Check] = []
+        self._ledger: Ledger | None = None
+        self._batches: list[dict[str, str]] = []
         self._damaged: dict[str, str] = {}
         self._report = Report(config, mesh_shape=mesh_shape, device=device, command=command, ranks=self._ranks)
         self._lock: RunLock | None = None
@@ -87,6 +104,8 @@ class Job:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._report.close()
+        if self._ledger is not None:
+            self._ledger.close()
         self._built.close()
         if error is None:
             self._manager.close()
@@ -98,6 +117,7 @@ class Job:
         loaded = self._resume()
         progress = self._built.training.progress
         self._report.begin(first_step=progress.step, damaged=self._damaged)
+        self._ledger = Ledger(self._config.run_dir, self._ranks.rank, first_step=progress.step)
         self._start_streams(loaded)
         if loaded is not None and not self._verify_resume(loaded):
             return self._finish()
@@ -117,14 +137,20 @@ class Job:
         ) as self._view:
             self._trainer().run()
         self._check_last(loaded)
+        self._check_steps(loaded)
         return self._finish()
 
     def _take_lock(self) -> None:
         self._lock = RunLock(self._config.run_dir)
 
+    def on_batch(self, inputs: Tensor, targets: Tensor) -> None:
+        """Note what the rank is going to compute with: the bits, not their place in an epoch."""
+        self._batches.append(digest_leaves({"inputs": inputs, "targets": targets}))
+
     def on_step(self, facts: StepFacts) -> None:
         """Note what a step came to."""
         timing = self._timing
+        self._write_ledger(facts)
         if not math.isfinite(facts.loss) and (timing.last_loss is None or math.isfinite(timing.last_loss)):
             say_once(self._ranks, f"The loss is not finite at step {facts.step}: {facts.loss}.")
         if timing.first_loss is None:
@@ -138,6 +164,21 @@ class Job:
         self._report.step(facts)
         if self._view is not None:
             self._view.step(facts.step, f"loss {facts.loss:.4f}  norm {facts.gradient_norm:.3f}")
+
+    def _write_ledger(self, facts: StepFacts) -> None:
+        batches, self._batches = self._batches, []
+        if self._ledger is not None:
+            self._ledger.append(
+                {
+                    "step": facts.step,
+                    "loss": facts.loss.hex(),
+                    "gradient_norm": facts.gradient_norm.hex(),
+                    "learning_rate": facts.learning_rate.hex(),
+                    "skipped": facts.skipped,
+                    "batch": digest(batches),
+                    "rng": stream_digests(),
+                }
+            )
 
     def _trainer(self) -> Trainer:
         every_save = self._config.proof.reload is ReloadCheck.every_save
@@ -177,6 +218,9 @@ class Job:
     def _on_commit(self, commit: Commit) -> None:
         self._timing.commits.append(commit)
         self._report.commit(commit)
+        if commit.not_removed is not None:
+            root = self._config.checkpoint_root
+            say_error_once(self._ranks, f"Older checkpoints in {root} could not be removed: {commit.not_removed}.")
 
     def _resume(self) -> Loaded | None:
         """Load the checkpoint to resume from, or the weights to start from; None when the run starts anew.
@@ -290,6 +334,21 @@ class Job:
             # Nothing was saved: the run was complete. What it was told to leave out stays out.
             self._checks.append(self._check_folder(loaded.folder, None))
 
+    def _check_steps(self, loaded: Loaded | None) -> None:
+        """Compare the ledger with itself, where steps were done twice, and with the run that is the reference."""
+        if self._ledger is not None:
+            repeats = check_repeats(self._ledger, ranks=self._ranks)
+            self._checks += [] if repeats is None else [repeats]
+        if self._config.proof.reference is None:
+            return
+        reference, step = Path(self._config.proof.reference).expanduser().resolve(), self._config.train.steps
+        self._checks.append(check_trajectory(reference, self._config.run_dir, last_step=step, ranks=self._ranks))
+        commit = self._manager.last_commit
+        digests = commit.request.digests if commit is not None else loaded.digests if loaded is not None else None
+        if digests is not None:
+            folder = self._ranks.decide(lambda: checkpoint_of(reference, step))
+            self._checks.append(check_final_state(folder, digests, step=step, ranks=self._ranks))
+
     def _check_folder(self, folder: str, commit: Commit | None) -> Check:
         """Load ``folder`` into new objects; compare with the request, or with the manifest when no request was seen."""
         with preserved():
@@ -313,7 +372,8 @@ class Job:
     def _finish(self) -> int:
         """Write the verdict and the summary; return the exit code."""
         verdict = verdict_of(self._checks)
-        asked = self._config.proof.reload is not ReloadCheck.none and self._config.checkpoint.mode is not SaveMode.none
+        reload = self._config.proof.reload is not ReloadCheck.none and self._config.checkpoint.mode is not SaveMode.none
+        asked = reload or self._config.proof.reference is not None
         if self._ranks.rank == 0:
             self._report.finish(verdict, self._summary(), asked=asked)
         self._ranks.barrier()

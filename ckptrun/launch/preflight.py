@@ -1,7 +1,10 @@
 """What can be found wrong before any rank starts: folders, storage, and the checkpoint that would be resumed."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from ckptrun.checkpoint.backend import locate
 from ckptrun.checkpoint.commit import list_committed
@@ -17,7 +20,15 @@ from ckptrun.errors import (
     ManifestError,
 )
 
-__all__ = ["abandoned_steps", "changed_keys", "checkpoint_in", "folders_to_resume", "none_is_whole", "preflight"]
+__all__ = [
+    "abandoned_steps",
+    "changed_keys",
+    "checkpoint_in",
+    "checkpoint_of",
+    "folders_to_resume",
+    "none_is_whole",
+    "preflight",
+]
 
 # Their state would be loaded into something else: refused. Everything else that changed is only reported.
 _IDENTITY = ("model", "optimizer")
@@ -37,6 +48,7 @@ def preflight(config: RunConfig, *, world_size: int) -> None:
             f"checkpoint.path={config.checkpoint.path} is the memory of one process, but there are {world_size} ranks. "
             "Use parallelism=none, or a path on storage that all ranks see."
         )
+    _check_reference(config)
     _make_folder("run.dir", config)
     if config.checkpoint.mode is not SaveMode.none and not is_remote(config.checkpoint_root):
         _make_folder("checkpoint.path", config)
@@ -76,8 +88,6 @@ def none_is_whole(config: RunConfig, damaged: Mapping[str, str]) -> CheckpointDa
 
 
 def _make_folder(key: str, config: RunConfig) -> None:
-    from pathlib import Path
-
     folder = config.run_dir if key == "run.dir" else Path(config.checkpoint_root.removeprefix("file://"))
     probe = folder / f".writable-{config.run.name and hash(config.run.name) & 0xFFFF:x}"
     try:
@@ -151,6 +161,26 @@ def checkpoint_in(place: str, *, key: str) -> str:
             folder=place,
         ) from error
     return place
+
+
+def checkpoint_of(run_dir: Path, step: int) -> str:
+    """The checkpoint of ``step`` of another run, which may have put its checkpoints anywhere; it need not exist."""
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    return step_folder(config["checkpoint"]["path"] or run_dir / "checkpoints", step)
+
+
+def _check_reference(config: RunConfig) -> None:
+    if config.proof.reference is None:
+        return
+    reference = Path(config.proof.reference).expanduser().resolve()
+    for needed in (reference / "config.yaml", reference / "ledger"):
+        if not needed.exists():
+            raise ConfigError(
+                f"proof.reference={config.proof.reference} is no run to compare with: {needed} does not exist. Name "
+                "the folder of a run of the same config, such as outputs/<experiment>/<run>."
+            )
+    if reference == config.run_dir:
+        raise ConfigError(f"proof.reference={config.proof.reference} is this run's own folder, and proves nothing.")
 
 
 def _own_step(config: RunConfig, folder: str) -> int | None:

@@ -19,6 +19,8 @@ from ckptrun.trainer import StepFacts
 
 __all__ = ["Report"]
 
+_NAMES = {"repeats": "repeats", "trajectory": "trajectory", "final_state": "final state"}
+
 
 class Report:
     """The run folder's files and the last lines on the terminal.
@@ -116,6 +118,11 @@ class Report:
             else "none saved by this start"
         )
         rows["reload"] = _outcome(verdict) if asked or verdict.status is Status.different else "not asked for"
+        rows |= {
+            _NAMES[check.name]: check.detail
+            for check in verdict.checks
+            if check.name in _NAMES and check.status is Status.equal
+        }
         rows["run folder"] = str(self._config.run_dir)
         rows["TensorBoard"] = f"tensorboard --logdir {shlex.quote(str(self._config.run_dir))}"
         say("")
@@ -141,5 +148,5 @@ def _outcome(verdict: Verdict) -> str:
     if verdict.status is Status.equal:
         # The last reload check is of the newest checkpoint.
         loads = [check for check in verdict.checks if check.name == "loaded_equals_saved"]
-        return loads[-1].detail if loads else "nothing was compared"
+        return loads[-1].detail if loads else "not asked for"
     return f"{verdict.status.upper()}: {verdict.reason}" + (f" (blame: {verdict.blame})" if verdict.blame else "")

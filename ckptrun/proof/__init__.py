@@ -1,6 +1,21 @@
 """Comparisons that end in a verdict. Reads states and records; changes neither."""
 
+from ckptrun.proof.ledger import Ledger
 from ckptrun.proof.reload import Difference, check_loaded, check_reload, check_replicas
+from ckptrun.proof.trajectory import check_final_state, check_repeats, check_trajectory
 from ckptrun.proof.verdict import Check, Status, Verdict, verdict_of
 
-__all__ = ["Check", "Difference", "Status", "Verdict", "check_loaded", "check_reload", "check_replicas", "verdict_of"]
+__all__ = [
+    "Check",
+    "Difference",
+    "Ledger",
+    "Status",
+    "Verdict",
+    "check_final_state",
+    "check_loaded",
+    "check_reload",
+    "check_repeats",
+    "check_replicas",
+    "check_trajectory",
+    "verdict_of",
+]

@@ -6,6 +6,6 @@ checkpoint is ``ckptrun.checkpoint.state``.
 
 from ckptrun.state.ema import ExponentialMovingAverage
 from ckptrun.state.progress import Progress
-from ckptrun.state.rng import RNG, preserved, seed_streams
+from ckptrun.state.rng import RNG, preserved, seed_streams, stream_digests
 
-__all__ = ["RNG", "ExponentialMovingAverage", "Progress", "preserved", "seed_streams"]
+__all__ = ["RNG", "ExponentialMovingAverage", "Progress", "preserved", "seed_streams", "stream_digests"]

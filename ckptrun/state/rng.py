@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 
 from ckptrun.errors import StateMismatchError
 
-__all__ = ["RNG", "preserved", "seed_streams"]
+__all__ = ["RNG", "preserved", "seed_streams", "stream_digests"]
 
 _NUMPY_GENERATOR = "MT19937"
 
@@ -67,6 +68,19 @@ def preserved() -> Iterator[None]:
         yield
     finally:
         _restore(before, key="this rank")
+
+
+def stream_digests() -> dict[str, str]:
+    """Stream -> digest of where it stands, for all streams of this process."""
+    return {name: xxhash.xxh3_64_hexdigest(_bytes_of(stream)) for name, stream in _capture().items()}
+
+
+def _bytes_of(value: Any) -> bytes:
+    if isinstance(value, torch.Tensor):
+        return value.numpy().tobytes()
+    if isinstance(value, Mapping):
+        return b"".join(_bytes_of(item) for item in value.values())
+    return repr(value).encode()
 
 
 def _capture() -> dict[str, Any]:

@@ -1,0 +1,160 @@
+"""The ledger: what a run did at each step, rank by rank, as one JSON line each; and how two of them are compared.
+
+A line holds the bits of loss, gradient norm and learning rate (``float.hex()``), the digest of what the rank's batches
+held (content, not position), and a digest of each random stream after the step. A line is written with one call, so a
+kill leaves at most one that is cut; a resumed run goes on in the same file. Steps that are done again after a resume
+stand there again, and must say the same.
+
+Torch-free: reports read ledgers too.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+__all__ = ["Ledger", "Line", "Mismatch", "compare", "ledger_file", "read_ledger"]
+
+Line = Mapping[str, Any]
+
+# What decides a step comes before what it comes to: the first that differs is nearest to the cause.
+_COMPONENT_OF = {"batch": "data", "learning_rate": "schedule", "skipped": "scaler", "loss": None, "gradient_norm": None}
+_FLOATS = ("learning_rate", "loss", "gradient_norm")
+_RNG = "rng."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mismatch:
+    """The first thing that two ledgers do not agree on, on one rank."""
+
+    step: int
+    rank: int
+    field: str
+    """``loss``, ``gradient_norm``, ``learning_rate``, ``batch``, ``skipped``, or ``rng.<stream>``."""
+    expected: Any
+    got: Any
+
+    @property
+    def component(self) -> str | None:
+        """The component that it is about; None where it may be any."""
+        return "rng" if self.field.startswith(_RNG) else _COMPONENT_OF.get(self.field)
+
+    @property
+    def ulp(self) -> int | None:
+        """How many representable numbers lie between two finite floats; None for anything else."""
+        if self.field not in _FLOATS:
+            return None
+        one, other = float.fromhex(self.expected), float.fromhex(self.got)
+        if not (math.isfinite(one) and math.isfinite(other)):
+            return None
+        return abs(_rank_of(one) - _rank_of(other))
+
+    def as_difference(self) -> dict[str, Any]:
+        """In the form of ``verdict.json``."""
+        return {
+            "step": self.step,
+            "rank": self.rank,
+            "component": self.component,
+            "leaf": self.field,
+            "index": None,
+            "expected": self.expected,
+            "got": self.got,
+            "ulp": self.ulp,
+        }
+
+
+def _rank_of(number: float) -> int:
+    """The place of a float64 among all of them, in order."""
+    (bits,) = struct.unpack("<q", struct.pack("<d", number))
+    return int(bits) if bits >= 0 else -(int(bits) & 0x7FFF_FFFF_FFFF_FFFF)
+
+
+def ledger_file(run_dir: Path, rank: int) -> Path:
+    """Where the ledger of ``rank`` lies."""
+    return run_dir / "ledger" / f"rank_{rank:05d}.jsonl"
+
+
+def read_ledger(file: Path) -> list[Line]:
+    """Return the whole lines of a ledger, in order; a cut last line is left out."""
+    return [json.loads(line) for line in file.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+class Ledger:
+    """The ledger of one rank, open for appending.
+
+    Args:
+        run_dir: The run folder.
+        rank: Whose ledger.
+        first_step: The step this start goes on from; later lines of earlier starts must be repeated.
+    """
+
+    def __init__(self, run_dir: Path, rank: int, *, first_step: int) -> None:
+        file = ledger_file(run_dir, rank)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._rank = rank
+        self._done_before = {line["step"]: line for line in _cut_to_whole_lines(file) if line["step"] > first_step}
+        self._file: IO[bytes] = file.open("ab", buffering=0)
+        self.mismatch: Mismatch | None = None
+        """The first step that was done again and came out otherwise."""
+        self.repeated = 0
+        """How many steps were done again."""
+
+    def append(self, line: Line) -> None:
+        """Write down a step."""
+        self._file.write(json.dumps(line).encode() + b"\n")
+        before = self._done_before.pop(line["step"], None)
+        if before is not None:
+            self.repeated += 1
+            if self.mismatch is None:
+                self.mismatch = next(_differences(before, json.loads(json.dumps(line)), rank=self._rank), None)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _cut_to_whole_lines(file: Path) -> list[Line]:
+    """Remove what a kill left of a last line; return the lines."""
+    if not file.is_file():
+        return []
+    raw = file.read_bytes()
+    whole = raw[: raw.rfind(b"\n") + 1]
+    if len(whole) != len(raw):
+        with file.open("r+b") as opened:
+            opened.truncate(len(whole))
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def _differences(expected: Line, got: Line, *, rank: int) -> Iterator[Mismatch]:
+    streams = sorted({f"{_RNG}{name}" for line in (expected, got) for name in line["rng"]})
+    first, *rest = _COMPONENT_OF
+    fields = [first, *streams, *rest]
+    for field in fields:
+        left, right = _value(expected, field), _value(got, field)
+        if left != right:
+            yield Mismatch(step=got["step"], rank=rank, field=field, expected=left, got=right)
+
+
+def _value(line: Line, field: str) -> Any:
+    return line["rng"].get(field.removeprefix(_RNG)) if field.startswith(_RNG) else line[field]
+
+
+def compare(expected: Sequence[Line], got: Sequence[Line], *, rank: int) -> tuple[int, Mismatch | None]:
+    """Compare two ledgers of one rank over the steps that both have.
+
+    Returns:
+        How many steps both have, and the first mismatch.
+    """
+    reference = {line["step"]: line for line in expected}
+    steps = sorted({line["step"] for line in got} & reference.keys())
+    by_step: dict[int, list[Line]] = {}
+    for line in got:
+        by_step.setdefault(line["step"], []).append(line)
+    for step in steps:
+        for line in by_step[step]:
+            for mismatch in _differences(reference[step], line, rank=rank):
+                return len(steps), mismatch
+    return len(steps), None

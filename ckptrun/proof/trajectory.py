@@ -1,0 +1,109 @@
+"""Checks over the ledgers of a run: steps done twice came out the same, and all of them repeat a reference run."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from ckptrun.checkpoint.manifest import read_manifest
+from ckptrun.errors import CkptrunError
+from ckptrun.proof.ledger import Ledger, Mismatch, compare, ledger_file, read_ledger
+from ckptrun.proof.verdict import Check, Status
+from ckptrun.ranks import Ranks
+
+__all__ = ["check_final_state", "check_repeats", "check_trajectory"]
+
+
+def check_repeats(ledger: Ledger, *, ranks: Ranks) -> Check | None:
+    """Whether steps that were done again after a resume came out the same. All ranks call. None: no step was."""
+    found = ranks.gather((ledger.repeated, ledger.mismatch))
+    repeated = min(count for count, _ in found)
+    first = _first(mismatch for _, mismatch in found)
+    if first is not None:
+        return _different("repeats", first, "done again after a resume")
+    if not repeated:
+        return None
+    detail = f"{repeated} steps on {ranks.world_size} ranks done again after a resume came out the same"
+    return Check(name="repeats", status=Status.equal, detail=detail)
+
+
+def check_trajectory(reference: Path, run_dir: Path, *, last_step: int, ranks: Ranks) -> Check:
+    """Compare this run, all its starts together, step by step with the run in ``reference``. All ranks call."""
+    error, steps, mismatch = "", 0, None
+    try:
+        expected = read_ledger(ledger_file(reference, ranks.rank))
+        got = read_ledger(ledger_file(run_dir, ranks.rank))
+        steps, mismatch = compare(expected, got, rank=ranks.rank)
+    except (OSError, ValueError, KeyError) as problem:
+        error = f"rank {ranks.rank} cannot read {ledger_file(reference, ranks.rank)}: {problem}"
+    found = ranks.gather((error, steps, mismatch))
+    errors = [text for text, _, _ in found if text]
+    if errors:
+        return Check(name="trajectory", status=Status.not_verified, detail=errors[0])
+    if ranks.decide(lambda: ledger_file(reference, ranks.world_size).exists()):
+        detail = f"{reference} ran on more than the {ranks.world_size} ranks of this run"
+        return Check(name="trajectory", status=Status.not_verified, detail=detail)
+    first = _first(found_mismatch for _, _, found_mismatch in found)
+    if first is not None:
+        return _different("trajectory", first, f"against {reference}")
+    compared = min(count for _, count, _ in found)
+    if compared < last_step:
+        detail = f"only {compared} of {last_step} steps stand in the ledgers of both this run and {reference}"
+        return Check(name="trajectory", status=Status.not_verified, detail=detail)
+    covered = "loss, gradient norm, learning rate, batches, random streams"
+    detail = f"{compared} steps on {ranks.world_size} ranks repeat {reference}: {covered}"
+    return Check(name="trajectory", status=Status.equal, detail=detail)
+
+
+def check_final_state(reference: str, own: Mapping[str, str], *, step: int, ranks: Ranks) -> Check:
+    """Compare the digests of this run's last save with those in the manifest of the checkpoint ``reference``.
+
+    All ranks call. ``own`` is leaf name -> digest when the save was requested, of this rank.
+    """
+    try:
+        leaves = ranks.decide(lambda: {leaf.name: leaf.digest for leaf in read_manifest(reference).leaves.values()})
+    except CkptrunError as error:
+        return Check(name="final_state", status=Status.not_verified, detail=str(error))
+    wrong = sorted(name for name, digest in own.items() if leaves.get(name) != digest)
+    everywhere = ranks.gather((wrong, set(own)))
+    held = set().union(*(names for _, names in everywhere))
+    missing = sorted(set(leaves) - held)
+    first = min(((names[0], rank) for rank, (names, _) in enumerate(everywhere) if names), default=None)
+    if first is None and missing:
+        first = (missing[0], 0)
+    if first is None:
+        detail = f"{len(held)} leaves on {ranks.world_size} ranks equal those of {reference}"
+        return Check(name="final_state", status=Status.equal, detail=detail)
+    name, rank = first
+    got = own.get(name) if rank == ranks.rank else None
+    got = next((value for value in ranks.gather(got) if value is not None), "absent")
+    count = len(set(missing).union(*(names for names, _ in everywhere)))
+    return Check(
+        name="final_state",
+        status=Status.different,
+        detail=f"{count} leaves differ from {reference}, the first is '{name}' on rank {rank}",
+        first_difference={
+            "step": step,
+            "rank": rank,
+            "component": name.partition(".")[0],
+            "leaf": name,
+            "index": None,
+            "expected": leaves.get(name) or "absent",
+            "got": got,
+            "ulp": None,
+        },
+    )
+
+
+def _first(mismatches: Iterable[Mismatch | None]) -> Mismatch | None:
+    found = [mismatch for mismatch in mismatches if mismatch is not None]
+    return min(found, key=lambda mismatch: (mismatch.step, mismatch.rank), default=None)
+
+
+def _different(name: str, first: Mismatch, how: str) -> Check:
+    ulp = "" if first.ulp is None else f" ({first.ulp} ULP apart)"
+    return Check(
+        name=name,
+        status=Status.different,
+        detail=f"step {first.step}, {how}: {first.field} on rank {first.rank} was {first.expected}, now {first.got}"
+        f"{ulp}",
+        first_difference=first.as_difference(),
+    )
