@@ -1,12 +1,13 @@
 """Plain values as JSON and back, without losing a bit or a type.
 
-A plain value is ``None``, a bool, int, float, str, bytes, or a list, tuple or dict of plain values (dict keys:
+A plain value is ``None``, a bool, int, float, str, bytes, BytesIO, or a list, tuple or dict of plain values (dict keys:
 str or int). What JSON cannot say is tagged: an object with one key that starts with ``$``.
 
 =============  =================================================
 value          JSON
 =============  =================================================
 bytes          ``{"$bytes": "<base64>"}``
+BytesIO        ``{"$bytesio": ["<base64>", position]}``
 float          a number; ``{"$float": "inf|-inf"}``, ``{"$nan": "<16 hex digits of its bits>"}``
 tuple          ``{"$tuple": [...]}``
 dict           an object; ``{"$dict": [[key, value]...]}`` when a key is an int or starts with ``$``
@@ -17,6 +18,7 @@ Must not know torch, files or ranks.
 
 import base64
 import binascii
+import io
 import json
 import math
 import struct
@@ -45,6 +47,8 @@ def encode(value: Any, *, name: str, depth: int = 0) -> Any:
         return value if math.isfinite(value) else _encode_not_finite(value)
     if kind is bytes:
         return {"$bytes": base64.b64encode(value).decode("ascii")}
+    if kind is io.BytesIO:
+        return {"$bytesio": [base64.b64encode(value.getvalue()).decode("ascii"), value.tell()]}
     if kind is list:
         return [encode(item, name=name, depth=depth + 1) for item in value]
     if kind is tuple:
@@ -53,7 +57,7 @@ def encode(value: Any, *, name: str, depth: int = 0) -> Any:
         return _encode_dict(value, name=name, depth=depth)
     raise UnsupportedLeafError(
         f"Leaf '{name}' is a {kind.__module__}.{kind.__qualname__}, which is neither a tensor nor a plain value "
-        "(None, bool, int, float, str, bytes, list, tuple, dict) and could only be stored with pickle. "
+        "(None, bool, int, float, str, bytes, BytesIO, list, tuple, dict) and could only be stored with pickle. "
         "Return a tensor or a plain value from state_dict()."
     )
 
@@ -104,12 +108,20 @@ def _decode_tagged(tag: str, body: Any, *, name: str, depth: int) -> Any:
             return float(struct.unpack(">d", bytes.fromhex(body))[0])
         case "$bytes":
             return base64.b64decode(body, validate=True)
+        case "$bytesio":
+            return _stream(*body)
         case "$tuple":
             return tuple(decode(item, name=name, depth=depth) for item in body)
         case "$dict":
             return {key: decode(item, name=name, depth=depth) for key, item in body}
         case _:
             raise ManifestError(f"Value of leaf '{name}' has the unknown tag {tag!r}.")
+
+
+def _stream(content: str, position: int) -> io.BytesIO:
+    stream = io.BytesIO(base64.b64decode(content, validate=True))
+    stream.seek(position)
+    return stream
 
 
 def canonical_bytes(value: Any, *, name: str) -> bytes:

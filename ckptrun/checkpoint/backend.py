@@ -147,10 +147,10 @@ def _locate_remote(url: str) -> Location:
     # Imported here: most runs write to local paths, and a launcher wants to start fast.
     from fsspec.core import url_to_fs
 
-    from ckptrun.checkpoint.remote import FsspecBackend
+    from ckptrun.checkpoint.remote import remote_backend
 
     file_system, path = url_to_fs(url)
-    return Location(FsspecBackend(file_system), path)
+    return Location(remote_backend(file_system), path)
 
 
 def write_file(file: Location, raw: bytes) -> None:

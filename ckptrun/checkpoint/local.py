@@ -4,6 +4,7 @@ Which of the two is decided by trying, file by file; the bytes are the same. Spa
 first byte.
 """
 
+import contextlib
 import errno
 import os
 import threading
@@ -37,6 +38,13 @@ class LocalBackend:
 
     def __init__(self, calls: SystemCalls | None = None) -> None:
         self.calls = calls if calls is not None else SystemCalls()
+
+    def __eq__(self, other: object) -> bool:
+        # Two paths are the same place when they are reached in the same way.
+        return type(other) is type(self) and type(other.calls) is type(self.calls)
+
+    def __hash__(self) -> int:
+        return hash((type(self), type(self.calls)))
 
     def make_folder(self, folder: str) -> None:
         """See ``Backend``."""
@@ -78,11 +86,15 @@ class LocalBackend:
 
     def remove(self, path: str) -> None:
         """See ``Backend``."""
+        parent = str(Path(path).parent)
         try:
+            if self.calls.is_folder(path):
+                # That it may go is told by names beside it, and who gave these may have been killed before this.
+                self._sync(parent)
             self._remove(path)
         except FileNotFoundError:
             return
-        self._sync(str(Path(path).parent))
+        self._sync(parent)
 
     def _remove(self, path: str) -> None:
         if self.calls.is_link(path) or not self.calls.is_folder(path):
@@ -94,6 +106,10 @@ class LocalBackend:
 
     def hold(self, path: str, note: str) -> Callable[[], None]:
         """See ``Backend``."""
+        # A save lies beside its lock. Who made that folder may have been killed before its name was durable; where the
+        # folder above is not ours to sync, it was not us.
+        with contextlib.suppress(OSError):
+            self._sync(str(Path(path).parent.parent))
         while True:
             descriptor = self._hold(path, note)
             if descriptor is not None:

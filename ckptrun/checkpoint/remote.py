@@ -1,14 +1,72 @@
-"""Anything that fsspec can open, taken as an object store: a file appears whole or not at all, nothing is renamed."""
+"""Anything that fsspec can open, taken as an object store: a file appears whole or not at all, nothing is renamed.
 
-from collections.abc import Callable, Sequence
-from typing import Any
+What is here works with every fsspec file system, as well as that one does: it is tried again as often as fsspec tries,
+and a file is written in order. S3 has a backend of its own.
+"""
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fsspec.spec import AbstractBufferedFile
 
 from ckptrun.checkpoint.owner import is_alive
 
-__all__ = ["FsspecBackend"]
+if TYPE_CHECKING:
+    from ckptrun.checkpoint.backend import Backend
+
+__all__ = ["FsspecBackend", "ProcessFileSystem", "Scatter", "remote_backend"]
 
 _BLOCK_BYTES = 16 * 2**20
 _READS_AT_ONCE = 8
+_PUT_BYTES = 5 * 2**20
+"""Up to here a file is held in memory and stored in one go, which is atomic on most stores."""
+
+
+def remote_backend(file_system: Any) -> "Backend":
+    """Return what stores files on an ``fsspec.AbstractFileSystem``, the best way that it has."""
+    if any(kind.__module__.partition(".")[0] == "s3fs" for kind in type(file_system).__mro__):
+        # Imported here, because other stores do without S3's libraries.
+        from ckptrun.checkpoint.s3 import S3Backend
+
+        return S3Backend(file_system)
+    return FsspecBackend(file_system)
+
+
+class ProcessFileSystem:
+    """An ``fsspec.AbstractFileSystem`` that is made anew in a forked process.
+
+    The thread in which fsspec talks to the network does not survive a fork, and a connection must not be shared.
+    """
+
+    def __init__(self, file_system: Any) -> None:
+        self._file_system = file_system
+        self._pid = os.getpid()
+
+    def get(self) -> Any:
+        """Return the one of this process."""
+        if self._pid != os.getpid():
+            make, arguments, *state = self._file_system.__reduce__()
+            made = make(*arguments)
+            for attributes in state:
+                vars(made).update(attributes)
+            self._file_system = made
+            self._pid = os.getpid()
+        return self._file_system
+
+
+@contextlib.contextmanager
+def _os_errors(address: str) -> Iterator[None]:
+    """Turn what the libraries of a store raise into ``OSError``."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise OSError(errno.EIO, text, address) from error
 
 
 class FsspecBackend:
@@ -21,17 +79,32 @@ class FsspecBackend:
     renames_folders = False
 
     def __init__(self, file_system: Any) -> None:
-        self._file_system = file_system
+        self._files = ProcessFileSystem(file_system)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FsspecBackend) and self._files.get() == other._files.get()
+
+    def __hash__(self) -> int:
+        return hash(self._files.get())
+
+    @contextlib.contextmanager
+    def _fresh(self, path: str) -> Iterator[Any]:
+        """The file system, without what it remembers of folders: others write there too."""
+        files = self._files.get()
+        with _os_errors(self.address(path)):
+            files.invalidate_cache()
+            yield files
 
     def make_folder(self, folder: str) -> None:
         """See ``Backend``."""
-        self._file_system.makedirs(folder, exist_ok=True)
+        with self._fresh(folder) as files:
+            files.makedirs(folder, exist_ok=True)
 
     def list_names(self, folder: str) -> list[str]:
         """See ``Backend``."""
-        self._file_system.invalidate_cache()
         try:
-            found = self._file_system.ls(folder, detail=False)
+            with self._fresh(folder) as files:
+                found = files.ls(folder, detail=False)
         except (FileNotFoundError, NotADirectoryError):
             return []
         # Some object stores list the folder itself among what is in it.
@@ -40,17 +113,16 @@ class FsspecBackend:
 
     def size(self, path: str) -> int:
         """See ``Backend``."""
-        self._file_system.invalidate_cache()
-        return int(self._file_system.size(path))
+        with self._fresh(path) as files:
+            return int(files.size(path))
 
     def create(self, path: str, length: int) -> "RemoteFileWriter":
         """See ``Backend``. Replaces a file of that name."""
-        return RemoteFileWriter(self._file_system.open(path, "wb"))
+        return RemoteFileWriter(self._files.get(), path, length)
 
     def open(self, path: str) -> "RemoteFileReader":
         """See ``Backend``."""
-        self._file_system.info(path)
-        return RemoteFileReader(self._file_system, path)
+        return RemoteFileReader(self._files.get(), path, self.size(path))
 
     def rename_folder(self, old: str, new: str) -> None:
         """Never called: ``renames_folders`` is False."""
@@ -58,28 +130,33 @@ class FsspecBackend:
 
     def remove(self, path: str) -> None:
         """See ``Backend``."""
-        try:
-            self._file_system.rm(path, recursive=True)
-        except FileNotFoundError:
-            return
+        with contextlib.suppress(FileNotFoundError), self._fresh(path) as files:
+            files.rm(path, recursive=True)
 
     def hold(self, path: str, note: str) -> Callable[[], None]:
         """See ``Backend``. Nothing takes it back when this process dies; whoever looks judges by the note."""
-        self._file_system.pipe_file(path, note.encode())
-        return lambda: self.remove(path)
+        with self._fresh(path) as files:
+            files.pipe_file(path, note.encode())
+
+        def release() -> None:
+            # May be called while the interpreter shuts down. What stays is a leftover once this process is gone.
+            with contextlib.suppress(OSError):
+                self.remove(path)
+
+        return release
 
     def holder(self, path: str) -> str | None:
         """See ``Backend``."""
-        self._file_system.invalidate_cache()
         try:
-            note = self._file_system.cat_file(path).decode()
+            with self._fresh(path) as files:
+                note = files.cat_file(path).decode(errors="replace")
         except FileNotFoundError:
             return None
         return note if is_alive(note) else None
 
     def address(self, path: str) -> str:
         """See ``Backend``."""
-        return str(self._file_system.unstrip_protocol(path))
+        return str(self._files.get().unstrip_protocol(path))
 
 
 class RemoteFileWriter:
@@ -88,20 +165,51 @@ class RemoteFileWriter:
     block_bytes = _BLOCK_BYTES
     writes_at_once = 1
 
-    def __init__(self, file: Any) -> None:
-        self._file = file
+    def __init__(self, files: Any, path: str, length: int) -> None:
+        self._files = files
+        self._path = path
+        self._length = length
+        self._address = str(files.unstrip_protocol(path))
+        self._held: list[bytes] = []
+        self._file: Any = None
+        if length > _PUT_BYTES:
+            with _os_errors(self._address):
+                self._file = files.open(path, "wb")
 
     def write(self, offset: int, block: memoryview) -> None:
         """See ``FileWriter``."""
-        self._file.write(bytes(block))
+        if self._file is None:
+            self._held.append(bytes(block))
+            return
+        with _os_errors(self._address):
+            self._file.write(bytes(block))
 
     def finish(self) -> None:
         """See ``FileWriter``."""
-        self._file.close()
+        with _os_errors(self._address):
+            if self._file is None:
+                self._files.pipe_file(self._path, b"".join(self._held))
+            else:
+                self._file.close()
+            self._files.invalidate_cache()
+            size = self._files.size(self._path)
+        if size != self._length:
+            raise OSError(errno.EIO, f"has {size} bytes after {self._length} were written", self._address)
 
     def abort(self) -> None:
         """See ``FileWriter``."""
-        self._file.discard()
+        self._held.clear()
+        if self._file is None:
+            return
+        with _os_errors(self._address):
+            if isinstance(self._file, AbstractBufferedFile):
+                self._file.discard()
+                # Or it would be finished, as far as it got, once nothing refers to it.
+                self._file.closed = True
+            else:
+                # It appeared under its name as it was written.
+                self._file.close()
+                self._files.rm_file(self._path)
 
 
 class RemoteFileReader:
@@ -109,23 +217,51 @@ class RemoteFileReader:
 
     reads_at_once = _READS_AT_ONCE
 
-    def __init__(self, file_system: Any, path: str) -> None:
-        self._file_system = file_system
+    def __init__(self, files: Any, path: str, size: int) -> None:
+        self._files = files
         self._path = path
+        self._size = size
 
     def read(self, offset: int, targets: Sequence[memoryview]) -> int:
         """See ``FileReader``."""
-        length = sum(target.nbytes for target in targets)
-        found = memoryview(self._file_system.cat_file(self._path, start=offset, end=offset + length)) if length else b""
-        position = 0
-        for target in targets:
-            part = found[position : position + target.nbytes]
-            target[: len(part)] = part
-            position += len(part)
-        return position
+        end = min(offset + sum(target.nbytes for target in targets), self._size)
+        scatter = Scatter(targets)
+        address = str(self._files.unstrip_protocol(self._path))
+        while offset + scatter.count < end:
+            with _os_errors(address):
+                found = self._files.cat_file(self._path, start=offset + scatter.count, end=end)
+            if not found:
+                text = f"gave no bytes from {offset + scatter.count} on, though it has {self._size}"
+                raise OSError(errno.EIO, text, address)
+            scatter.put(found)
+        return scatter.count
 
     def will_need(self, offset: int, length: int) -> None:
         """See ``FileReader``."""
 
     def close(self) -> None:
         """See ``FileReader``."""
+
+
+class Scatter:
+    """Fills buffers, one after the other."""
+
+    def __init__(self, targets: Sequence[memoryview]) -> None:
+        self._targets = [target for target in targets if target.nbytes]
+        self._filled = 0
+        self.count = 0
+        """How many bytes there are so far."""
+
+    def put(self, found: bytes) -> None:
+        """Append bytes, not more than there is room for."""
+        rest = memoryview(found)
+        self.count += rest.nbytes
+        while rest.nbytes:
+            target = self._targets[0]
+            part = rest[: target.nbytes - self._filled]
+            target[self._filled : self._filled + part.nbytes] = part
+            self._filled += part.nbytes
+            rest = rest[part.nbytes :]
+            if self._filled == target.nbytes:
+                del self._targets[0]
+                self._filled = 0

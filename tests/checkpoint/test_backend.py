@@ -128,3 +128,9 @@ def test_a_url_is_shown_as_it_was_given() -> None:
 def test_name_and_parent_do_not_mind_a_last_slash(url: str) -> None:
     location = Location(LocalBackend(), url)
     assert (location.name, location.parent.path, location.sibling("c").path) == ("b", "/a", "/a/c")
+
+
+def test_the_same_place_is_equal_to_itself(folder: Location) -> None:
+    assert locate(str(folder)) == locate(str(folder))
+    assert locate(str(folder)) != locate(f"{folder}x")
+    assert hash(locate(str(folder))) == hash(locate(str(folder)))

@@ -262,13 +262,33 @@ def test_torchs_own_hugging_face_reader_loads_the_model_from_the_folder(tmp_path
     assert all_bits(into["model"]) == all_bits(dict(model.state_dict()))
 
 
-@pytest.mark.parametrize("value", [object(), {1, 2}, lambda: None, io.BytesIO(b"x"), torch.float32, (torch.ones(1),)])
+@pytest.mark.parametrize("value", [object(), {1, 2}, lambda: None, io.StringIO("x"), torch.float32, (torch.ones(1),)])
 def test_what_needs_pickle_is_refused_by_name_before_a_byte_is_written(value: Any, tmp_path: Path) -> None:
     error = failed(save, {"w": torch.ones(3), "mine": {"bad": value}}, tmp_path / "run" / "c")
     assert isinstance(error, UnsupportedLeafError)
     assert "'mine.bad'" in str(error)
     assert type(value).__name__ in str(error)
     assert [path for path in tmp_path.rglob("*") if path.is_file() or "step" in path.name] == []
+
+
+def test_streams_of_bytes_come_back_where_they_stood(tmp_path: Path) -> None:
+    """A state dict that DCP takes: what torch.save wrote, as a leaf."""
+    stream = io.BytesIO()
+    torch.save([0.5, 0.25], stream)
+    save({"losses": stream, "w": torch.ones(1)}, tmp_path)
+    into: dict[str, Any] = {"losses": io.BytesIO(), "w": torch.zeros(1)}
+    load(into, tmp_path)
+    assert into["losses"].tell() == stream.tell()
+    into["losses"].seek(0)
+    assert torch.load(into["losses"]) == [0.5, 0.25]
+
+
+def test_an_empty_state_is_a_checkpoint_too(tmp_path: Path) -> None:
+    save({}, tmp_path / "a")
+    load({}, tmp_path / "a")
+    save({"foo": {}, "bar": []}, tmp_path / "b")
+    assert read_manifest(tmp_path / "b").files == {}
+    load({"foo": {}, "bar": []}, tmp_path / "b")
 
 
 def test_a_tuple_that_holds_a_tensor_is_refused_with_the_way_out(tmp_path: Path) -> None:
