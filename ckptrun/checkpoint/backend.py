@@ -44,6 +44,8 @@ class FileReader(Protocol):
 
     reads_at_once: int
     """How many threads make sense."""
+    block_bytes: int
+    """How many bytes are best asked for at once."""
 
     def read(self, offset: int, targets: Sequence[memoryview]) -> int:
         """Fill buffers one after the other from ``offset`` on; return how many bytes there were.

@@ -20,6 +20,7 @@ __all__ = ["LocalBackend"]
 _BLOCK_BYTES = 8 * 2**20
 _WRITES_AT_ONCE = 2
 _READS_AT_ONCE = 2
+_READ_BYTES = 2 * 2**20  # stays in a core's own cache until it is checked
 _SECTOR_BYTES = 4096
 _MAX_BUFFERS = 1024  # IOV_MAX
 _NOTE_BYTES = 4096
@@ -284,6 +285,7 @@ class LocalFileReader:
     """See :class:`~ckptrun.checkpoint.backend.FileReader`."""
 
     reads_at_once = _READS_AT_ONCE
+    block_bytes = _READ_BYTES
 
     def __init__(self, calls: SystemCalls, path: str) -> None:
         self._calls = calls

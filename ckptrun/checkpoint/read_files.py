@@ -21,7 +21,6 @@ from ckptrun.errors import ShardFileError
 
 __all__ = ["Range", "ShardFiles"]
 
-_BATCH_BYTES = 2 * 2**20
 _BATCH_RANGES = 1024
 
 
@@ -113,14 +112,16 @@ class ShardFiles:
         Raises:
             ShardFileError: A file is missing or damaged; the first in the order of files. Targets are then undefined.
         """
-        by_file: dict[str, list[_Blocks]] = {}
+        by_file: dict[str, list[Range]] = {}
         for wanted in ranges:
-            by_file.setdefault(wanted.chunk.file, []).extend(_whole_blocks(wanted))
+            by_file.setdefault(wanted.chunk.file, []).append(wanted)
         tasks: list[tuple[str, FileReader, list[_Blocks]]] = []
-        for name, blocks in sorted(by_file.items()):
-            reader = self.check(name, leaf=blocks[0].leaf)
+        for name, of_file in sorted(by_file.items()):
+            reader = self.check(name, leaf=of_file[0].leaf)
+            size = reader.block_bytes
+            blocks = [found for wanted in of_file for found in _whole_blocks(wanted, size)]
             blocks.sort(key=lambda found: found.begin)
-            tasks.extend((name, reader, batch) for batch in _batches(blocks))
+            tasks.extend((name, reader, batch) for batch in _batches(blocks, size))
         self._run(tasks)
 
     def _run(self, tasks: Sequence[tuple[str, FileReader, list[_Blocks]]]) -> None:
@@ -176,15 +177,15 @@ class ShardFiles:
         return ShardFileError(f"Shard file {name} of {folder} {what}. Load another checkpoint.", folder=folder)
 
 
-def _whole_blocks(wanted: Range) -> Iterator[_Blocks]:
-    """Widen a range to whole blocks, in pieces of a size that is read at once."""
+def _whole_blocks(wanted: Range, at_once: int) -> Iterator[_Blocks]:
+    """Widen a range to whole blocks, in pieces of about ``at_once`` bytes."""
     chunk, target = wanted.chunk, wanted.target
     size = chunk.block_bytes
     begin, end = wanted.begin, wanted.begin + target.nbytes
     if begin % size == 0 and target.nbytes <= min(size, chunk.bytes - begin) == target.nbytes:
         yield _Blocks(wanted.leaf, chunk, begin // size, target)
         return
-    step = max(size, _BATCH_BYTES // size * size)
+    step = max(size, at_once // size * size)
     position = begin
     while position < end:
         block = position // size
@@ -202,12 +203,12 @@ def _whole_blocks(wanted: Range) -> Iterator[_Blocks]:
         position = stop
 
 
-def _batches(blocks: Sequence[_Blocks]) -> Iterator[list[_Blocks]]:
+def _batches(blocks: Sequence[_Blocks], at_once: int) -> Iterator[list[_Blocks]]:
     """Group what lies beside each other, ordered by place, into what is read at once."""
     batch: list[_Blocks] = []
     begin = end = 0
     for found in blocks:
-        full = end - begin >= _BATCH_BYTES or len(batch) >= _BATCH_RANGES
+        full = end - begin >= at_once or len(batch) >= _BATCH_RANGES
         if batch and (full or found.begin != end):
             yield batch
             batch = []

@@ -21,6 +21,7 @@ __all__ = ["FsspecBackend", "ProcessFileSystem", "Scatter", "remote_backend"]
 
 _BLOCK_BYTES = 16 * 2**20
 _READS_AT_ONCE = 8
+_READ_BYTES = 8 * 2**20
 _PUT_BYTES = 5 * 2**20
 """Up to here a file is held in memory and stored in one go, which is atomic on most stores."""
 
@@ -216,6 +217,7 @@ class RemoteFileReader:
     """See :class:`~ckptrun.checkpoint.backend.FileReader`."""
 
     reads_at_once = _READS_AT_ONCE
+    block_bytes = _READ_BYTES
 
     def __init__(self, files: Any, path: str, size: int) -> None:
         self._files = files

@@ -32,6 +32,7 @@ _MEMORY_BYTES = 256 * 2**20
 _SPARE_BLOCKS = 2
 """Of whoever fills blocks while the others are written."""
 _READS_AT_ONCE = 16
+_RANGE_BYTES = 8 * 2**20
 _READ_BYTES = 2**20
 _NOTE_BYTES = 4096
 _DELETES_AT_ONCE = 1000
@@ -322,6 +323,7 @@ class S3FileReader:
     """See :class:`~ckptrun.checkpoint.backend.FileReader`. All that is read is of one version of the object."""
 
     reads_at_once = _READS_AT_ONCE
+    block_bytes = _RANGE_BYTES
 
     def __init__(self, requests: S3Requests, path: str) -> None:
         self._requests = requests

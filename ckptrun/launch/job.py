@@ -219,6 +219,8 @@ class Job:
         self._timing.commits.append(commit)
         self._report.commit(commit)
         if commit.not_removed is not None:
+            say_error_once(self._ranks, f"Older checkpoints could not be removed: {commit.not_removed}")
+        if commit.not_removed is not None:
             root = self._config.checkpoint_root
             say_error_once(self._ranks, f"Older checkpoints in {root} could not be removed: {commit.not_removed}.")
 
