@@ -1,5 +1,6 @@
 """Who owns a lock file: host, process and start time, as a note in it; and whether that process may still live."""
 
+import calendar
 import json
 import os
 import socket
@@ -9,6 +10,10 @@ from pathlib import Path
 __all__ = ["describe", "is_alive", "note_of_this_process"]
 
 
+_SINCE = "%Y-%m-%d %H:%M:%S UTC"
+_LONGEST_SECONDS = 24 * 3600
+
+
 def note_of_this_process() -> str:
     """Return the note that says who we are."""
     owner = {
@@ -16,7 +21,7 @@ def note_of_this_process() -> str:
         "boot": _boot_id(),
         "pid": os.getpid(),
         "started": _start_ticks(os.getpid()),
-        "since": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+        "since": time.strftime(_SINCE, time.gmtime()),
     }
     return json.dumps(owner) + "\n"
 
@@ -30,10 +35,15 @@ def describe(note: str) -> str:
 
 
 def is_alive(note: str) -> bool:
-    """Whether the owner may still live: for certain on this machine, as far as one can say; always on another."""
+    """Whether the owner may still live: as good as certain on this machine; on another, for a day.
+
+    No save takes so long, and somebody must clean up after a machine that never comes back.
+    """
     owner = _parse(note)
-    if owner is None or owner.get("host") != socket.gethostname():
-        return owner is not None
+    if owner is None:
+        return False
+    if owner.get("host") != socket.gethostname():
+        return time.time() - _seconds(owner.get("since")) < _LONGEST_SECONDS
     return owner.get("boot") == _boot_id() and owner.get("started") == _start_ticks(owner.get("pid"))
 
 
@@ -43,6 +53,14 @@ def _parse(note: str) -> dict[str, object] | None:
     except ValueError:
         return None
     return owner if isinstance(owner, dict) else None
+
+
+def _seconds(since: object) -> float:
+    """Since when, in seconds of the clock; 0 where the note does not say."""
+    try:
+        return calendar.timegm(time.strptime(str(since), _SINCE))
+    except ValueError:
+        return 0.0
 
 
 def _boot_id() -> str | None:
