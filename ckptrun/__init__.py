@@ -7,7 +7,7 @@ L0     config, errors, exit_codes, values, targets, console, ranks, digest
 L1     model, data, optimizer, schedule, precision, parallelism, state, checkpoint, record
 L2     trainer, proof
 L3     build
-L4     launch
+L4     launch, tools
 L5     app, __main__
 =====  ============================================================================================================
 

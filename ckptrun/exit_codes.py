@@ -20,9 +20,9 @@ class ExitCode(IntEnum):
     config = 2
     """The config or the command line is wrong."""
     different = 3
-    """A verdict is ``different``."""
+    """A verdict is ``different``, or a tool found a difference or damage."""
     not_verified = 4
-    """A verdict is ``not_verified``."""
+    """A verdict is ``not_verified``, or a tool could not compare everything."""
 
 
 def exit_code_of(error: BaseException) -> ExitCode:

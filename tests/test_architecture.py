@@ -15,7 +15,7 @@ LAYERS = [
     {"model", "data", "optimizer", "schedule", "precision", "parallelism", "state", "checkpoint", "record"},
     {"trainer", "proof"},
     {"build"},
-    {"launch"},
+    {"launch", "tools"},
     {"app", "__main__"},
 ]
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
@@ -87,6 +87,7 @@ def test_every_unit_has_a_layer() -> None:
     "module",
     [
         "ckptrun",
+        "ckptrun.__main__",
         "ckptrun.app",
         "ckptrun.config.run",
         "ckptrun.config.register",
@@ -95,6 +96,10 @@ def test_every_unit_has_a_layer() -> None:
         "ckptrun.errors",
         "ckptrun.checkpoint.manifest",
         "ckptrun.checkpoint.layout",
+        "ckptrun.tools.cli",
+        "ckptrun.tools.inspect_command",
+        "ckptrun.tools.verify_command",
+        "ckptrun.tools.diff_command",
     ],
 )
 def test_module_imports_no_torch(module: str) -> None:

@@ -1,0 +1,23 @@
+"""What a user may have meant by a name that is not there. Must not print."""
+
+import difflib
+from collections.abc import Collection
+
+from ckptrun.tools.text import joined
+
+__all__ = ["near_names"]
+
+_SHOWN = 5
+
+
+def near_names(name: str, names: Collection[str]) -> str:
+    """Return a sentence about the names that are closest to ``name``, or that begin with it."""
+    below = [other for other in names if other.startswith(f"{name}.")]
+    if below:
+        return f"It holds {len(below):,} leaves: {joined(below, _SHOWN)}."
+    ending = [other for other in names if other.endswith(f".{name}")]
+    near = ending or difflib.get_close_matches(name, names, n=_SHOWN, cutoff=0.5)
+    if near:
+        return f"Near to it: {joined(near, _SHOWN)}."
+    top = sorted({other.partition(".")[0] for other in names})
+    return f"Names begin with: {joined(top, _SHOWN)}." if top else "There is no leaf at all."
