@@ -9,7 +9,8 @@ The tree::
     |  |- CheckpointExistsError    (FileExistsError)    a committed checkpoint would be overwritten
     |  |- CheckpointDamagedError                        what lies on storage is not what was written
     |  |  |- ManifestError                              manifest.json cannot be trusted
-    |  |  `- ShardFileError                             a shard file cannot be trusted
+    |  |  |- ShardFileError                             a shard file cannot be trusted
+    |  |  `- ForeignFileError                           a file of another format cannot be trusted
     |  |- UnsupportedLeafError     (TypeError)          a leaf that cannot be stored without pickle
     |  `- StateMismatchError                            checkpoint and live state name different leaves
     |- RankFailedError             (RuntimeError)       a rank of this run ended before its work was done
@@ -27,6 +28,7 @@ __all__ = [
     "CheckpointNotFoundError",
     "CkptrunError",
     "ConfigError",
+    "ForeignFileError",
     "InternalError",
     "ManifestError",
     "RankFailedError",
@@ -70,6 +72,10 @@ class ManifestError(CheckpointDamagedError):
 
 class ShardFileError(CheckpointDamagedError):
     """A shard file is missing, cut, or holds other bytes than the manifest says."""
+
+
+class ForeignFileError(CheckpointDamagedError):
+    """A file of another format (DCP, ``torch.save``, safetensors) is damaged, or asks for code to be run."""
 
 
 class UnsupportedLeafError(CheckpointError, TypeError):

@@ -100,6 +100,7 @@ def test_every_unit_has_a_layer() -> None:
         "ckptrun.tools.inspect_command",
         "ckptrun.tools.verify_command",
         "ckptrun.tools.diff_command",
+        "ckptrun.tools.convert_command",
     ],
 )
 def test_module_imports_no_torch(module: str) -> None:

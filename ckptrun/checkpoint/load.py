@@ -36,6 +36,8 @@ class Loaded:
     step: int
     digests: Mapping[str, str]
     """Leaf name -> digest at the request of the save, for the leaves loaded here."""
+    world_size: int
+    """On how many ranks it was saved."""
     left_out: tuple[str, ...]
     """Components of the run that were not loaded."""
     run: Mapping[str, Any]
@@ -63,7 +65,7 @@ def load(
     """
     manifest = ranks.decide(lambda: read_manifest(folder))
     saved = _saved_leaves(manifest)
-    resized = int(manifest.run["world_size"]) != ranks.world_size
+    resized = manifest.world_size != ranks.world_size
     wanted = _wanted(state, {path[0] for path in saved}, selection, resized=resized)
     chosen = {path: leaf for path, leaf in saved.items() if path[0] in wanted and not (resized and is_per_rank(path))}
     templates = state.templates({name: [leaf for path, leaf in chosen.items() if path[0] == name] for name in wanted})
@@ -74,7 +76,9 @@ def load(
     state.load({**kept, **matched})
     return Loaded(
         folder=folder,
-        step=int(manifest.run["step"]),
+        # A checkpoint that no run has saved, but a tool or a user, has no step.
+        step=int(manifest.run.get("step", 0)),
+        world_size=manifest.world_size,
         digests={name_of(path): manifest.leaves[name_of(path)].digest or "" for path in matched},
         left_out=tuple(name for name in state.components if name not in wanted),
         run=manifest.run,

@@ -304,7 +304,7 @@ class Job:
             say_once(
                 self._ranks,
                 f"Random streams were drawn anew from train.seed and step {step}: the checkpoint's were left out "
-                f"(it was saved on {loaded.run['world_size']} ranks).",
+                f"(it was saved on {loaded.world_size} ranks).",
             )
 
     def _verify_resume(self, loaded: Loaded) -> bool:

@@ -1,0 +1,171 @@
+"""A ``.safetensors`` file, or a folder of such files.
+
+Such folders are written by Hugging Face tools, with an index; and by ``HuggingFaceStorageWriter`` of torch, which can
+spread a tensor over files, and notes in each where its chunks belong.
+"""
+
+import json
+import math
+import struct
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from ckptrun.checkpoint.backend import Location
+from ckptrun.errors import CheckpointNotFoundError, ForeignFileError
+from ckptrun.tools.sources.files import Files
+from ckptrun.tools.sources.interface import Origin, SourceLeaf, row_shape
+from ckptrun.tools.sources.pieces import check_boxes, read_rows
+from ckptrun.tools.sources.safetensors_header import MAX_HEADER_BYTES, Entry, Header, parse_header
+from ckptrun.tools.text import cut, joined
+
+__all__ = ["INDEX_NAME", "SUFFIX", "SafetensorsSource"]
+
+SUFFIX = ".safetensors"
+INDEX_NAME = "model.safetensors.index.json"
+
+_MAX_INDEX_BYTES = 256 * 2**20
+_SHARDING = "DCP_SHARDING_INFO"
+
+
+class SafetensorsSource:
+    """See :class:`~ckptrun.tools.sources.interface.Source`.
+
+    Raises:
+        ForeignFileError: A file cannot be trusted, or is missing.
+        CheckpointNotFoundError: It is what is left of a checkpoint of ckptrun, or a part of one.
+    """
+
+    format = "safetensors"
+
+    def __init__(self, place: Location) -> None:
+        self.address = str(place)
+        self.shared: tuple[tuple[str, ...], ...] = ()
+        self.origin = Origin()
+        names = place.backend.list_names(place.path)
+        shards = [name for name in names if name.endswith(SUFFIX)]
+        self._files = Files(place if names else place.parent)
+        with self._files:
+            index = self._read_index() if INDEX_NAME in names else None
+            chosen = sorted(set(index.values())) if index is not None else shards or [place.name]
+            self._pieces: dict[str, list[_Piece]] = defaultdict(list)
+            for file in chosen:
+                self._add(file)
+        left = [name for name in shards if name not in chosen]
+        self.remarks: tuple[str, ...] = (f"{INDEX_NAME} does not name {joined(left)}: not read.",) if left else ()
+        self._check_index(index)
+        self.leaves: Mapping[str, SourceLeaf] = {name: self._leaf(name) for name in index or self._pieces}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.__exit__()
+
+    def read_rows(self, name: str, first: int, count: int) -> Tensor:
+        """See ``Source``."""
+        return read_rows(self.leaves[name], self._pieces[name], first, count, address=self.address)
+
+    def _read_index(self) -> dict[str, str]:
+        """Return the file of each tensor."""
+        length = self._files.length(INDEX_NAME)
+        if length > _MAX_INDEX_BYTES:
+            raise self._damaged(f"{INDEX_NAME} has {length} bytes; at most {_MAX_INDEX_BYTES} are read")
+        try:
+            index = json.loads(self._files.bytes(INDEX_NAME, 0, length))
+        except (ValueError, RecursionError) as error:
+            raise self._damaged(f"{INDEX_NAME} is no JSON ({error})") from error
+        found = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+            raise self._damaged(f"{INDEX_NAME} has no weight_map of text to text")
+        return found
+
+    def _add(self, file: str) -> None:
+        header, begin = _read_header(self._files, file)
+        if "ckptrun_format" in header.metadata:
+            raise CheckpointNotFoundError(
+                f"{self._files.place(file)} is a shard file of ckptrun: only with the manifest.json of its folder does "
+                "it make a checkpoint. A folder without one is no checkpoint; with one, name the folder.",
+                folder=self.address,
+            )
+        offsets = self._offsets(header, file)
+        for name, entry in header.entries.items():
+            at = offsets.get(name, ()) if offsets is not None else (0,) * len(entry.shape)
+            if len(at) != len(entry.shape):
+                raise self._damaged(f"{file} does not say where its chunk of {cut(name, 80)} belongs")
+            self._pieces[name].append(_Piece(self._files, file, begin, entry, at))
+
+    def _offsets(self, header: Header, file: str) -> dict[str, tuple[int, ...]] | None:
+        """Where DCP says that the chunks of a file start in their tensors; None where it says nothing."""
+        text = header.metadata.get(_SHARDING)
+        if text is None:
+            return None
+        try:
+            return {name: tuple(info["saved_offsets"]) for name, info in json.loads(text).items() if _is_placed(info)}
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise self._damaged(f"{file} has a {_SHARDING} that is none ({error})") from error
+
+    def _check_index(self, index: Mapping[str, str] | None) -> None:
+        if index is None:
+            return
+        for name, file in index.items():
+            if all(piece.file != file for piece in self._pieces.get(name, ())):
+                raise self._damaged(f"{INDEX_NAME} says that {cut(name, 80)} is in {file}, where it is not")
+        more = [name for name in self._pieces if name not in index]
+        if more:
+            raise self._damaged(f"{INDEX_NAME} does not name {joined(more)}, which the files that it names hold")
+
+    def _leaf(self, name: str) -> SourceLeaf:
+        pieces = self._pieces[name]
+        if len({(piece.dtype, len(piece.sizes)) for piece in pieces}) > 1:
+            raise self._damaged(f"chunks of {cut(name, 80)} have different dtypes or dims")
+        # As torch's own reader does it: nothing says how large the whole is.
+        ends = [[offset + size for offset, size in zip(p.offsets, p.sizes, strict=True)] for p in pieces]
+        shape = tuple(map(max, zip(*ends, strict=True)))
+        check_boxes(name, shape, pieces, address=self.address)
+        return SourceLeaf(name=name, path=(name,), dtype=pieces[0].dtype, shape=shape)
+
+    def _damaged(self, what: str) -> ForeignFileError:
+        return ForeignFileError(f"{self.address}: {what}.", folder=self.address)
+
+
+def _is_placed(info: Any) -> bool:
+    offsets = info.get("saved_offsets") if isinstance(info, dict) else None
+    return isinstance(offsets, list) and all(type(offset) is int and 0 <= offset < 2**63 for offset in offsets)
+
+
+def _read_header(files: Files, file: str) -> tuple[Header, int]:
+    """Return the header of a file, and where its data starts."""
+    length = files.length(file)
+    source = str(files.place(file))
+    count = struct.unpack("<Q", files.bytes(file, 0, 8))[0] if length >= 8 else length
+    if count > min(MAX_HEADER_BYTES, length - 8):
+        raise ForeignFileError(
+            f"{source} is no safetensors file, or cut: it has {length} bytes, and would have a header of {count}.",
+            folder=source,
+        )
+    header = parse_header(files.bytes(file, 8, count), data_bytes=length - 8 - count, source=source)
+    return header, 8 + count
+
+
+class _Piece:
+    """A tensor of a file, or the chunk that it is; see :class:`~ckptrun.tools.sources.pieces.Piece`."""
+
+    def __init__(self, files: Files, file: str, data_begin: int, entry: Entry, offsets: tuple[int, ...]) -> None:
+        self.file = file
+        self.offsets = offsets
+        self.sizes = entry.shape
+        self.dtype = entry.dtype
+        self._files = files
+        self._begin = data_begin + entry.begin
+
+    def read_rows(self, first: int, count: int) -> Tensor:
+        """See ``Piece``."""
+        columns = row_shape(self.sizes)[1:]
+        row = math.prod(columns)
+        dtype = getattr(torch, self.dtype)
+        rows = self._files.elements(self.file, self._begin + first * row * dtype.itemsize, count * row, dtype)
+        return rows.view(count, *columns)

@@ -1,0 +1,68 @@
+"""Writes a file of ``torch.save``. It takes a whole state at once, so the whole state is in memory."""
+
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ckptrun.checkpoint.backend import Location
+from ckptrun.checkpoint.nested import place
+from ckptrun.checkpoint.tensor_bytes import dtype_name
+from ckptrun.errors import UnsupportedLeafError
+from ckptrun.tools.selection import Item, Selection
+from ckptrun.tools.sources.torch_format import TorchSource
+from ckptrun.tools.targets.torch_save import save_to
+from ckptrun.tools.targets.written import Advance, Written
+
+__all__ = ["write_torch"]
+
+
+def write_torch(selection: Selection, working: Location, *, advance: Advance) -> Written:
+    """Write all leaves of ``selection``, nested as their paths say. Tied tensors stay tied.
+
+    Args:
+        selection: What is written.
+        working: Becomes a local file.
+        advance: Told what is done.
+
+    Raises:
+        ManifestError: Two leaves claim one place.
+    """
+    if len({item.path for item in selection.items}) != len(selection.items):
+        raise UnsupportedLeafError(f"Two leaves of {selection.source.address} have the same place in the nested state.")
+    state: dict[str, Any] = {}
+    tensors = _Tensors(selection)
+    for item in selection.items:
+        # A copy, because what comes later may be placed inside it.
+        place(state, item.path, tensors.of(item) if item.is_tensor else copy.deepcopy(item.leaf.value))
+        advance(item.bytes)
+    with Path(working.path).open("wb") as stream:
+        save_to(stream, state)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return Written(
+        files=1,
+        bytes=Path(working.path).stat().st_size,
+        left_out=(),
+        open=lambda: TorchSource(working, {item.name: item.path for item in selection.items}),
+    )
+
+
+class _Tensors:
+    """The tensors of a selection; one for all leaves that are the same memory."""
+
+    def __init__(self, selection: Selection) -> None:
+        self._selection = selection
+        self._group = {name: group for group in selection.shared for name in group}
+        self._known: dict[tuple[str, ...], Tensor] = {}
+
+    def of(self, item: Item) -> Tensor:
+        """Return the full tensor of a leaf."""
+        group = self._group.get(item.name, (item.name,))
+        known = self._known.get(group)
+        if known is not None and (dtype_name(known.dtype), known.shape) == (item.dtype, item.shape):
+            return known
+        self._known[group] = self._selection.whole(item)
+        return self._known[group]

@@ -1,0 +1,25 @@
+"""What a writer tells of what it has written."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ckptrun.tools.selection import Item
+from ckptrun.tools.sources.interface import Source
+
+__all__ = ["Advance", "Written"]
+
+Advance = Callable[[int], None]
+"""Told how many more bytes are done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """A checkpoint that lies on storage, not yet under its name."""
+
+    files: int
+    bytes: int
+    """Of all files."""
+    left_out: tuple[Item, ...]
+    """What the format cannot hold."""
+    open: Callable[[], Source]
+    """Opens it, for comparing."""
