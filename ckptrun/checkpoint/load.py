@@ -35,7 +35,8 @@ class Loaded:
     folder: str
     step: int
     digests: Mapping[str, str]
-    """Leaf name -> digest at the request of the save, for the leaves loaded here."""
+    """Leaf name -> digest at the request of the save, for the leaves loaded here that have one."""
+    loaded_leaves: int
     world_size: int
     """On how many ranks it was saved."""
     left_out: tuple[str, ...]
@@ -71,6 +72,8 @@ def load(
     templates = state.templates({name: [leaf for path, leaf in chosen.items() if path[0] == name] for name in wanted})
     matched = _match(templates, chosen, selection, folder=folder, resized=resized)
     _read(matched, folder, group=group, distributed=ranks.distributed)
+    saved_digests = ((name_of(path), manifest.leaves[name_of(path)].digest) for path in matched)
+    digests = [(name, digest) for name, digest in saved_digests if digest is not None]
     # Leaves that the checkpoint need not have stay as they are; components want to see all of theirs.
     kept = {path: value for path, value in templates.items() if path not in matched and not is_per_rank(path)}
     state.load({**kept, **matched})
@@ -79,7 +82,8 @@ def load(
         # A checkpoint that no run has saved, but a tool or a user, has no step.
         step=int(manifest.run.get("step", 0)),
         world_size=manifest.world_size,
-        digests={name_of(path): manifest.leaves[name_of(path)].digest or "" for path in matched},
+        digests=dict(digests),
+        loaded_leaves=len(matched),
         left_out=tuple(name for name in state.components if name not in wanted),
         run=manifest.run,
     )
@@ -88,7 +92,8 @@ def load(
 def _saved_leaves(manifest: Manifest) -> dict[Path, SavedLeaf]:
     found: dict[Path, SavedLeaf] = {}
     for leaf in manifest.leaves.values():
-        path = tuple(leaf.path)
+        # What a file of another format held was flat: its names alone say which component a leaf is of.
+        path: Path = leaf.path if len(leaf.path) > 1 else tuple(str(leaf.path[0]).split(".", 1))
         dtype = None if leaf.dtype is None else getattr(torch, leaf.dtype)
         found[path] = SavedLeaf(path=path, dtype=dtype, shape=tuple(leaf.shape or ()), value=leaf.value)
     return found

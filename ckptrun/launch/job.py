@@ -220,9 +220,6 @@ class Job:
         self._report.commit(commit)
         if commit.not_removed is not None:
             say_error_once(self._ranks, f"Older checkpoints could not be removed: {commit.not_removed}")
-        if commit.not_removed is not None:
-            root = self._config.checkpoint_root
-            say_error_once(self._ranks, f"Older checkpoints in {root} could not be removed: {commit.not_removed}.")
 
     def _resume(self) -> Loaded | None:
         """Load the checkpoint to resume from, or the weights to start from; None when the run starts anew.
@@ -281,8 +278,13 @@ class Job:
             ),
         )
         self._built.restart_average()
-        say_once(self._ranks, f"Started from {len(loaded.digests)} leaves of {source} ({', '.join(only)}).")
-        self._checks.append(check_loaded(self._built.training.state, loaded, ranks=self._ranks))
+        say_once(self._ranks, f"Started from {loaded.loaded_leaves} leaves of {source} ({', '.join(only)}).")
+        if loaded.digests:
+            self._checks.append(check_loaded(self._built.training.state, loaded, ranks=self._ranks))
+        else:
+            say_once(
+                self._ranks, "They have no digests to compare with: no run has saved them. Every byte was checked."
+            )
 
     def _remove_later(self) -> None:
         """Going back with checkpoint.overwrite=true abandons later checkpoints: they must not be resumed from again."""
