@@ -22,6 +22,7 @@ Removing goes the other way: first the checkpoint stops being one (rename, or ma
 Must not know torch. No function here is a collective; rank 0 alone calls them.
 """
 
+import contextlib
 from collections.abc import Callable, Container, Iterator
 
 from ckptrun.checkpoint.backend import Location, Url, locate, write_file
@@ -96,7 +97,7 @@ def commit(target: Location, manifest: Manifest, *, reached: Callable[[str], Non
     Raises:
         CheckpointError: A file that a rank has written is not there, seen from here.
         ManifestError: The manifest would be one that no reader accepts.
-        OSError: From the storage. ``target`` is as it was, unless an overwrite was cut between its two renames.
+        OSError: From the storage. ``target`` is as it was, as far as the storage still obeys.
     """
     working = working_folder(target, manifest.save_id)
     _require_files(working, manifest)
@@ -141,12 +142,19 @@ def _swap(target: Location, working: Location, save_id: str, reached: Callable[[
     backend = target.backend
     old = target.sibling(leftover_name(target.name, LeftoverKind.old, save_id))
     replaces = is_committed(target)
+    try:
+        if replaces:
+            backend.rename_folder(target.path, old.path)
+            reached("during_swap")
+        backend.rename_folder(working.path, target.path)
+    except OSError:
+        # What was not renamed stands in the way, so only what was renamed goes back.
+        for new, former in ((target, working), (old, target)):
+            with contextlib.suppress(OSError):
+                backend.rename_folder(new.path, former.path)
+        raise
     if replaces:
-        backend.rename_folder(target.path, old.path)
-        reached("during_swap")
-    backend.rename_folder(working.path, target.path)
-    if replaces:
-        backend.remove(old.path)
+        _discard(old)
 
 
 def _remove_orphans(target: Location, manifest: Manifest, reached: Callable[[str], None]) -> None:
@@ -154,7 +162,13 @@ def _remove_orphans(target: Location, manifest: Manifest, reached: Callable[[str
     if orphans:
         reached("during_swap")
     for name in orphans:
-        target.backend.remove(target.child(name).path)
+        _discard(target.child(name))
+
+
+def _discard(replaced: Location) -> None:
+    # The checkpoint counts without it; what stays is a leftover.
+    with contextlib.suppress(OSError):
+        replaced.backend.remove(replaced.path)
 
 
 def _orphans(target: Location, files: Container[str]) -> list[str]:

@@ -16,7 +16,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -64,6 +64,8 @@ class Commit:
     """From the end of staging to the commit; 0 for a synchronous save."""
     state_bytes: int
     """Bytes of the tensors that this rank handed over, replicas included."""
+    not_removed: str | None = None
+    """On rank 0: why older checkpoints that are not kept could not be removed. The next commit tries again."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -289,9 +291,17 @@ class CheckpointManager:
         self._replaceable.discard(commit.request.folder)
         # Rank 0 alone: no rank needs the old checkpoints, and a collective here would tie poll() of all ranks together.
         if self._ranks.rank == 0:
-            for step in self._keep.to_remove(list_committed(self._root), newest=commit.request.step):
-                remove_checkpoint(self._root, step)
+            commit = replace(commit, not_removed=self._remove_old(commit.request.step))
         self._on_commit(commit)
+
+    def _remove_old(self, newest: int) -> str | None:
+        """Remove what is not kept; return what went wrong. The save is done: no reason to end the run."""
+        try:
+            for step in self._keep.to_remove(list_committed(self._root), newest=newest):
+                remove_checkpoint(self._root, step)
+        except (OSError, CheckpointError) as error:
+            return f"{type(error).__name__}: {error}"
+        return None
 
 
 def digest_state(leaves: Mapping[Path, Any]) -> dict[str, str]:

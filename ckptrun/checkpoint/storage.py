@@ -182,10 +182,12 @@ class ShardWriter(StorageWriter):
         if self._ticket is None:
             raise InternalError("finish() was called for a save that was not planned here.")
         reports = [cast("RankReport", result.storage_data) for rank in results for result in rank]
-        with collection_paused():
-            manifest = build_manifest(metadata, reports, self._facts, save_id=self._ticket.save_id)
-            commit(self._target, manifest, reached=self._reached)
-        self._release()
+        try:
+            with collection_paused():
+                manifest = build_manifest(metadata, reports, self._facts, save_id=self._ticket.save_id)
+                commit(self._target, manifest, reached=self._reached)
+        finally:
+            self._release()
 
     def _release(self) -> None:
         lock, self._lock = self._lock, None
