@@ -71,17 +71,17 @@ class Fields:
 
     def text(self, name: str, is_valid: Callable[[str], bool] | None = None) -> str:
         """Return a string that ``is_valid`` accepts."""
-        value = self.any(name)
+        value = self._values.get(name)
         if type(value) is not str or (is_valid is not None and not is_valid(value)):
-            raise self.error(name, "must be a valid string", value)
+            raise self.error(name, "must be a valid string", self.any(name))
         return value
 
     def integer(self, name: str, minimum: int = 0) -> int:
         """Return an integer of at least ``minimum`` that fits 63 bits."""
-        value = self.any(name)
+        value = self._values.get(name)
         # bool is an int in Python, and true is not a number in JSON.
         if type(value) is not int or not minimum <= value < _LIMIT:
-            raise self.error(name, f"must be an integer of at least {minimum}", value)
+            raise self.error(name, f"must be an integer of at least {minimum}", self.any(name))
         return value
 
     def integers(self, name: str) -> tuple[int, ...]:
@@ -124,7 +124,7 @@ class Fields:
         return tuple(tuple(item) for item in value)
 
     def _list(self, name: str, what: str) -> list[Any]:
-        value = self.any(name)
+        value = self._values.get(name)
         if type(value) is not list:
-            raise self.error(name, f"must be a list of {what}", value)
+            raise self.error(name, f"must be a list of {what}", self.any(name))
         return value

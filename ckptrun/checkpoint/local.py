@@ -19,8 +19,8 @@ __all__ = ["LocalBackend"]
 
 _BLOCK_BYTES = 8 * 2**20
 _WRITES_AT_ONCE = 2
-_READS_AT_ONCE = 2
-_READ_BYTES = 2 * 2**20  # stays in a core's own cache until it is checked
+_READS_AT_ONCE = 3
+_READ_BYTES = 4 * 2**20
 _SECTOR_BYTES = 4096
 _MAX_BUFFERS = 1024  # IOV_MAX
 _NOTE_BYTES = 4096

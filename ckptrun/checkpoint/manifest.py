@@ -309,7 +309,7 @@ def _leaf_from_json(fields: Fields, files: Mapping[str, ShardFile]) -> Leaf:
         value = _decode(fields, "value", name=name)
         return Leaf(name=name, path=fields.path("path"), dtype=None, shape=None, value=value, digest=digest, chunks=())
     dtype, shape = fields.text("dtype", is_known), fields.integers("shape")
-    if math.prod(size for size in shape if size) * item_bytes(dtype) >= _MOST_BYTES:
+    if math.prod(filter(None, shape)) * item_bytes(dtype) >= _MOST_BYTES:
         raise fields.error("shape", "must be that of a tensor", list(shape))
     chunks = tuple(_chunk_from_json(item, dtype, shape, files) for item in fields.objects("chunks"))
     if len(chunks) > 1 and overlap([(chunk.offsets, chunk.sizes) for chunk in chunks]):

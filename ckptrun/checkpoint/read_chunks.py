@@ -91,7 +91,7 @@ def read_boxes(files: ShardFiles, boxes: Iterable[Box]) -> None:
 def _straight(box: Box) -> Range | None:
     """The range that fills the target itself; None where file and memory are not laid out alike."""
     chunk, target = box.chunk, box.target
-    if target.shape == chunk.sizes:
+    if tuple(target.shape) == chunk.sizes:
         begin = 0
     else:
         span = span_of(chunk.sizes, box.offsets, target.shape)

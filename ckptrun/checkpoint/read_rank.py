@@ -3,6 +3,7 @@
 WARNING: no collectives here; DCP gathers errors after it.
 """
 
+import functools
 import io
 import math
 from collections import defaultdict
@@ -19,7 +20,6 @@ from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     ChunkStorageMetadata,
     Metadata,
-    MetadataIndex,
     TensorProperties,
     TensorStorageMetadata,
 )
@@ -44,9 +44,6 @@ def to_metadata(manifest: Manifest) -> Metadata:
     return Metadata(
         state_dict_metadata={name: _to_storage_type(leaf) for name, leaf in manifest.leaves.items()},
         planner_data={name: leaf.path for name, leaf in manifest.leaves.items()},
-        storage_data={
-            MetadataIndex(name, chunk.offsets): chunk for name, leaf in manifest.leaves.items() for chunk in leaf.chunks
-        },
     )
 
 
@@ -54,13 +51,18 @@ def _to_storage_type(leaf: Leaf) -> STORAGE_TYPES:
     if leaf.shape is None:
         return BytesStorageMetadata()
     return TensorStorageMetadata(
-        properties=TensorProperties(dtype=torch_dtype(leaf)),
+        properties=_properties(torch_dtype(leaf)),
         size=torch.Size(leaf.shape),
         chunks=[
             ChunkStorageMetadata(offsets=torch.Size(chunk.offsets), sizes=torch.Size(chunk.sizes))
             for chunk in leaf.chunks
         ],
     )
+
+
+@functools.cache
+def _properties(dtype: torch.dtype) -> TensorProperties:
+    return TensorProperties(dtype=dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
