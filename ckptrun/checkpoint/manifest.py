@@ -264,8 +264,9 @@ def _checked_body(raw: bytes, source: str) -> bytes:
             folder=source,
         )
     head = Fields(_parse(first_line + b"null}", source), source=source)
-    if head.integer("format") != FORMAT:
-        raise head.error("format", f"must be {FORMAT}", head.any("format"))
+    found = head.any("format")
+    if type(found) is not int or found != FORMAT:
+        raise head.error("format", f"must be {FORMAT}", found)
     body = raw[len(first_line) + 1 :][: -len(_END)]
     if not raw.endswith(_END) or len(body) != head.integer("bytes"):
         raise ManifestError(f"{source} is cut or has bytes too many: {len(raw)} bytes.", folder=source)

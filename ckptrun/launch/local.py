@@ -38,8 +38,10 @@ def launch(config: RunConfig, *, command: Sequence[str]) -> int:
     from ckptrun.launch.rank import elastic_rank
 
     # Ranks say themselves what brought them down; the agent's traces of its own loop say nothing more.
-    for name in ("torch.distributed.elastic", "torch.multiprocessing"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Each of its modules has a logger with a level of its own.
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith(("torch.distributed.elastic", "torch.multiprocessing")):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
     elastic = LaunchConfig(
         min_nodes=1,
@@ -72,7 +74,8 @@ def start_fork_server(config: RunConfig) -> None:
     # A console script does not look into the working folder, where the user's own modules may lie.
     if str(os.getcwd()) not in sys.path and "" not in sys.path:  # noqa: PTH109  # sys.path holds str
         sys.path.insert(0, os.getcwd())  # noqa: PTH109
-    multiprocessing.set_forkserver_preload(["ckptrun.launch.rank"])
+    # The first DTensor imports the compiler; every rank would do it again.
+    multiprocessing.set_forkserver_preload(["ckptrun.launch.rank", "torch._dynamo"])
     # The server ignores Ctrl-C only after it has loaded torch; until then it would end with a stack of imports. Ranks
     # inherit the mask and lift it when they can answer. The tracker comes first: its start ends with SIGINT unblocked.
     resource_tracker.ensure_running()

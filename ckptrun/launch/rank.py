@@ -85,6 +85,8 @@ class _Interrupt:
 
     def _on_interrupt(self, signal_number: int, frame: FrameType | None) -> None:
         self.seen = True
+        # The launcher passes on what the terminal has sent already; a second one would cut the last word off.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         raise KeyboardInterrupt
 
 

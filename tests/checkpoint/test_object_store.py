@@ -249,6 +249,7 @@ def save_in_a_process(settings: dict[str, str], root: str) -> bool:
     return loads(f"s3://{root}/step_00000001", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_process_of_its_own_saves(server: S3Server, bucket: str) -> None:
     assert run_ranks(save_in_a_process, 2, environment(server.endpoint), f"{bucket}/run") == [True, True]
@@ -313,6 +314,7 @@ def save_in_vain(settings: dict[str, str], root: str) -> tuple[list[str], float,
     return [str(cause) for cause in causes], time.monotonic() - began
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("fault", "method", "part"),
@@ -347,6 +349,7 @@ def run(folder: Path, *overrides: str) -> str:
     return output
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_run_on_two_ranks_saves_there_and_resumes(url: str, tmp_path: Path) -> None:
     run(tmp_path, f"checkpoint.path={url}", "checkpoint=async", "train.steps=3")

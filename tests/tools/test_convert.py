@@ -602,6 +602,7 @@ def large_sources(large: Path) -> list[Path]:
     return [large.parent / "ckptrun", large.parent / "dcp"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("to", "most_mib"), [("ckptrun", 200), ("safetensors", 200), ("dcp", 360)])
 def test_memory_is_bounded(to: str, most_mib: int, large_sources: list[Path], tmp_path: Path) -> None:
     """The largest tensor has 153 MiB, which only DCP needs as a whole."""

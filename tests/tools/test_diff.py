@@ -329,6 +329,7 @@ sys.exit(code)
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_checkpoints(tmp_path: Path) -> None:
     state = {"a": torch.arange(50_000_000, dtype=torch.float32).view(-1, 1000), "b": torch.ones(25_000_000)}
     changed = copy.deepcopy(state)

@@ -587,6 +587,7 @@ sys.exit(code)
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_checkpoint(tmp_path: Path) -> None:
     folder = save(tmp_path / "large", {"a": torch.ones(50_000_000), "b": torch.ones(25_000_000)})
     ended = subprocess.run(
