@@ -162,8 +162,7 @@ class ShardWriter(StorageWriter):
         folder = working_folder(self._target, ticket.save_id)
         target = SaveTarget(folder=folder, rank=ticket.rank, save_id=ticket.save_id)
         try:
-            with collection_paused():
-                report = write_rank(plan, planner, target, self._facts, self._reached)
+            report = write_rank(plan, planner, target, self._facts, self._reached)
         except BaseException:
             self._release()
             raise
@@ -185,7 +184,7 @@ class ShardWriter(StorageWriter):
         try:
             with collection_paused():
                 manifest = build_manifest(metadata, reports, self._facts, save_id=self._ticket.save_id)
-                commit(self._target, manifest, reached=self._reached)
+            commit(self._target, manifest, reached=self._reached)
         finally:
             self._release()
 

@@ -7,6 +7,7 @@ WARNING: no collectives here. It runs in whatever thread or process DCP chose, b
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteIte
 from torch.distributed.tensor import DTensor
 
 from ckptrun.checkpoint.backend import Location
+from ckptrun.checkpoint.collection import collection_paused
 from ckptrun.checkpoint.layout import shard_file_name
 from ckptrun.checkpoint.save_report import RankReport, SaveFacts
 from ckptrun.checkpoint.shard_file import FilePlan, PlannedChunk, plan_file
@@ -29,6 +31,7 @@ from ckptrun.values import encode
 __all__ = ["SaveTarget", "check_plan", "write_rank"]
 
 _RESERVED = "__metadata__"
+_QUICK_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,14 +76,18 @@ def write_rank(
     written = []
     if tensors:
         target.folder.backend.make_folder(target.folder.path)
-        parts = _plan_parts(tensors, target)
+        with collection_paused():
+            parts = _plan_parts(tensors, target)
         items = {(file.name, item.index.fqn): item for file, part in parts for item in part}
-        written = write_files(
-            target.folder,
-            [file for file, _ in parts],
-            lambda file, chunk: _source(items[file.name, chunk.leaf], planner),
-            reached=reached,
-        )
+        # Training may go on beside this, and wants its garbage collected: pause only for what is over in no time.
+        is_quick = sum(file.bytes for file, _ in parts) < _QUICK_BYTES
+        with collection_paused() if is_quick else nullcontext():
+            written = write_files(
+                target.folder,
+                [file for file, _ in parts],
+                lambda file, chunk: _source(items[file.name, chunk.leaf], planner),
+                reached=reached,
+            )
     chunks = tuple(chunk for file in written for chunk in file.chunks)
     reached("after_write")
     return RankReport(
