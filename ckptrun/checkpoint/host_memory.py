@@ -59,7 +59,11 @@ class HostMemory:
     def prepare(self, size: int) -> None:
         """Have ``size`` bytes ready, if memory is kept."""
         if self._cached and not any(block.owner.numel() >= size for block in self._blocks):
-            self._blocks.append(self._new(size))
+            block = self._new(size)
+            # Touches every page, where _own_memory() has not.
+            if self._shared:
+                block.owner.zero_()
+            self._blocks.append(block)
 
     def _new(self, size: int) -> _Block:
         return _Block(shared_memory(size) if self._shared else _own_memory(size))
@@ -89,5 +93,4 @@ def _own_memory(size: int) -> Tensor:
 def shared_memory(size: int) -> Tensor:
     """Return bytes that can be handed to another process without a copy; one file descriptor."""
     storage = torch.UntypedStorage._new_shared(max(size, 1), device="cpu")  # type: ignore[no-untyped-call]
-    # zero_() touches every page.
-    return torch.empty(0, dtype=torch.uint8).set_(storage).zero_()
+    return torch.empty(0, dtype=torch.uint8).set_(storage)

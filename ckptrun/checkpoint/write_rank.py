@@ -203,7 +203,11 @@ def _source(item: WriteItem, planner: SavePlanner) -> TensorBytes:
 
 def _resolved(item: WriteItem, planner: SavePlanner) -> Any:
     """``planner.resolve_data(item)``; quicker where the planner hands out a whole plain tensor."""
-    if isinstance(planner, DefaultSavePlanner) and type(planner).resolve_data is DefaultSavePlanner.resolve_data:
+    hooks = ("resolve_data", "lookup_object", "transform_object")
+    kind = type(planner)
+    if isinstance(planner, DefaultSavePlanner) and all(
+        getattr(kind, hook) is getattr(DefaultSavePlanner, hook) for hook in hooks
+    ):
         value = planner.state_dict.get(item.index.fqn)
         if type(value) is Tensor:
             return value

@@ -62,20 +62,18 @@ def check_final_state(reference: str, own: Mapping[str, str], *, step: int, rank
         leaves = ranks.decide(lambda: {leaf.name: leaf.digest for leaf in read_manifest(reference).leaves.values()})
     except CkptrunError as error:
         return Check(name="final_state", status=Status.not_verified, detail=str(error))
-    wrong = sorted(name for name, digest in own.items() if leaves.get(name) != digest)
+    wrong = sorted((name, digest) for name, digest in own.items() if leaves.get(name) != digest)
     everywhere = ranks.gather((wrong, set(own)))
     held = set().union(*(names for _, names in everywhere))
     missing = sorted(set(leaves) - held)
-    first = min(((names[0], rank) for rank, (names, _) in enumerate(everywhere) if names), default=None)
+    first = min(((*found[0], rank) for rank, (found, _) in enumerate(everywhere) if found), default=None)
     if first is None and missing:
-        first = (missing[0], 0)
+        first = (missing[0], "absent", 0)
     if first is None:
         detail = f"{len(held)} leaves on {ranks.world_size} ranks equal those of {reference}"
         return Check(name="final_state", status=Status.equal, detail=detail)
-    name, rank = first
-    got = own.get(name) if rank == ranks.rank else None
-    got = next((value for value in ranks.gather(got) if value is not None), "absent")
-    count = len(set(missing).union(*(names for names, _ in everywhere)))
+    name, got, rank = first
+    count = len(set(missing).union(leaf for found, _ in everywhere for leaf, _ in found))
     return Check(
         name="final_state",
         status=Status.different,

@@ -271,6 +271,19 @@ def test_what_needs_pickle_is_refused_by_name_before_a_byte_is_written(value: An
     assert [path for path in tmp_path.rglob("*") if path.is_file() or "step" in path.name] == []
 
 
+@pytest.mark.parametrize("hook", ["transform_object", "lookup_object"])
+def test_what_a_planner_changes_on_the_way_is_what_is_stored(tmp_path: Path, hook: str) -> None:
+    def changed(self: Any, *args: Any) -> Any:
+        value = getattr(DefaultSavePlanner, hook)(self, *args)
+        return value + 1 if isinstance(value, Tensor) else value
+
+    planner = type("Planner", (DefaultSavePlanner,), {hook: changed})()
+    dcp.save({"w": torch.ones(3)}, storage_writer=ShardWriter(tmp_path / "c"), planner=planner, no_dist=True)
+    into = {"w": torch.zeros(3)}
+    load(into, tmp_path / "c")
+    assert into["w"].tolist() == [2.0] * 3
+
+
 def test_streams_of_bytes_come_back_where_they_stood(tmp_path: Path) -> None:
     """A state dict that DCP takes: what torch.save wrote, as a leaf."""
     stream = io.BytesIO()
