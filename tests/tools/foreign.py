@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import safetensors.torch
 import torch
 import torch.distributed.checkpoint as dcp
@@ -32,6 +33,15 @@ DTYPES = [
     *("int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool"),
 ]
 NOT_IN_SAFETENSORS = ("complex32", "complex128")
+IN_SAFETENSORS = [name for name in DTYPES if name not in NOT_IN_SAFETENSORS]
+FORMATS = ["ckptrun", "dcp", "torch", "safetensors"]
+
+MARKS = [
+    pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable)"),
+    pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental"),
+    pytest.mark.filterwarnings("ignore:Detected an existing checkpoint"),
+]
+"""For tests that write every format with torch itself."""
 
 
 def tensors(names: list[str] = DTYPES) -> dict[str, Tensor]:

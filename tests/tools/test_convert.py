@@ -26,6 +26,8 @@ from ckptrun.tools.targets.torch_save import save_to
 from tests.support.bits import all_bits, bits, random_tensor
 from tests.tools.foreign import (
     DTYPES,
+    FORMATS,
+    IN_SAFETENSORS,
     NOT_IN_SAFETENSORS,
     Harm,
     edit_metadata,
@@ -44,9 +46,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable)"),
     pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental"),
 ]
-
-FORMATS = ["ckptrun", "dcp", "torch", "safetensors"]
-IN_SAFETENSORS = [name for name in DTYPES if name not in NOT_IN_SAFETENSORS]
 
 
 def convert(*argv: object) -> str:

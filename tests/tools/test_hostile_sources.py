@@ -37,22 +37,14 @@ from ckptrun.tools.source import open_source
 from ckptrun.tools.sources.pickle_records import read_pickle
 from tests.support.bits import bits
 from tests.tools.foreign import (
-    DTYPES,
-    NOT_IN_SAFETENSORS,
+    MARKS,
     Harm,
     edit_metadata,
     read_all,
     write,
 )
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable)"),
-    pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental"),
-    pytest.mark.filterwarnings("ignore:Detected an existing checkpoint"),
-]
-
-FORMATS = ["ckptrun", "dcp", "torch", "safetensors"]
-IN_SAFETENSORS = [name for name in DTYPES if name not in NOT_IN_SAFETENSORS]
+pytestmark = MARKS
 
 
 @pytest.fixture

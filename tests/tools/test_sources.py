@@ -23,7 +23,9 @@ from ckptrun.tools.source import open_source
 from tests.support.bits import all_bits, bits, random_tensor
 from tests.tools.foreign import (
     DTYPES,
-    NOT_IN_SAFETENSORS,
+    FORMATS,
+    IN_SAFETENSORS,
+    MARKS,
     edit_metadata,
     flat,
     make_sharded,
@@ -34,14 +36,7 @@ from tests.tools.foreign import (
     write,
 )
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable)"),
-    pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental"),
-    pytest.mark.filterwarnings("ignore:Detected an existing checkpoint"),
-]
-
-FORMATS = ["ckptrun", "dcp", "torch", "safetensors"]
-IN_SAFETENSORS = [name for name in DTYPES if name not in NOT_IN_SAFETENSORS]
+pytestmark = MARKS
 
 
 @pytest.mark.parametrize("format", FORMATS)
