@@ -71,7 +71,14 @@ class ManifestError(CheckpointDamagedError):
 
 
 class ShardFileError(CheckpointDamagedError):
-    """A shard file is missing, cut, or holds other bytes than the manifest says."""
+    """A shard file is missing, cut, or holds other bytes than the manifest says.
+
+    ``leaf`` is the full name of a leaf that cannot be read, where one was asked for.
+    """
+
+    def __init__(self, message: str, *, leaf: str | None = None, folder: str | None = None) -> None:
+        super().__init__(message, folder=folder)
+        self.leaf = leaf
 
 
 class ForeignFileError(CheckpointDamagedError):

@@ -1,10 +1,11 @@
 """Boxes in row-major tensors: which overlap, and which bytes a box takes. Plain integers, no tensors, no files."""
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Box", "Span", "overlap", "row_major_strides", "span_of"]
+__all__ = ["Box", "Span", "dense_boxes", "overlap", "row_major_strides", "span_of"]
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]
 """Offsets and sizes."""
@@ -32,6 +33,23 @@ def span_of(outer_sizes: Sequence[int], offsets: Sequence[int], sizes: Sequence[
     last = begin + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
     count = last - begin + 1
     return Span(begin=begin, count=count, is_dense=count == math.prod(sizes))
+
+
+def dense_boxes(sizes: Sequence[int], most_elements: int) -> Iterator[Box]:
+    """Cut a tensor into boxes of at most so many elements that each lie in one piece in it, in row-major order."""
+    if not math.prod(sizes):
+        return
+    if not sizes:
+        yield (), ()
+        return
+    strides = row_major_strides(sizes)
+    dim = next(dim for dim, stride in enumerate(strides) if stride <= most_elements)
+    step = most_elements // strides[dim]
+    before, after = (1,) * dim, tuple(sizes[dim + 1 :])
+    for outer in itertools.product(*map(range, sizes[:dim])):
+        for first in range(0, sizes[dim], step):
+            count = min(step, sizes[dim] - first)
+            yield (*outer, first, *[0] * len(after)), (*before, count, *after)
 
 
 def overlap(boxes: Sequence[Box]) -> bool:

@@ -17,7 +17,7 @@ from ckptrun.checkpoint.read_files import Range, ShardFiles
 from ckptrun.checkpoint.tensor_bytes import writable_bytes
 from ckptrun.errors import InternalError, StateMismatchError
 
-__all__ = ["Box", "read_boxes", "read_whole", "torch_dtype"]
+__all__ = ["Box", "read_box", "read_boxes", "read_whole", "torch_dtype"]
 
 _BUFFER_BYTES = 32 * 2**20
 _LONG_RUN_BLOCKS = 32
@@ -158,18 +158,39 @@ def read_whole(files: ShardFiles, leaf: Leaf) -> Tensor:
         StateMismatchError: Not all of it is in the checkpoint.
         ShardFileError: See :func:`read_boxes`.
     """
+    shape = leaf.shape or ()
+    return read_box(files, leaf, (0,) * len(shape), shape)
+
+
+def read_box(files: ShardFiles, leaf: Leaf, offsets: Sequence[int], sizes: Sequence[int]) -> Tensor:
+    """Return the elements in a box of a tensor leaf, whatever chunks they lie in, in host memory.
+
+    Shapes:
+        returns: ``sizes``
+
+    Raises:
+        StateMismatchError: Not all of the leaf is in the checkpoint, or this torch does not have its dtype.
+        ShardFileError: See :func:`read_boxes`.
+    """
     if leaf.shape is None or not leaf.is_whole:
         raise StateMismatchError(
-            f"Leaf '{leaf.name}' is only partly in the checkpoint: it was saved by some of its ranks.",
+            f"Leaf '{leaf.name}' is only partly in {files.folder}: it was saved by some of its ranks.",
             leaves=[leaf.name],
         )
     # Nothing is allocated for a shape that no file can fill.
     for name in {chunk.file for chunk in leaf.chunks}:
         files.check(name, leaf=leaf.name)
-    tensor = torch.empty(leaf.shape, dtype=torch_dtype(leaf))
-    read_boxes(files, [Box(leaf, chunk, [0] * len(chunk.sizes), tensor[_slices(chunk)]) for chunk in leaf.chunks])
-    return tensor
+    target = torch.empty(tuple(sizes), dtype=torch_dtype(leaf))
+    read_boxes(files, [_meeting(leaf, chunk, target, offsets) for chunk in leaf.chunks])
+    return target
 
 
-def _slices(chunk: Chunk) -> tuple[slice, ...]:
-    return tuple(slice(offset, offset + size) for offset, size in zip(chunk.offsets, chunk.sizes, strict=True))
+def _meeting(leaf: Leaf, chunk: Chunk, target: Tensor, offsets: Sequence[int]) -> Box:
+    """The part of a chunk that lies in a box of the leaf; its target is empty where none does."""
+    begins, places = [], []
+    for offset, size, chunk_offset, chunk_size in zip(offsets, target.shape, chunk.offsets, chunk.sizes, strict=True):
+        begin = max(offset, chunk_offset)
+        end = max(begin, min(offset + size, chunk_offset + chunk_size))
+        begins.append(begin - chunk_offset)
+        places.append(slice(begin - offset, end - offset))
+    return Box(leaf, chunk, begins, target[tuple(places)])

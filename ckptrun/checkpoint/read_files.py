@@ -65,6 +65,11 @@ class ShardFiles:
         self._open: dict[str, FileReader] = {}
         self._closing = ExitStack()
 
+    @property
+    def folder(self) -> str:
+        """The checkpoint, as a user would write it."""
+        return str(self._folder)
+
     def __enter__(self) -> Self:
         return self
 
@@ -87,21 +92,21 @@ class ShardFiles:
             reader = place.backend.open(place.path)
         except OSError as error:
             if error.errno == errno.EINVAL:
-                raise self._damaged(name, f"is no regular file{needed}") from error
+                raise self._damaged(name, f"is no regular file{needed}", leaf) from error
             if not isinstance(error, FileNotFoundError | NotADirectoryError):
                 raise
-            raise self._damaged(name, f"is missing{needed}; the manifest says {file.bytes} bytes") from error
+            raise self._damaged(name, f"is missing{needed}; the manifest says {file.bytes} bytes", leaf) from error
         self._closing.enter_context(closing(reader))
         if size != file.bytes:
-            raise self._damaged(name, f"has {size} bytes{needed}, the manifest says {file.bytes}")
+            raise self._damaged(name, f"has {size} bytes{needed}, the manifest says {file.bytes}", leaf)
         if not 8 <= file.header_bytes <= min(file.bytes, MAX_HEADER_BYTES):
-            raise self._damaged(name, f"cannot have a header of {file.header_bytes} bytes")
+            raise self._damaged(name, f"cannot have a header of {file.header_bytes} bytes", leaf)
         header = memoryview(bytearray(file.header_bytes))
-        self._fill(name, reader, 0, [header])
+        self._fill(name, reader, 0, [header], leaf)
         found = xxhash.xxh3_128_hexdigest(header)
         if found != file.header_checksum:
             raise self._damaged(
-                name, f"has a header{needed} with checksum {found}, the manifest says {file.header_checksum}"
+                name, f"has a header{needed} with checksum {found}, the manifest says {file.header_checksum}", leaf
             )
         self._open[name] = reader
         return reader
@@ -140,23 +145,23 @@ class ShardFiles:
                 raise
 
     def _read_batch(self, name: str, reader: FileReader, batch: list[_Blocks]) -> None:
-        self._fill(name, reader, batch[0].begin, [blocks.memory for blocks in batch])
+        self._fill(name, reader, batch[0].begin, [blocks.memory for blocks in batch], batch[0].leaf)
         for blocks in batch:
             self._check_blocks(blocks)
             if blocks.wanted is not None:
                 begin, target = blocks.wanted
                 target[:] = blocks.memory[begin : begin + target.nbytes]
 
-    def _fill(self, name: str, reader: FileReader, offset: int, targets: list[memoryview]) -> None:
+    def _fill(self, name: str, reader: FileReader, offset: int, targets: list[memoryview], leaf: str | None) -> None:
         expected = sum(target.nbytes for target in targets)
         try:
             count = reader.read(offset, targets)
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
-            raise self._damaged(name, f"cannot be read at byte {offset}: {error.strerror}") from error
+            raise self._damaged(name, f"cannot be read at byte {offset}: {error.strerror}", leaf) from error
         if count != expected:
-            raise self._damaged(name, f"ends after {offset + count} bytes, {offset + expected} were expected")
+            raise self._damaged(name, f"ends after {offset + count} bytes, {offset + expected} were expected", leaf)
 
     def _check_blocks(self, blocks: _Blocks) -> None:
         chunk, memory = blocks.chunk, blocks.memory
@@ -170,11 +175,12 @@ class ShardFiles:
                     chunk.file,
                     f"is damaged in leaf '{blocks.leaf}': bytes {begin} to {end} have checksum {found}, the manifest "
                     f"says {chunk.checksums[index]}",
+                    blocks.leaf,
                 )
 
-    def _damaged(self, name: str, what: str) -> ShardFileError:
-        folder = str(self._folder)
-        return ShardFileError(f"Shard file {name} of {folder} {what}. Load another checkpoint.", folder=folder)
+    def _damaged(self, name: str, what: str, leaf: str | None) -> ShardFileError:
+        text = f"Shard file {name} of {self.folder} {what}. Load another checkpoint."
+        return ShardFileError(text, leaf=leaf, folder=self.folder)
 
 
 def _whole_blocks(wanted: Range, at_once: int) -> Iterator[_Blocks]:

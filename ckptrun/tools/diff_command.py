@@ -166,7 +166,7 @@ def _side_text(described: dict[str, Any]) -> str:
 
 
 def _elements_texts(elements: "Elements") -> list[str]:
-    from ckptrun.tools.elements import element_bits, element_text
+    from ckptrun.elements.text import element_bits, element_text
 
     return [f"{element_text(element)} ({element_bits(element)})" for element in (elements.a, elements.b)]
 

@@ -2,24 +2,17 @@
 
 import math
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from ckptrun.tools.distance import has_steps, largest_distance
-from ckptrun.tools.elements import element_bits, element_json
+from ckptrun.elements.text import element_bits, element_json
+from ckptrun.elements.unequal import index_of, unequal_pieces
 from ckptrun.tools.source import SourceLeaf
 from ckptrun.values import canonical_bytes, encode
 
 __all__ = ["Difference", "Elements", "Tally", "tensors_alike", "values_alike"]
-
-_STEP_BYTES = 2**20
-_UNSIGNED: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +26,7 @@ class Elements:
     """The element there, of shape ()."""
     b: Tensor
     largest_ulp: int | None
-    """See :mod:`ckptrun.tools.distance`; None for dtypes without a distance, and where only NaNs differ."""
+    """See :mod:`ckptrun.elements.distance`; None for dtypes without a distance, and where only NaNs differ."""
     nans: int
     """Differing pairs with a NaN."""
 
@@ -127,66 +120,29 @@ class Tally:
         Shapes:
             a, b: (rows, *shape[1:]), from row ``first`` on.
         """
-        item = a.element_size()
-        one, other = _raw(a), _raw(b)
-        # In pieces that stay in a core's cache, and keep what is computed on the way small.
-        for begin in range(0, one.size, _STEP_BYTES):
-            pieces = one[begin : begin + _STEP_BYTES], other[begin : begin + _STEP_BYTES]
-            if not _equal(*pieces):
-                index = first * self._row_elements + begin // item
-                self._add_differing(index, pieces[0], pieces[1], a.dtype)
-
-    def _add_differing(self, index: int, one: NDArray[Any], other: NDArray[Any], dtype: torch.dtype) -> None:
-        parts = 2 if dtype.is_complex else 1
-        kind = _UNSIGNED[dtype.itemsize // parts]
-        bits = one.view(kind), other.view(kind)
-        differs = bits[0] != bits[1]
-        places = np.flatnonzero(differs.reshape(-1, parts).any(axis=1))
-        self._differing += places.size
-        if self._first is None:
-            at = int(places[0])
-            self._first = index + at, _element(one, at, dtype), _element(other, at, dtype)
-        if has_steps(self._dtype):
-            distance = largest_distance(self._dtype, bits[0][differs], bits[1][differs])
-            self._nans += distance.nans
-            self._largest_ulp = max((u for u in (self._largest_ulp, distance.ulp) if u is not None), default=None)
+        for piece in unequal_pieces(a, b):
+            self._differing += piece.places.size
+            if self._first is None:
+                at = int(piece.places[0])
+                self._first = first * self._row_elements + piece.first + at, *piece.elements(at)
+            distance = piece.distance
+            if distance is not None:
+                self._nans += distance.nans
+                self._largest_ulp = max((u for u in (self._largest_ulp, distance.ulp) if u is not None), default=None)
 
     def difference(self, name: str) -> Difference | None:
         """Return what was found; None where all elements are equal."""
         if self._first is None:
             return None
-        index, a, b = self._first
+        number, a, b = self._first
         described = {"kind": "tensor", "dtype": self._dtype, "shape": list(self._shape)}
         elements = Elements(
             total=math.prod(self._shape),
             differing=self._differing,
-            first_index=_unravel(index, self._shape),
+            first_index=index_of(number, self._shape),
             a=a,
             b=b,
             largest_ulp=self._largest_ulp,
             nans=self._nans,
         )
         return Difference(leaf=name, what=("elements",), a=described, b=dict(described), elements=elements)
-
-
-def _element(raw: NDArray[Any], at: int, dtype: torch.dtype) -> Tensor:
-    return torch.from_numpy(raw[at * dtype.itemsize : (at + 1) * dtype.itemsize].copy()).view(dtype)[0]
-
-
-def _raw(tensor: Tensor) -> NDArray[np.uint8]:
-    return tensor.contiguous().view(-1).view(torch.uint8).numpy()
-
-
-def _equal(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
-    whole = one.size // 8 * 8
-    return np.array_equal(one[:whole].view(np.uint64), other[:whole].view(np.uint64)) and np.array_equal(
-        one[whole:], other[whole:]
-    )
-
-
-def _unravel(index: int, shape: Sequence[int]) -> tuple[int, ...]:
-    result: list[int] = []
-    for size in reversed(shape):
-        index, at = divmod(index, size)
-        result.append(at)
-    return tuple(reversed(result))

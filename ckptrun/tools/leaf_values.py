@@ -13,8 +13,8 @@ from ckptrun.checkpoint.backend import Location
 from ckptrun.checkpoint.manifest import Leaf, Manifest
 from ckptrun.checkpoint.read_chunks import Box, read_boxes, torch_dtype
 from ckptrun.checkpoint.read_files import ShardFiles
+from ckptrun.elements.text import element_json, element_text
 from ckptrun.errors import StateMismatchError
-from ckptrun.tools.elements import element_json, element_text
 from ckptrun.values import encode
 
 __all__ = ["Edges", "read_edges"]

@@ -72,8 +72,9 @@ def test_damage_is_an_error(state: dict[str, Any], tmp_path: Path) -> None:
     raw = bytearray(file.read_bytes())
     raw[5000] ^= 4
     file.write_bytes(raw)
-    with pytest.raises(ShardFileError, match=r"'model.w'"):
+    with pytest.raises(ShardFileError, match=r"'model.w'") as error:
         read_state(tmp_path / "c")
+    assert error.value.leaf == "model.w"
 
 
 def test_a_path_through_a_leaf_is_an_error_of_our_own() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ckptrun.checkpoint.policy import KeepLast, SaveInterval
-from ckptrun.checkpoint.state import AnyObject, SavedLeaf, TrainingState, flatten, is_per_rank, unflatten
+from ckptrun.checkpoint.state import AnyObject, SavedLeaf, TrainingState, flatten, is_per_rank, rank_of, unflatten
 from ckptrun.errors import StateMismatchError, UnsupportedLeafError
 
 
@@ -76,15 +76,17 @@ def test_a_component_without_loaded_leaves_is_left_alone() -> None:
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
-        (("rng", "ranks", "rank_00003", "python"), True),
-        (("data", "ranks", "data_rank_00003"), True),
-        (("model", "rank_embedding"), False),
-        (("model", "rank_3"), False),
-        (("model", "rank_00003x"), False),
+        (("rng", "ranks", "rank_00003", "python"), 3),
+        (("data", "ranks", "data_rank_00012"), 12),
+        (("rng", "rank_00000"), 0),
+        (("model", "rank_embedding"), None),
+        (("model", "rank_3"), None),
+        (("model", "rank_00003x"), None),
     ],
 )
 def test_per_rank_leaves_are_told_by_a_path_element(path, expected) -> None:
-    assert is_per_rank(path) is expected
+    assert rank_of(path) == expected
+    assert is_per_rank(path) is (expected is not None)
 
 
 def test_any_object_gets_room_for_leaves_that_only_the_checkpoint_has() -> None:

@@ -3,15 +3,13 @@
 from collections.abc import Mapping
 from typing import Self
 
-import torch
 from torch import Tensor
 
 from ckptrun.checkpoint.backend import Location
-from ckptrun.checkpoint.manifest import Chunk, Leaf, Manifest, read_manifest
-from ckptrun.checkpoint.read_chunks import Box, read_boxes
+from ckptrun.checkpoint.manifest import Leaf, Manifest, read_manifest
+from ckptrun.checkpoint.read_chunks import read_box
 from ckptrun.checkpoint.read_files import ShardFiles
-from ckptrun.errors import StateMismatchError
-from ckptrun.tools.sources.interface import Origin, SourceLeaf, check_rows, row_shape
+from ckptrun.tools.sources.interface import Origin, SourceLeaf, check_rows
 
 __all__ = ["CkptrunSource"]
 
@@ -48,18 +46,11 @@ class CkptrunSource:
     def read_rows(self, name: str, first: int, count: int) -> Tensor:
         """See ``Source``."""
         leaf = self._manifest.leaves[name]
-        dtype = check_rows(self.leaves[name], first, count)
-        if not leaf.is_whole:
-            raise StateMismatchError(
-                f"Leaf '{name}' is only partly in {self.address}: it was saved by some of its ranks.", leaves=[name]
-            )
-        # Nothing is allocated for a shape that no file can fill.
-        for file in {chunk.file for chunk in leaf.chunks}:
-            self._files.check(file, leaf=name)
-        slab = torch.empty((count, *row_shape(leaf.shape or ())[1:]), dtype=dtype)
-        boxes = [_box(leaf, chunk, slab, first) for chunk in leaf.chunks]
-        read_boxes(self._files, [box for box in boxes if box.target.numel()])
-        return slab
+        check_rows(self.leaves[name], first, count)
+        shape = leaf.shape or ()
+        if not shape:
+            return read_box(self._files, leaf, (), ()).view(1)[:count]
+        return read_box(self._files, leaf, (first, *[0] * len(shape[1:])), (count, *shape[1:]))
 
 
 def _to_source(leaf: Leaf) -> SourceLeaf:
@@ -71,14 +62,3 @@ def _to_source(leaf: Leaf) -> SourceLeaf:
         load=lambda: leaf.value,
         digest=leaf.digest,
     )
-
-
-def _box(leaf: Leaf, chunk: Chunk, slab: Tensor, first: int) -> Box:
-    """The part of a chunk that lies in a slab of rows from ``first`` on; empty where none does."""
-    if not chunk.sizes:
-        return Box(leaf, chunk, (), slab[0] if slab.shape[0] else slab)
-    begin = max(first, chunk.offsets[0])
-    end = max(begin, min(first + slab.shape[0], chunk.offsets[0] + chunk.sizes[0]))
-    columns = [slice(offset, offset + size) for offset, size in zip(chunk.offsets[1:], chunk.sizes[1:], strict=True)]
-    target = slab[(slice(begin - first, end - first), *columns)]
-    return Box(leaf, chunk, [begin - chunk.offsets[0], *[0] * len(columns)], target)
