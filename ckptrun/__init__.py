@@ -3,12 +3,12 @@
 The layers, each importing only from those above it in this list:
 
 =====  ============================================================================================================
-L0     config, errors, exit_codes, values, targets, console, ranks, digest
-L1     model, data, optimizer, schedule, precision, parallelism, state, checkpoint, record
+L0     config, errors, exit_codes, values, targets, console, files, ranks, digest, elements
+L1     model, data, optimizer, schedule, precision, parallelism, state, checkpoint, fault, record
 L2     trainer, proof
 L3     build
 L4     launch, tools
-L5     app, __main__
+L5     app, __main__, pytest_plugin
 =====  ============================================================================================================
 
 The public names are imported on first use, so that ``import ckptrun`` and ``ckptrun --help`` load no torch.
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from ckptrun.checkpoint.staging import HostStager
     from ckptrun.checkpoint.storage import ShardReader, ShardWriter
     from ckptrun.digest import digest
+    from ckptrun.launch.api import prove
 
 __version__ = "0.1.0"
 
-__all__ = ["HostStager", "PlanCache", "ShardReader", "ShardWriter", "__version__", "digest"]
+__all__ = ["HostStager", "PlanCache", "ShardReader", "ShardWriter", "__version__", "digest", "prove"]
 
 _HOMES = {
     "HostStager": "ckptrun.checkpoint.staging",
@@ -33,6 +34,7 @@ _HOMES = {
     "ShardReader": "ckptrun.checkpoint.storage",
     "ShardWriter": "ckptrun.checkpoint.storage",
     "digest": "ckptrun.digest",
+    "prove": "ckptrun.launch.api",
 }
 
 

@@ -2,55 +2,70 @@
 
 import os
 import sys
-from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from ckptrun.config.compose import CONF_DIR
 from ckptrun.config.overrides import open_dicts
 from ckptrun.config.register import register
 from ckptrun.config.run import RunConfig, check_world, from_hydra
 from ckptrun.console import say_error
 from ckptrun.errors import CkptrunError
 from ckptrun.exit_codes import ExitCode, exit_code_of
+from ckptrun.launch.proof_check import check_proof, check_under_launcher, is_proof
+from ckptrun.launch.sweep import Sweep
 
 __all__ = ["main"]
-
-CONF_DIR = Path(__file__).resolve().parent / "conf"
 
 
 def main() -> None:
     """Run the command line; ends the process with the exit codes of the README."""
     register()
     sys.argv[1:] = open_dicts(sys.argv[1:])
+    sweep = Sweep(sys.argv[1:], rank=int(os.environ["RANK"]) if _is_rank() else None)
     outcome: list[int] = []
 
     @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
     def composed(config: DictConfig) -> None:
-        outcome.append(_run(config))
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            sweep.run_cell(lambda: _checked(config), _start)
+        else:
+            outcome.append(_run(config))
 
     try:
         composed()
     except SystemExit as ended:
         # Hydra ends with 1 and a message of its own when it cannot compose; the job itself has not begun then.
-        if ended.code not in (None, 0) and not outcome:
+        if ended.code not in (None, 0) and not outcome and not sweep.has_begun:
+            sweep.discard()
             sys.exit(ExitCode.config)
         raise
+    if sweep.has_begun:
+        sys.exit(sweep.finish())
     sys.exit(outcome[0] if outcome else ExitCode.done)
 
 
-def _run(composed: DictConfig) -> int:
+def _checked(composed: DictConfig) -> RunConfig:
     hydra_config = HydraConfig.get()
+    config = from_hydra(
+        composed,
+        overrides=list(hydra_config.overrides.task),
+        experiment=hydra_config.runtime.choices.get("experiment"),
+    )
+    if _is_rank():
+        check_world(config, int(os.environ["WORLD_SIZE"]))
+        check_under_launcher(config)
+    elif is_proof(config):
+        check_proof(config)
+    return config
+
+
+def _run(composed: DictConfig) -> int:
     try:
-        config = from_hydra(
-            composed,
-            overrides=list(hydra_config.overrides.task),
-            experiment=hydra_config.runtime.choices.get("experiment"),
-        )
-        if _is_rank():
-            check_world(config, int(os.environ["WORLD_SIZE"]))
-        return _start(config)
+        return _start(_checked(composed))
     except CkptrunError as error:
         # Every rank finds the same mistake; one message is enough.
         if os.environ.get("RANK", "0") == "0":

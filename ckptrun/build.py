@@ -3,7 +3,7 @@
 import fnmatch
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -71,11 +71,15 @@ class Builder:
         self._device = device
         self._rank = rank
         self._mesh: DeviceMesh | None = build_mesh(mesh_shape, device.type)
-        self.data_rank = data_parallel_rank(self._mesh)
-        """Which part of each global micro-batch this rank takes."""
         train, checkpoint = config.train, config.checkpoint
         accumulate = train.accumulation(mesh_shape.data_parallel)
-        self.plan = LoopPlan(
+        self.share = Share(
+            micro_batch=train.micro_batch,
+            data_parallel=mesh_shape.data_parallel,
+            data_rank=data_parallel_rank(self._mesh),
+        )
+        """Which part of each global micro-batch this rank takes."""
+        self._plan = LoopPlan(
             steps=train.steps,
             accumulate=accumulate,
             clip_norm=train.clip_norm,
@@ -84,6 +88,23 @@ class Builder:
             if checkpoint.mode is SaveMode.none
             else SaveInterval(interval_steps=checkpoint.interval_steps, last_step=train.steps),
         )
+
+    def plan_with(self, *, further_saves: frozenset[int] = frozenset(), only_last: bool = False) -> LoopPlan:
+        """The numbers of the loop.
+
+        Args:
+            further_saves: Steps that are saved beside those of the interval.
+            only_last: Save the last step and no other.
+        """
+        save = self._plan.save
+        if save is None:
+            return self._plan
+        interval = save.last_step if only_last else save.interval_steps
+        return replace(self._plan, save=replace(save, interval_steps=interval, further_steps=further_saves))
+
+    def plan_without_saves(self) -> LoopPlan:
+        """The numbers of the loop, when nothing is to be saved."""
+        return replace(self._plan, save=None)
 
     def build(self) -> Built:
         """Build everything anew: model, optimizer, schedule, data, scaler, EMA, and the state that names them.
@@ -205,7 +226,7 @@ class Builder:
         config, train = self._config.data, self._config.train
         return DataStream(
             self._dataset(),
-            Share(micro_batch=train.micro_batch, data_parallel=self._shape.data_parallel, data_rank=self.data_rank),
+            self.share,
             seed=train.seed,
             shuffle=config.shuffle,
             num_workers=config.num_workers,
@@ -230,7 +251,7 @@ class Builder:
                 raise InternalError(f"No dataset for {type(other).__name__}.")
 
     def _custom_dataset(self, config: CustomDataConfig) -> Dataset[Any]:
-        place = {"rank": self.data_rank, "world_size": self._shape.data_parallel}
+        place = {"rank": self.share.data_rank, "world_size": self._shape.data_parallel}
         taken = inspect.signature(load_target(config.target, key="data._target_")).parameters
         offered = {name: value for name, value in place.items() if name in taken and name not in config.args}
         dataset = call_target(config.target, key="data", **offered, **config.args)

@@ -23,10 +23,15 @@ def say_error(text: str) -> None:
     sys.stderr.flush()
 
 
+def aligned(rows: Mapping[str, str]) -> str:
+    """Return name-value rows as lines, aligned."""
+    width = max(map(len, rows))
+    return "\n".join(f"  {name.ljust(width)}  {value}" for name, value in rows.items())
+
+
 def summarise(rows: Mapping[str, str]) -> None:
     """Print name-value rows, aligned."""
-    width = max(map(len, rows))
-    say("\n".join(f"  {name.ljust(width)}  {value}" for name, value in rows.items()))
+    say(aligned(rows))
 
 
 class ProgressView:

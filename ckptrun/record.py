@@ -1,4 +1,4 @@
-"""What a run writes about itself: ``events.jsonl``, TensorBoard, ``config.yaml``, and records as JSON.
+"""What a run writes about itself while it runs: ``events.jsonl``, TensorBoard, ``config.yaml``.
 
 Only rank 0 has one. Must not decide anything.
 """
@@ -17,14 +17,9 @@ import torch
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["RunRecord", "environment", "write_json"]
+__all__ = ["EVENTS", "RunRecord", "environment"]
 
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write ``content`` to ``path`` so that a reader sees the old file or the new one, never half of one."""
-    beside = path.with_name(f"{path.name}.tmp")
-    beside.write_text(json.dumps(content, indent=2) + "\n")
-    beside.replace(path)
+EVENTS = "events.jsonl"
 
 
 class RunRecord:
@@ -38,7 +33,7 @@ class RunRecord:
     def __init__(self, folder: Path, *, first_step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self._events: IO[str] = (folder / "events.jsonl").open("a", buffering=1)
+        self._events: IO[str] = (folder / EVENTS).open("a", buffering=1)
         self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
 
     def __enter__(self) -> Self:

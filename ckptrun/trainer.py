@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from ckptrun.checkpoint.manager import CheckpointManager
 from ckptrun.checkpoint.policy import SaveInterval
 from ckptrun.checkpoint.state import TrainingState
+from ckptrun.config.fault import FaultPoint
 from ckptrun.data import DataStream
 from ckptrun.parallelism import ParallelModel
 from ckptrun.precision import LossScaler
@@ -64,21 +65,30 @@ class StepFacts:
     learning_rate: float
     """The one the step was taken with."""
     samples: int
+    samples_before: int
+    """What all ranks together had seen when the step began, over all starts."""
     seconds: float
     skipped: bool
+    shall_end: bool
+    """Whether a rank was asked to end; the same on all ranks."""
 
 
 class Observer(Protocol):
-    """Is told of each micro-batch before it is used, and of each step after a save that is due was requested.
+    """Is told of each point that the loop comes by, of each micro-batch before it is used, and of each step.
 
-    On every rank.
+    On every rank, in this order: ``before_step``; for each micro-batch ``on_batch`` and ``after_forward``, and
+    ``mid_accumulation`` between two; ``after_backward``, ``after_optimizer``, ``on_step``; then what the save that may
+    be due comes by.
     """
+
+    def reached(self, point: FaultPoint, step: int) -> None:
+        """Take note of how far the loop is. May not return: that is what faults do."""
 
     def on_batch(self, inputs: Tensor, targets: Tensor) -> None:
         """Take note of what this rank is going to compute with."""
 
-    def on_step(self, facts: StepFacts) -> None:
-        """Take note of ``facts``."""
+    def on_step(self, facts: StepFacts) -> bool:
+        """Take note of ``facts``, before they are saved; True, on all ranks alike, ends the loop after this step."""
 
 
 class Trainer:
@@ -90,6 +100,8 @@ class Trainer:
         manager: Where checkpoints go.
         observer: Is told of each step.
         after_save: Called after each requested save with the step, e.g. to check it.
+        is_asked_to_end: Whether this rank shall end before its time; if any rank shall, all end at the next step
+            boundary, having saved.
     """
 
     def __init__(
@@ -100,25 +112,33 @@ class Trainer:
         manager: CheckpointManager,
         observer: Observer,
         after_save: Callable[[int], None] = lambda _: None,
+        is_asked_to_end: Callable[[], bool] = lambda: False,
     ) -> None:
         self._training = training
         self._plan = plan
         self._manager = manager
         self._observer = observer
         self._after_save = after_save
+        self._is_asked_to_end = is_asked_to_end
 
-    def run(self) -> None:
-        """Train up to the last step; on return every requested checkpoint is committed."""
+    def run(self) -> bool:
+        """Train up to the last step, or until somebody ends it; return whether somebody has.
+
+        On return every requested checkpoint is committed, that of the last step taken included.
+        """
         progress = self._training.progress
-        while progress.step < self._plan.steps:
+        ends = False
+        while progress.step < self._plan.steps and not ends:
+            self._observer.reached(FaultPoint.before_step, progress.step + 1)
             facts = self._train_step()
-            self._save_if_due(progress.step)
-            self._observer.on_step(facts)
+            ends = self._observer.on_step(facts) or facts.shall_end
+            self._save_if_due(progress.step, is_last=ends)
         self._manager.wait()
+        return ends and progress.step < self._plan.steps
 
-    def _save_if_due(self, step: int) -> None:
+    def _save_if_due(self, step: int, *, is_last: bool) -> None:
         self._manager.poll()
-        if self._plan.save is not None and self._plan.save.should_save(step):
+        if self._plan.save is not None and (is_last or self._plan.save.should_save(step)):
             self._manager.save(self._training.state, step)
             self._after_save(step)
 
@@ -129,7 +149,10 @@ class Trainer:
         # Forward no longer changes buffers, so what a save still copies was true when it was requested; from here on
         # parameters and moments change.
         self._manager.wait_staged()
+        step = training.progress.step + 1
+        self._observer.reached(FaultPoint.after_backward, step)
         norm, skipped = self._update()
+        self._observer.reached(FaultPoint.after_optimizer, step)
         learning_rate = training.optimizer.param_groups[0]["lr"]
         training.schedule.step()
         if training.ema is not None:
@@ -138,7 +161,7 @@ class Trainer:
         progress.step += 1
         progress.samples += self._plan.samples_per_step
         progress.skipped_steps += skipped
-        mean_loss = self._mean_over_ranks(loss)
+        mean_loss, shall_end = self._agree(loss)
         for component in training.extra:
             if hasattr(component, "on_step"):
                 component.on_step(step=progress.step, loss=mean_loss)
@@ -148,13 +171,16 @@ class Trainer:
             gradient_norm=float(norm),
             learning_rate=float(learning_rate),
             samples=self._plan.samples_per_step,
+            samples_before=progress.samples - self._plan.samples_per_step,
             seconds=time.perf_counter() - began,
             skipped=skipped,
+            shall_end=shall_end,
         )
 
     def _forward_backward(self) -> Tensor:
         """Accumulate gradients over the micro-batches of one step; return this rank's mean loss."""
         training, passes = self._training, self._plan.accumulate
+        step = training.progress.step + 1
         if training.model.has_buffers:
             # Forward changes buffers in place.
             self._manager.wait_staged()
@@ -165,8 +191,11 @@ class Trainer:
             self._observer.on_batch(inputs, targets)
             with training.model.accumulating(last=index == passes - 1):
                 loss = training.loss(training.model.module, inputs, targets) / passes
+                self._observer.reached(FaultPoint.after_forward, step)
                 training.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach().float()
+            if index < passes - 1:
+                self._observer.reached(FaultPoint.mid_accumulation, step)
         training.model.sync_buffers()
         return total
 
@@ -183,9 +212,14 @@ class Trainer:
         training.optimizer.zero_grad(set_to_none=True)
         return norm, not finite
 
-    def _mean_over_ranks(self, loss: Tensor) -> float:
-        """Mean over all ranks; tensor-parallel ranks hold the same loss, so they do not shift it."""
+    def _agree(self, loss: Tensor) -> tuple[float, bool]:
+        """Mean loss over all ranks, and whether one of them was asked to end, in one reduction.
+
+        Tensor-parallel ranks hold the same loss, so they do not shift the mean.
+        """
+        both = torch.stack([loss, torch.full_like(loss, float(self._is_asked_to_end()))])
         if dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(loss)
-            loss /= dist.get_world_size()
-        return float(loss)
+            dist.all_reduce(both)
+            both[0] /= dist.get_world_size()
+        mean, asked = both.tolist()
+        return mean, asked > 0

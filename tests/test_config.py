@@ -5,13 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 
-from ckptrun.app import CONF_DIR
-from ckptrun.config.overrides import open_dicts
+from ckptrun.config.compose import CONF_DIR, config_from
 from ckptrun.config.parallelism import MeshShape, ParallelismConfig, ParallelismKind, resolve_mesh, wanted_ranks
-from ckptrun.config.register import SCHEMAS, register
-from ckptrun.config.run import RunConfig, default_run_name, from_hydra, to_plain
+from ckptrun.config.register import SCHEMAS
+from ckptrun.config.run import RunConfig, default_run_name, to_plain
 from ckptrun.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,10 +30,7 @@ NEEDED = {
 
 
 def config_of(*overrides: str) -> RunConfig:
-    register()
-    with initialize_config_dir(config_dir=str(CONF_DIR), version_base="1.3"):
-        composed = compose("config", overrides=open_dicts(overrides))
-    return from_hydra(composed, overrides=overrides, experiment=None)
+    return config_from(overrides)
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -116,7 +111,14 @@ def test_a_bad_value_names_key_value_and_way_out(overrides: list[str], words: li
     [
         (["train.stepz=3"], ["train.stepz"]),
         (["parallelism=xyz"], ["parallelism/xyz", "fsdp_tp"]),
-        (["fault=sigkill"], ["fault/sigkill", "none"]),
+        (["fault=segfault"], ["fault/segfault", "sigkill"]),
+        (["fault=sigkill", "checkpoint=none"], ["checkpoint=none"]),
+        (["fault=sigkill", "fault.point=staging"], ["fault.point=staging", "checkpoint=async"]),
+        (["fault=sigkill", "fault.step=61"], ["fault.step=61", "train.steps=60"]),
+        (["fault=bit_flip", "checkpoint.interval_steps=30"], ["checkpoint.interval_steps"]),
+        (["fault=sigkill", "proof.controls=[scaler]"], ["proof.controls", "scaler"]),
+        (["fault=sigkill", "proof.resume_parallelism=xyz"], ["proof.resume_parallelism", "fsdp_tp"]),
+        (["fault=sigkill", "fault.more=[{kind: oom, stp: 3}]"], ["fault.more[0]", "stp"]),
         (["train.steps=many"], ["train.steps", "many"]),
         (["train.steps=0"], ["train.steps"]),
         (["checkpoint.load.frm=x"], ["checkpoint.load.frm"]),

@@ -284,8 +284,13 @@ def _restore(folder: Location, name: str) -> bool:
     return True
 
 
-def remove_checkpoint(root: Url, step: int) -> None:
+def remove_checkpoint(root: Url, step: int, *, reached: Callable[[], None] = lambda: None) -> None:
     """Remove a committed checkpoint. A kill in between leaves a leftover, never half a checkpoint.
+
+    Args:
+        root: What holds it.
+        step: Its step.
+        reached: Called when it is no checkpoint any more, and not yet deleted.
 
     Raises:
         CheckpointNotFoundError: There is none of this step.
@@ -299,8 +304,10 @@ def remove_checkpoint(root: Url, step: int) -> None:
         )
     if not folder.backend.renames_folders:
         folder.backend.remove(target.child(MANIFEST).path)
+        reached()
         folder.backend.remove(target.path)
         return
     gone = target.sibling(leftover_name(target.name, LeftoverKind.gone, new_save_id()))
     folder.backend.rename_folder(target.path, gone.path)
+    reached()
     folder.backend.remove(gone.path)

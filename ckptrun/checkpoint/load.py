@@ -5,7 +5,7 @@ shape before a byte of data is read; tensors are filled in place; each component
 """
 
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,12 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 
+from ckptrun.checkpoint.manager import no_point
 from ckptrun.checkpoint.manifest import Manifest, read_manifest
 from ckptrun.checkpoint.state import Path, SavedLeaf, TrainingState, is_per_rank, name_of
 from ckptrun.checkpoint.storage import ShardReader
 from ckptrun.config.checkpoint import LoadSelection
+from ckptrun.config.fault import FaultPoint
 from ckptrun.errors import CheckpointError, CkptrunError, ConfigError, StateMismatchError
 from ckptrun.ranks import Ranks
 
@@ -52,6 +54,7 @@ def load(
     ranks: Ranks,
     group: dist.ProcessGroup | None,
     selection: LoadSelection,
+    reached: Callable[[FaultPoint, int], None] = no_point,
 ) -> Loaded:
     """Load the checkpoint in ``folder`` into ``state``. All ranks call.
 
@@ -72,6 +75,9 @@ def load(
     templates = state.templates({name: [leaf for path, leaf in chosen.items() if path[0] == name] for name in wanted})
     matched = _match(templates, chosen, selection, folder=folder, resized=resized)
     _read(matched, folder, group=group, distributed=ranks.distributed)
+    # A checkpoint that no run has saved, but a tool or a user, has no step.
+    step = int(manifest.run.get("step", 0))
+    reached(FaultPoint.loading, step)
     saved_digests = ((name_of(path), manifest.leaves[name_of(path)].digest) for path in matched)
     digests = [(name, digest) for name, digest in saved_digests if digest is not None]
     # Leaves that the checkpoint need not have stay as they are; components want to see all of theirs.
@@ -79,8 +85,7 @@ def load(
     state.load({**kept, **matched})
     return Loaded(
         folder=folder,
-        # A checkpoint that no run has saved, but a tool or a user, has no step.
-        step=int(manifest.run.get("step", 0)),
+        step=step,
         world_size=manifest.world_size,
         digests=dict(digests),
         loaded_leaves=len(matched),

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,11 +35,18 @@ from ckptrun.checkpoint.staging import HostStager
 from ckptrun.checkpoint.state import Path, TrainingState, is_per_rank, name_of
 from ckptrun.checkpoint.storage import ShardWriter
 from ckptrun.config.checkpoint import SaveMode
+from ckptrun.config.fault import FaultPoint
 from ckptrun.digest import digest_leaves
 from ckptrun.errors import CheckpointError, CkptrunError, InternalError
 from ckptrun.ranks import Ranks
 
-__all__ = ["CheckpointManager", "Commit", "SaveRequest", "digest_state"]
+__all__ = ["CheckpointManager", "Commit", "SaveRequest", "conflicts_of", "digest_state"]
+
+_POINT_OF = {
+    "during_write": FaultPoint.writing,
+    "before_commit": FaultPoint.before_commit,
+    "after_commit": FaultPoint.after_commit,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +87,23 @@ class _InFlight:
     finished_at: list[float] = field(default_factory=list)
 
 
+def no_point(point: FaultPoint, step: int) -> None:
+    """Nobody wants to know."""
+
+
+@dataclass(frozen=True, slots=True)
+class _SavePoints:
+    """What a writer says of a save of ``step``, in the words of faults."""
+
+    reached: Callable[[FaultPoint, int], None]
+    step: int
+
+    def __call__(self, name: str) -> None:
+        point = _POINT_OF.get(name)
+        if point is not None:
+            self.reached(point, self.step)
+
+
 class CheckpointManager:
     """Saves into and loads from one folder of checkpoints. Every method is called on all ranks, in the same order.
 
@@ -91,6 +116,8 @@ class CheckpointManager:
         stager: Takes host copies in the asynchronous modes.
         facts: What the manifest says of the run beside the step (plain values).
         on_commit: Told of each commit, on the main thread.
+        reached: Told, with the step that is saved, of each point of a save; in whatever thread or process comes by, so
+            it must pickle for saves in a process. May not return.
     """
 
     def __init__(  # noqa: PLR0913  # one composition root passes all of them by name
@@ -104,7 +131,9 @@ class CheckpointManager:
         stager: HostStager | None,
         facts: Mapping[str, Any],
         on_commit: Callable[[Commit], None] = lambda _: None,
+        reached: Callable[[FaultPoint, int], None] = no_point,
     ) -> None:
+        self._reached = reached
         self._root = locate(root)
         self._replaceable: set[str] = set()
         self._plans = PlanCache()
@@ -162,6 +191,9 @@ class CheckpointManager:
         self.wait()
         leaves = state.leaves()
         request = self._request(leaves, step)
+        self._reached(FaultPoint.at_request, step)
+        if self._stager is not None:
+            self._stager.on_copy = partial(self._reached, FaultPoint.staging, step)
         paths = {name_of(path): path for path in leaves}
         writer = ShardWriter(
             self._root.child(step_name(step)),
@@ -169,6 +201,7 @@ class CheckpointManager:
             digests=self._merged_digests,
             paths=paths,
             run={"step": step, "world_size": self._ranks.world_size, **self._facts},
+            reached=_SavePoints(self._reached, step),
         )
         # Sorted: which rank writes a replicated leaf depends on the order, and equal states shall give equal files.
         named = {name: _bare(leaves[paths[name]]) for name in sorted(paths)}
@@ -298,7 +331,7 @@ class CheckpointManager:
         """Remove what is not kept; return what went wrong. The save is done: no reason to end the run."""
         try:
             for step in self._keep.to_remove(list_committed(self._root), newest=newest):
-                remove_checkpoint(self._root, step)
+                remove_checkpoint(self._root, step, reached=partial(self._reached, FaultPoint.removing, newest))
         except (OSError, CheckpointError) as error:
             return f"{type(error).__name__}: {error}"
         return None
@@ -307,6 +340,14 @@ class CheckpointManager:
 def digest_state(leaves: Mapping[Path, Any]) -> dict[str, str]:
     """Leaf name -> digest. A collective: every rank calls with its leaves."""
     return digest_leaves({name_of(path): value for path, value in leaves.items()})
+
+
+def conflicts_of(digests: Mapping[str, str], state: TrainingState, ranks: Ranks) -> list[str]:
+    """Leaves on which ranks that should hold the same values do not agree now. All ranks call.
+
+    ``digests`` is what :func:`digest_state` gave for ``state`` on this rank.
+    """
+    return _merge(digests, state.leaves(), ranks)[1]
 
 
 def _merge(own: Mapping[str, str], leaves: Mapping[Path, Any], ranks: Ranks) -> tuple[dict[str, str], list[str]]:

@@ -8,14 +8,15 @@ __all__ = ["KeepLast", "SaveInterval"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SaveInterval:
-    """Save after every ``interval_steps`` steps, and after the last step."""
+    """Save after every ``interval_steps`` steps, after the last step, and after ``further_steps``."""
 
     interval_steps: int
     last_step: int
+    further_steps: frozenset[int] = frozenset()
 
     def should_save(self, step: int) -> bool:
         """Whether a checkpoint is due after ``step``."""
-        return step % self.interval_steps == 0 or step == self.last_step
+        return step % self.interval_steps == 0 or step == self.last_step or step in self.further_steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

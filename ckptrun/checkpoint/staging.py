@@ -57,12 +57,16 @@ class HostStager(AsyncStager):
             call ``wait()`` first.
         shared: Take memory that other processes can map. Without it a save in a process works too, and costs one more
             copy.
+
+    Attributes:
+        on_copy: Called, in the thread that copies, when memory is there and nothing is copied yet.
     """
 
     def __init__(self, *, cached: bool = True, overlapped: bool = False, shared: bool = False) -> None:
         self._memory = HostMemory(cached=cached, shared=shared)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="HostStager") if overlapped else None
         self._copying: Future[dict[str, Any]] | None = None
+        self.on_copy: Callable[[], None] = _nothing
 
     def prepare(self, state_dict: dict[str, Any]) -> None:
         """Take the memory for ``state_dict`` now, and touch every page of it, so that the first save need not.
@@ -85,9 +89,10 @@ class HostStager(AsyncStager):
         lease = self._memory.take(survey.bytes)
         # Kernels that produce the values may still run; another thread's stream would not wait for them.
         ready = _record_streams(survey.sources)
+        before = [*ready, self.on_copy]
         if self._executor is None:
-            return _copy(survey, lease, ready)
-        self._copying = self._executor.submit(_copy, survey, lease, ready)
+            return _copy(survey, lease, before)
+        self._copying = self._executor.submit(_copy, survey, lease, before)
         return self._copying
 
     def wait(self) -> None:
@@ -120,8 +125,12 @@ def _wait_for_event(device: torch.device, event: torch.cuda.Event) -> None:
     torch.cuda.current_stream(device).wait_event(event)
 
 
+def _nothing() -> None:
+    """Nobody wants to know."""
+
+
 @torch.no_grad()
-def _copy(survey: Survey, lease: Lease, ready: list[Callable[[], None]]) -> dict[str, Any]:
-    for wait in ready:
-        wait()
+def _copy(survey: Survey, lease: Lease, before: list[Callable[[], None]]) -> dict[str, Any]:
+    for call in before:
+        call()
     return survey.fill(lease)

@@ -33,13 +33,14 @@ __all__ = [
     "flatten",
     "is_per_rank",
     "name_of",
+    "rank_of",
     "unflatten",
 ]
 
 Path = tuple[str | int, ...]
 
 _RNG = "rng"
-_RANK_ELEMENT = re.compile(r"(\w+_)?rank_\d{5}")
+_RANK_ELEMENT = re.compile(r"(?:\w+_)?rank_(\d{5})")
 # A path element of type int is an index into a list; the int key of a dict is spelled like this.
 _INT_KEY = re.compile(r"#(-?\d+)")
 
@@ -127,7 +128,13 @@ class TrainingState:
         for name, component in self.components.items():
             part = {path[1:]: value for path, value in leaves.items() if path[0] == name}
             if part:
-                component.load_state_dict(unflatten(part))
+                try:
+                    component.load_state_dict(unflatten(part))
+                except Exception as error:
+                    # Whatever it is: who reads it wants to know whose it is.
+                    error.component = name  # type: ignore[attr-defined]
+                    error.add_note(f"Raised while the component '{name}' took its state back.")
+                    raise
 
 
 def _below(leaf: SavedLeaf) -> SavedLeaf:
@@ -141,7 +148,13 @@ def name_of(path: Path) -> str:
 
 def is_per_rank(path: Path) -> bool:
     """Whether the leaf belongs to one rank: an element of its path is ``rank_00003`` or ends so."""
-    return any(_RANK_ELEMENT.fullmatch(str(element)) for element in path)
+    return rank_of(path) is not None
+
+
+def rank_of(path: Path) -> int | None:
+    """Return the rank that the leaf belongs to; None where it is no rank's own."""
+    matches = (_RANK_ELEMENT.fullmatch(str(element)) for element in path)
+    return next((int(match[1]) for match in matches if match is not None), None)
 
 
 def check_names(paths: Iterable[Path]) -> None:

@@ -1,20 +1,190 @@
-"""Group ``fault``: the planned failure. Only ``none`` exists so far."""
+"""Group ``fault``: the planned failures: what fails, at which point, step and rank, and how often."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
-__all__ = ["FaultConfig", "FaultKind"]
+from ckptrun.config.ranges import at_least, between
+from ckptrun.errors import ConfigError
+
+__all__ = ["ALL_RANKS", "ANY_RANK", "FaultConfig", "FaultKind", "FaultPoint"]
+
+ANY_RANK = "any"
+ALL_RANKS = "all"
 
 
 class FaultKind(StrEnum):
     """What fails; the names are those of the choices."""
 
     none = "none"
+    sigkill = "sigkill"
+    """The rank is killed, without a word."""
+    sigterm = "sigterm"
+    """The rank gets SIGTERM, as from a scheduler that preempts: the run saves at the next step boundary and ends."""
+    sigint = "sigint"
+    """The rank gets SIGINT, as from Ctrl-C."""
+    exception = "exception"
+    """The rank raises a RuntimeError."""
+    oom = "oom"
+    """The rank raises a MemoryError."""
+    hang = "hang"
+    """The rank stops where it is, and waits for ever."""
+    sigstop = "sigstop"
+    """The whole process of the rank is stopped, and does not answer any more."""
+    exit = "exit"
+    """The rank's process ends with code 1, without a word."""
+    disk_full = "disk_full"
+    """Writing fails: no space left on the device."""
+    io_error = "io_error"
+    """Writing fails: input/output error."""
+    torn_write = "torn_write"
+    """What the rank writes from there on never reaches the disk, and nobody is told."""
+    bit_flip = "bit_flip"
+    """One bit of what the rank writes is flipped on its way to the disk."""
+    lost_file = "lost_file"
+    """One file of the checkpoint is gone after its commit."""
+    slow_storage = "slow_storage"
+    """What the rank writes from there on takes ``fault.seconds`` longer per write."""
+    chaos = "chaos"
+    """Process faults of all kinds at all points, at steps drawn from the seed: for soak runs."""
+
+    @property
+    def is_storage(self) -> bool:
+        """Whether it strikes what is written, not the process."""
+        return self in _STORAGE
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the run goes on as if nothing had happened."""
+        return self in _SILENT
+
+    @property
+    def damages(self) -> bool:
+        """Whether it leaves a checkpoint that is not what was saved."""
+        return self in _SILENT and self is not FaultKind.slow_storage
+
+
+_SILENT = frozenset({FaultKind.torn_write, FaultKind.bit_flip, FaultKind.lost_file, FaultKind.slow_storage})
+_STORAGE = _SILENT | {FaultKind.disk_full, FaultKind.io_error}
+
+
+class FaultPoint(StrEnum):
+    """Where in a step or in a save; in the order in which a run comes by."""
+
+    loading = "loading"
+    """A checkpoint's tensors have been read, its components not yet filled."""
+    before_step = "before_step"
+    after_forward = "after_forward"
+    mid_accumulation = "mid_accumulation"
+    """Between two micro-batches of a step; needs ``train.accumulate`` of at least 2."""
+    after_backward = "after_backward"
+    """All gradients of the step are there, reduced over ranks."""
+    after_optimizer = "after_optimizer"
+    at_request = "at_request"
+    """Digests are taken, nothing is copied."""
+    staging = "staging"
+    """Before the copy to host memory is complete; asynchronous saves only."""
+    writing = "writing"
+    """``fault.share`` of the rank's bytes are written."""
+    before_commit = "before_commit"
+    """All ranks have written; on rank 0."""
+    after_commit = "after_commit"
+    """The checkpoint is visible; on rank 0."""
+    removing = "removing"
+    """An older checkpoint is none any more, and not yet deleted; on rank 0; needs ``checkpoint.keep_last``."""
+
+    @property
+    def is_of_save(self) -> bool:
+        """Whether a run comes by only when it saves; the fault's step is then the step that is saved."""
+        return self in _OF_SAVE
+
+    @property
+    def is_on_first_rank(self) -> bool:
+        """Whether rank 0 alone comes by."""
+        return self in _FIRST_RANK
+
+
+_FIRST_RANK = frozenset({FaultPoint.before_commit, FaultPoint.after_commit, FaultPoint.removing})
+_OF_SAVE = _FIRST_RANK | {FaultPoint.at_request, FaultPoint.staging, FaultPoint.writing}
+_MORE_KEYS = ("kind", "point", "step", "rank", "share")
 
 
 @dataclass(kw_only=True, slots=True)
 class FaultConfig:
-    """What fails, at which point, step and rank."""
+    """What fails, at which point, step and rank. A fault fires at a place in the run, never after a time."""
 
     kind: FaultKind = FaultKind.none
-    """Set by the choice: ``fault=none``."""
+    """Set by the choice: ``fault=sigkill``."""
+    point: FaultPoint | None = None
+    """Where; unset: ``after_optimizer``, for storage faults ``writing``."""
+    step: int | None = None
+    """At which step (1 is the first); for the points of a save: the step that is saved. Unset: one that has a
+    checkpoint to go back to."""
+    rank: int | str = ANY_RANK
+    """Which rank: a number, ``all``, or ``any``: one that is drawn from ``fault.seed``."""
+    share: float = 0.5
+    """``writing``: after which share of the bytes that the rank writes."""
+    seconds: float = 0.2
+    """``slow_storage``: how much longer each write takes."""
+    seed: int = 0
+    """Decides the rank of ``rank=any``, the place of a flipped bit, and the faults of ``chaos``."""
+    mean_steps: float = 10.0
+    """``chaos``: mean number of steps from one failure to the next."""
+    more: list[dict[str, Any]] = field(default_factory=list)
+    """Further faults, in the order of the restarts that they cause: dicts of kind, point, step, rank, share, e.g.
+    ``'fault.more=[{kind: exception, step: 40}]'``. Unset: a proof lets the same fault strike once more after the
+    first resume."""
+
+    def __post_init__(self) -> None:
+        at_least("fault.step", self.step, 1)
+        between("fault.seed", self.seed, 0, 2**63)
+        at_least("fault.seconds", self.seconds, 0)
+        at_least("fault.mean_steps", self.mean_steps, 1)
+        _check_place("fault", self.kind, self.point, self.rank, self.share)
+        if self.more and self.kind in (FaultKind.none, FaultKind.chaos):
+            raise ConfigError(f"fault.more adds to a fault, but fault={self.kind}. Choose the first one with fault=...")
+        for index, entry in enumerate(self.more):
+            self.further(index, entry)
+
+    def further(self, index: int, entry: Mapping[str, Any]) -> "FaultConfig":
+        """Return entry ``index`` of ``more`` as a config of its own.
+
+        Raises:
+            ConfigError: A key or a value of it is wrong; names both.
+        """
+        key = f"fault.more[{index}]"
+        unknown = sorted(set(entry) - set(_MORE_KEYS))
+        if unknown or "kind" not in entry:
+            problem = f"has no key {unknown[0]!r}" if unknown else "needs a kind"
+            raise ConfigError(f"{key} {problem}; keys: {', '.join(_MORE_KEYS)}.")
+        step, rank, share = entry.get("step"), entry.get("rank", ANY_RANK), entry.get("share", self.share)
+        kind = _member(FaultKind, entry["kind"], f"{key}.kind")
+        point = None if entry.get("point") is None else _member(FaultPoint, entry["point"], f"{key}.point")
+        if kind in (FaultKind.none, FaultKind.chaos) or not isinstance(step, int | None) or (step or 1) < 1:
+            raise ConfigError(f"{key} must be a single fault at a step of at least 1, got {dict(entry)}.")
+        _check_place(key, kind, point, rank, share)
+        return FaultConfig(
+            kind=kind, point=point, step=step, rank=rank, share=share, seconds=self.seconds, seed=self.seed
+        )
+
+
+def _member(choices: Any, name: Any, key: str) -> Any:
+    try:
+        return choices(str(name))
+    except ValueError:
+        raise ConfigError(f"{key}={name!r} is none of: {', '.join(choices)}.") from None
+
+
+def _check_place(key: str, kind: FaultKind, point: FaultPoint | None, rank: int | str, share: float) -> None:
+    if not (isinstance(rank, int) and rank >= 0) and rank not in (ANY_RANK, ALL_RANKS):
+        raise ConfigError(f"{key}.rank must be a rank, 'all' or 'any', got {rank!r}.")
+    if not 0 <= share <= 1:
+        raise ConfigError(f"{key}.share must be at least 0 and at most 1, got {share}.")
+    if kind.is_storage and point not in (None, FaultPoint.writing):
+        raise ConfigError(
+            f"{key}.point={point} has no meaning for {key}.kind={kind}: storage fails while it is written to. "
+            f"Leave {key}.point out, or use {key}.point=writing."
+        )
+    if point is not None and point.is_on_first_rank and rank not in (0, ANY_RANK, ALL_RANKS):
+        raise ConfigError(f"{key}.point={point} is reached on rank 0 alone; use {key}.rank=0, got {rank}.")

@@ -16,6 +16,11 @@ class LaunchConfig:
     timeout_seconds: float = 120.0
     """How long a rank waits for the others in one collective before it gives up."""
 
+    stop_seconds: float = 8.0
+    """After SIGTERM: how long a rank may take to reach the next step boundary and save; then it ends at once. Whoever
+    sends SIGTERM must wait longer before SIGKILL (torchrun waits 30 s)."""
+
     def __post_init__(self) -> None:
         at_least("launch.nproc", self.nproc, 1)
         at_least("launch.timeout_seconds", self.timeout_seconds, 1)
+        at_least("launch.stop_seconds", self.stop_seconds, 0)

@@ -1,9 +1,16 @@
 """Group ``proof``: what is checked."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
-__all__ = ["ProofConfig", "ReloadCheck"]
+from ckptrun.config.ranges import at_least
+from ckptrun.errors import ConfigError
+
+__all__ = ["ALL_CONTROLS", "ProofConfig", "ReloadCheck"]
+
+ALL_CONTROLS = "all"
+_NO_CONTROLS = "none"
 
 
 class ReloadCheck(StrEnum):
@@ -17,13 +24,49 @@ class ReloadCheck(StrEnum):
     """Each checkpoint right after its commit, and the last at the end; training waits meanwhile."""
 
 
+def _default_controls() -> list[str]:
+    return ["rng", "optimizer"]
+
+
 @dataclass(kw_only=True, slots=True)
 class ProofConfig:
-    """What is checked."""
+    """What is checked. A run with ``fault=...`` or ``proof=full`` is a proof: several runs, compared."""
 
     reload: ReloadCheck = ReloadCheck.final
     """When checkpoints are loaded and compared bit by bit with the state at the request."""
     reference: str | None = None
     """The folder of another run of the same config, on as many ranks: at the end this run, all its starts together,
     must have repeated it step by step (loss, gradient norm, learning rate, content of the batches, random streams), and
-    the last state must have its digests."""
+    the last state must have its digests. A proof makes a reference of its own."""
+    full: bool = False
+    """Set by the choice ``proof=full``: without a fault, let fresh processes go on from the middle, twice, and compare
+    as after a kill."""
+    controls: Any = field(default_factory=_default_controls)
+    """Components that are left out at load, one after the other, to see that the proof would notice: a list, ``all``,
+    or ``none``."""
+    digest_every_steps: int | None = None
+    """Write the digest of every leaf into the ledger after every so many steps; unset: never. Narrows down where a
+    difference begins; costs a digest of the whole state each time."""
+    resume_parallelism: str | None = None
+    """Resume under another choice of ``parallelism``, e.g. ``fsdp``."""
+    resume_nproc: int | None = None
+    """Resume on another number of ranks."""
+
+    def __post_init__(self) -> None:
+        at_least("proof.digest_every_steps", self.digest_every_steps, 1)
+        at_least("proof.resume_nproc", self.resume_nproc, 1)
+        if isinstance(self.controls, str) and self.controls in (ALL_CONTROLS, _NO_CONTROLS):
+            self.controls = ALL_CONTROLS if self.controls == ALL_CONTROLS else []
+        is_list = isinstance(self.controls, list) and all(isinstance(name, str) for name in self.controls)
+        if not is_list and self.controls != ALL_CONTROLS:
+            raise ConfigError(
+                f"proof.controls must be a list of components such as [rng,optimizer], all, or none, "
+                f"got {self.controls!r}."
+            )
+        if self.full and self.reload is ReloadCheck.none:
+            raise ConfigError("proof.reload=none contradicts proof=full: a proof compares what comes back.")
+
+    @property
+    def reshapes(self) -> bool:
+        """Whether the proof resumes on another mesh."""
+        return self.resume_parallelism is not None or self.resume_nproc is not None

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
@@ -19,13 +19,23 @@ from ckptrun.config.launch import LaunchConfig
 from ckptrun.config.model import CNNConfig, CustomModelConfig, GPTConfig, MLPConfig, ModelConfig
 from ckptrun.config.optimizer import AdafactorConfig, MuonConfig, OptimizerConfig
 from ckptrun.config.parallelism import MeshShape, ParallelismConfig, ParallelismKind, resolve_mesh, wanted_ranks
-from ckptrun.config.precision import PrecisionConfig
+from ckptrun.config.precision import PrecisionConfig, PrecisionKind
 from ckptrun.config.proof import ProofConfig
 from ckptrun.config.schedule import ScheduleConfig
 from ckptrun.config.train import TrainConfig
 from ckptrun.errors import ConfigError
 
-__all__ = ["Device", "RunConfig", "RunSection", "check", "check_world", "default_run_name", "from_hydra"]
+__all__ = [
+    "Device",
+    "RunConfig",
+    "RunSection",
+    "check",
+    "check_world",
+    "default_run_name",
+    "folder_name",
+    "from_hydra",
+    "telling",
+]
 
 
 class Device(StrEnum):
@@ -107,11 +117,26 @@ def default_run_name(overrides: Sequence[str]) -> str:
     Order does not count. What a user may change between two starts of one run (its length, its ranks' timeout,
     where and how often it saves, what is checked) is left out.
     """
-    telling = sorted(text.lstrip("+~") for text in overrides if not text.lstrip("+~").startswith(_NOT_IN_NAME))
-    name = re.sub(r"[^A-Za-z0-9_.,=+-]+", "_", ",".join(telling)) or "default"
-    if len(name) <= _LONGEST_NAME:
+    return folder_name(telling(overrides)) or "default"
+
+
+def telling(overrides: Iterable[str]) -> list[str]:
+    """The overrides without those that a user may change between two starts of one run."""
+    return [text for text in overrides if not text.lstrip("+~").startswith(_NOT_IN_NAME)]
+
+
+def folder_name(overrides: Iterable[str], *, distinct: bool = False) -> str:
+    """Make a name for a folder of ``overrides``, in any order; empty when there are none.
+
+    Args:
+        overrides: As they are typed.
+        distinct: Whether overrides that differ only in characters which no name may have get different names too.
+    """
+    text = ",".join(sorted(override.lstrip("+~") for override in overrides))
+    name = re.sub(r"[^A-Za-z0-9_.,=+-]+", "_", text)
+    if len(name) <= _LONGEST_NAME and not (distinct and name != text):
         return name
-    return f"{name[: _LONGEST_NAME - 9]}-{hashlib.sha256(','.join(telling).encode()).hexdigest()[:8]}"
+    return f"{name[: _LONGEST_NAME - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def from_hydra(composed: DictConfig, *, overrides: Sequence[str], experiment: str | None) -> RunConfig:
@@ -151,9 +176,21 @@ def check(config: RunConfig) -> None:
             )
         if name in COMPONENTS:
             raise ConfigError(f"components.{name} is the name of a built-in component; choose another name.")
+    _check_controls(config)
     _check_data_fits_model(config)
     _check_choice_works_with_parallelism(config)
     check_world(config, config.ranks)
+
+
+def _check_controls(config: RunConfig) -> None:
+    absent = {"scaler": config.precision.kind is not PrecisionKind.fp16, "ema": config.train.ema_decay is None}
+    there = [name for name in COMPONENTS if not absent.get(name)] + list(config.components)
+    for name in config.proof.controls if isinstance(config.proof.controls, list) else []:
+        if name not in there:
+            raise ConfigError(
+                f"proof.controls names the component {name!r}, which this run does not have; it has: "
+                f"{', '.join(there)}."
+            )
 
 
 def check_world(config: RunConfig, world_size: int) -> MeshShape:

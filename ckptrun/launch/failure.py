@@ -4,28 +4,37 @@ import contextlib
 import os
 import time
 import traceback
+from pathlib import Path
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 
 from ckptrun.console import say_error
 from ckptrun.errors import CkptrunError
+from ckptrun.files import append_line
+from ckptrun.record import EVENTS
 
-__all__ = ["report_once"]
+__all__ = ["has_spoken", "report_once", "speak_once"]
 
 _KEY = "ckptrun_failure"
 _PATIENCE_SECONDS = 3.0
 
 
-def report_once(error: BaseException, *, rank: int, store: Store | None, interrupted: bool) -> None:
-    """Print ``error`` unless another rank has, or will have, a better one to print.
+def report_once(
+    error: BaseException, *, rank: int, store: Store | None, interrupted: bool, run_dir: Path, was_ended: bool
+) -> None:
+    """Print and record ``error`` unless another rank has, or will have, a better one to print.
 
     A rank whose peer died sees only a broken connection; it waits for the peer's own word before it speaks. The store
-    belongs to the launcher and outlives the peer.
+    belongs to the launcher and outlives the peer. A rank that the launcher has told to end says nothing of broken
+    connections: the launcher knows why.
     """
     secondary = _is_broken_connection(error)
+    if secondary and was_ended:
+        return
     if not _claim(store, rank, patience_seconds=_PATIENCE_SECONDS if secondary else 0.0):
         return
+    _record(error, rank=rank, run_dir=run_dir)
     if interrupted or isinstance(error, KeyboardInterrupt):
         say_error("ckptrun: interrupted. Run the same command again to resume from the newest checkpoint.")
     elif isinstance(error, CkptrunError):
@@ -37,6 +46,33 @@ def report_once(error: BaseException, *, rank: int, store: Store | None, interru
         )
     else:
         say_error(f"ckptrun: rank {rank} failed:\n{''.join(traceback.format_exception(error))}")
+
+
+def speak_once(text: str, *, rank: int, store: Store, run_dir: Path) -> None:
+    """Print and record ``text``, what brings the run down, unless a rank has spoken. In any thread."""
+    if _claim(store, rank, patience_seconds=0.0):
+        _record(RuntimeError(text), rank=rank, run_dir=run_dir)
+        say_error(f"ckptrun: {text}")
+
+
+def has_spoken(store: Store) -> bool:
+    """Whether a rank has said what brought the run down."""
+    with contextlib.suppress(RuntimeError):
+        return bool(store.check([_KEY]))
+    return True
+
+
+def _record(error: BaseException, *, rank: int, run_dir: Path) -> None:
+    leaves = [str(leaf) for leaf in getattr(error, "leaves", ())]
+    notes = " ".join(getattr(error, "__notes__", ()))
+    facts = {
+        "rank": rank,
+        "text": f"{type(error).__name__}: {error}{f' ({notes})' if notes else ''}",
+        "leaves": leaves,
+        "component": getattr(error, "component", None) or (leaves[0].partition(".")[0] if leaves else None),
+    }
+    with contextlib.suppress(OSError):
+        append_line(run_dir / EVENTS, {"event": "failure", **facts})
 
 
 def _is_broken_connection(error: BaseException) -> bool:

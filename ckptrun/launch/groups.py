@@ -1,6 +1,8 @@
 """The process groups of a run, and the device of a rank."""
 
+import itertools
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -13,6 +15,8 @@ from ckptrun.errors import ConfigError
 
 __all__ = ["Groups", "choose_device", "open_groups"]
 
+_OPENED = itertools.count()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Groups:
@@ -24,6 +28,8 @@ class Groups:
     """Plain objects, on the main thread."""
     saving: dist.ProcessGroup
     """Saves; perhaps on another thread while training goes on. Nothing else may use it."""
+    connect: Callable[[], Store]
+    """Gives a connection to the store of its own: one that a thread waits in answers no other thread."""
 
 
 def choose_device(wanted: Device) -> torch.device:
@@ -47,20 +53,24 @@ def open_groups(config: RunConfig, device: torch.device) -> Groups:
     """Open the default group and the two others. All ranks call.
 
     The store is prefixed by the attempt: a launcher that restarts ranks keeps its store, where the addresses of dead
-    ranks are still written.
+    ranks are still written. And by how often this process has opened groups: a sweep under torchrun does for each
+    cell, and what the ranks of one cell have written there must not be read by those of the next.
     """
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     timeout = timedelta(seconds=config.launch.timeout_seconds)
     hosted_by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     shared = TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
+        address,
+        port,
         world_size,
         is_master=rank == 0 and not hosted_by_agent,
         timeout=timeout,
         multi_tenant=True,
     )
-    store = PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", shared)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    prefix = f"attempt_{attempt}/{next(_OPENED)}"
+    store = PrefixStore(prefix, shared)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group(
@@ -75,4 +85,5 @@ def open_groups(config: RunConfig, device: torch.device) -> Groups:
         store=store,
         control=dist.new_group(backend="gloo", timeout=timeout),
         saving=dist.new_group(backend="gloo", timeout=timeout),
+        connect=lambda: PrefixStore(prefix, TCPStore(address, port, world_size, is_master=False, timeout=timeout)),
     )

@@ -4,31 +4,69 @@ A fork server with torch preloaded makes ranks start in tenths of a second; it l
 """
 
 import logging
+import math
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from multiprocessing import forkserver, resource_tracker
 
 from ckptrun.config.run import RunConfig
 from ckptrun.console import say_error
 from ckptrun.exit_codes import ExitCode
+from ckptrun.launch.leg import Leg
 from ckptrun.launch.preflight import preflight
+from ckptrun.launch.proof_check import is_proof
 
-__all__ = ["launch", "start_fork_server"]
+__all__ = ["Outcome", "launch", "start_fork_server", "start_ranks"]
+
+_AGENT_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 _OWN_CODES = (ExitCode.config, ExitCode.different, ExitCode.not_verified)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a set of ranks ended."""
+
+    exit_code: int
+    killed: Mapping[int, int] = field(default_factory=dict)
+    """Rank -> the signal that ended it, without those that the agent itself has ended."""
+    interrupted_by: signal.Signals | None = None
+    """What this process was told meanwhile."""
+
+
 def launch(config: RunConfig, *, command: Sequence[str]) -> int:
-    """Run ``config`` on ``config.ranks`` new processes; return the exit code of the run.
+    """Do what ``config`` says, on ranks that are started here: a run, or a proof; return its exit code.
 
     Raises:
         ConfigError: Something that needs no rank to be seen is wrong.
     """
     start_fork_server(config)
+    if is_proof(config):
+        # Imported here: a plain run needs none of it.
+        from ckptrun.launch.prove import run_proof
+
+        return run_proof(config, command=command)
+    outcome = start_ranks(config, command=command, leg=Leg())
+    for rank, number in sorted(outcome.killed.items()):
+        say_error(f"ckptrun: rank {rank} was ended by {signal.Signals(number).name}.")
+    if outcome.interrupted_by is not None and outcome.interrupted_by is not signal.SIGINT:
+        # On Ctrl-C the ranks speak.
+        say_error(f"ckptrun: ended by {outcome.interrupted_by.name}. Run the same command again to resume.")
+    return outcome.exit_code
+
+
+def start_ranks(config: RunConfig, *, command: Sequence[str], leg: Leg) -> Outcome:
+    """Start ``config.ranks`` processes, wait until all have ended, and say how. Prints nothing itself.
+
+    Raises:
+        ConfigError: Something that needs no rank to be seen is wrong.
+    """
     preflight(config, world_size=config.ranks)
 
     from torch.distributed.elastic.multiprocessing import SignalException
@@ -55,22 +93,26 @@ def launch(config: RunConfig, *, command: Sequence[str]) -> int:
         monitor_interval=0.05,
         start_method="forkserver",
     )
+    handlers = {number: signal.getsignal(number) for number in _AGENT_SIGNALS}
     try:
-        elastic_launch(elastic, elastic_rank)(config, list(command))
+        elastic_launch(elastic, elastic_rank)(config, list(command), leg)
     except ChildFailedError as error:
-        return _explain(error)
+        return _outcome(error)
     except SignalException as ended:
-        if ended.sigval is not signal.SIGINT:
-            # On Ctrl-C the ranks speak.
-            say_error(f"ckptrun: ended by {signal.Signals(ended.sigval).name}. Run the same command again to resume.")
-        return ExitCode.failed
-    return ExitCode.done
+        return Outcome(exit_code=ExitCode.failed, interrupted_by=signal.Signals(ended.sigval))
+    finally:
+        # The agent leaves its own behind.
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    return Outcome(exit_code=ExitCode.done)
 
 
 def start_fork_server(config: RunConfig) -> None:
     """Start the process that ranks are forked from, unless it runs already; returns before it has loaded torch."""
     os.environ.setdefault("OMP_NUM_THREADS", str(config.train.threads))
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "10")
+    # Longer than ranks take to save after SIGTERM.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(math.ceil(config.launch.stop_seconds + 2)))
     # A console script does not look into the working folder, where the user's own modules may lie.
     if str(os.getcwd()) not in sys.path and "" not in sys.path:  # noqa: PTH109  # sys.path holds str
         sys.path.insert(0, os.getcwd())  # noqa: PTH109
@@ -86,19 +128,17 @@ def start_fork_server(config: RunConfig) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _explain(error: object) -> int:
-    """Say what a rank could not say itself; return the exit code of the first rank that failed."""
+def _outcome(error: object) -> Outcome:
+    """Which ranks were killed, and the exit code of the first rank that failed."""
     failures = getattr(error, "failures", {})
     first = min(failures.values(), key=lambda failure: failure.timestamp)
     killed = {rank: failure.exitcode for rank, failure in failures.items() if failure.exitcode < 0}
     # The agent ends the others with SIGTERM when one rank fails; that is no cause.
     causes = {rank: code for rank, code in killed.items() if code != -signal.SIGTERM}
-    for rank, code in sorted(causes.items()):
-        say_error(f"ckptrun: rank {rank} was ended by {signal.Signals(-code).name}.")
+    by_signal = {rank: -code for rank, code in causes.items()}
     codes = {failure.exitcode for failure in failures.values()}
     own = [code for code in _OWN_CODES if code in codes]
     if own and not causes:
-        return own[0]
-    if first.exitcode in _OWN_CODES:
-        return int(first.exitcode)
-    return ExitCode.failed
+        return Outcome(exit_code=own[0])
+    code = int(first.exitcode) if first.exitcode in _OWN_CODES else ExitCode.failed
+    return Outcome(exit_code=code, killed=by_signal)

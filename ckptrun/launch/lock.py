@@ -17,13 +17,14 @@ class RunLock:
 
     Args:
         folder: The run folder, which exists.
+        name: Of the file: a run and the proof that it belongs to hold one each.
 
     Raises:
         ConfigError: Another process holds it; names host, pid and since when.
     """
 
-    def __init__(self, folder: Path) -> None:
-        path = folder / "run.lock"
+    def __init__(self, folder: Path, name: str = "run.lock") -> None:
+        path = folder / name
         self._file: IO[str] = path.open("a+")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)

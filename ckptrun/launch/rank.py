@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -15,21 +16,27 @@ import torch.distributed as dist
 from ckptrun.config.run import RunConfig, check_world
 from ckptrun.errors import CkptrunError
 from ckptrun.exit_codes import ExitCode, exit_code_of
+from ckptrun.fault import plan_faults
 from ckptrun.launch.determinism import make_deterministic
 from ckptrun.launch.failure import report_once
 from ckptrun.launch.groups import Groups, choose_device, open_groups
 from ckptrun.launch.job import Job
+from ckptrun.launch.leg import Leg
 from ckptrun.launch.preflight import preflight
+from ckptrun.launch.stop import StopSignal
 
 __all__ = ["elastic_rank", "run_rank"]
 
 
-def elastic_rank(config: RunConfig, command: Sequence[str]) -> None:
+def elastic_rank(config: RunConfig, command: Sequence[str], leg: Leg) -> None:
     """What the local launcher calls in each new process."""
-    sys.exit(run_rank(config, command=command, preflown=True))
+    log = leg.log_file(int(os.environ["RANK"]))
+    if log is not None:
+        _print_to(log)
+    sys.exit(run_rank(config, command=command, leg=leg))
 
 
-def run_rank(config: RunConfig, *, command: Sequence[str], preflown: bool = False) -> int:
+def run_rank(config: RunConfig, *, command: Sequence[str], leg: Leg | None = None) -> int:
     """Be one rank of the run; return its exit code.
 
     Does not return when the rank fails: threads of a save in flight may wait for peers that are gone.
@@ -37,38 +44,70 @@ def run_rank(config: RunConfig, *, command: Sequence[str], preflown: bool = Fals
     Args:
         config: The checked config.
         command: The command line, for the record.
-        preflown: Whether the launching process has done the preflight already.
+        leg: What this start is about; None: an outside launcher has started this process. Then rank 0 does the
+            preflight, which otherwise the launching process has done, and the faults are those of the config.
     """
     groups: Groups | None = None
     interrupt = _Interrupt()
+    stop = StopSignal(grace_seconds=config.launch.stop_seconds, run_dir=config.run_dir)
     try:
         interrupt.listen()
+        stop.listen()
         make_deterministic(config.train)
         _quieten()
         mesh = check_world(config, int(os.environ["WORLD_SIZE"]))
-        if not preflown and os.environ["RANK"] == "0":
-            preflight(config, world_size=mesh.world_size)
+        if leg is None:
+            leg = Leg(faults=plan_faults(config, world_size=mesh.world_size, in_proof=False))
+            if os.environ["RANK"] == "0":
+                preflight(config, world_size=mesh.world_size)
         device = choose_device(config.device)
         groups = open_groups(config, device)
-        with Job(config, mesh_shape=mesh, device=device, groups=groups, command=command) as job:
+        stop.watch(
+            groups.connect,
+            rank=int(os.environ["RANK"]),
+            world_size=mesh.world_size,
+            timeout_seconds=config.launch.timeout_seconds,
+        )
+        with Job(config, mesh_shape=mesh, device=device, groups=groups, command=command, leg=leg, stop=stop) as job:
             code = job.run()
+        stop.close()
         dist.destroy_process_group()
     except (CkptrunError, KeyboardInterrupt, Exception) as error:  # noqa: BLE001  # reported, then the process ends
-        _end(error, groups, interrupted=interrupt.seen)
+        _end(error, groups, run_dir=config.run_dir, interrupted=interrupt.seen, was_ended=stop.asked)
     else:
         return code
 
 
-def _end(error: BaseException, groups: Groups | None, *, interrupted: bool) -> NoReturn:
+def _end(error: BaseException, groups: Groups | None, *, run_dir: Path, interrupted: bool, was_ended: bool) -> NoReturn:
     """Say what happened, once over all ranks, and end the process without waiting for anything."""
+    # Nothing can be saved any more: whoever sends SIGTERM now means the end.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     store = groups.store if groups is not None else None
-    report_once(error, rank=int(os.environ["RANK"]), store=store, interrupted=interrupted)
+    report_once(
+        error,
+        rank=int(os.environ["RANK"]),
+        store=store,
+        interrupted=interrupted,
+        run_dir=run_dir,
+        was_ended=was_ended,
+    )
     if os.environ["RANK"] == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         # This rank hosts the store in which the others look whether somebody has spoken.
         time.sleep(1.0)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(ExitCode.failed if interrupted else exit_code_of(error))
+
+
+def _print_to(log: Path) -> None:
+    """Let everything that this process and its children print go to ``log``."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
 
 
 class _Interrupt:

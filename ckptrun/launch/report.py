@@ -12,14 +12,15 @@ from ckptrun.config.model import CustomModelConfig, GPTConfig
 from ckptrun.config.parallelism import MeshShape
 from ckptrun.config.run import RunConfig, to_plain
 from ckptrun.console import say, summarise
-from ckptrun.proof import Status, Verdict
+from ckptrun.files import append_line, read_lines, write_json
+from ckptrun.proof import Check, Status, Verdict
 from ckptrun.ranks import Ranks
-from ckptrun.record import RunRecord, environment, write_json
+from ckptrun.record import EVENTS, RunRecord, environment
 from ckptrun.trainer import StepFacts
 
 __all__ = ["Report"]
 
-_NAMES = {"repeats": "repeats", "trajectory": "trajectory", "final_state": "final state"}
+_NAMES = {"repeats": "repeats", "trajectory": "trajectory", "final_state": "final state", "faults": "faults"}
 
 
 class Report:
@@ -45,8 +46,21 @@ class Report:
         self._processes = ranks.gather(os.getpid())
         self._record: RunRecord | None = None
 
-    def begin(self, *, first_step: int, damaged: Mapping[str, str]) -> None:
-        """Open the run folder's files; the run goes on from ``first_step``, past ``damaged`` checkpoints (reasons)."""
+    def launch(self) -> int:
+        """Note that ranks have been started; return how often they had been before. Rank 0 calls, first of all."""
+        file = self._config.run_dir / EVENTS
+        before = len([event for event in read_lines(file) if event["event"] == "launch"])
+        append_line(file, {"event": "launch", "start": before})
+        return before
+
+    def begin(self, *, first_step: int, damaged: Mapping[str, str], resumed_from: str | None) -> None:
+        """Open the run folder's files.
+
+        Args:
+            first_step: The step that the run goes on from.
+            damaged: Checkpoints that were passed over -> why.
+            resumed_from: The checkpoint that was loaded, if one was.
+        """
         if not self._is_first:
             return
         facts = {
@@ -57,7 +71,9 @@ class Report:
         self._record = RunRecord(self._config.run_dir, first_step=first_step)
         self._record.config(to_plain(self._config))
         write_json(self._config.run_dir / "environment.json", facts)
-        self._record.event("start", step=first_step, world_size=self._world_size, mesh=self._mesh)
+        self._record.event(
+            "start", step=first_step, world_size=self._world_size, mesh=self._mesh, resumed_from=resumed_from
+        )
         for folder, reason in damaged.items():
             self._record.event("skipped", step=first_step, folder=folder, reason=reason)
 
@@ -98,12 +114,23 @@ class Report:
         self._record.event("commit", step=commit.request.step, folder=commit.request.folder, **values)
         self._record.scalars(commit.request.step, {f"checkpoint/{name}": value for name, value in values.items()})
 
-    def finish(self, verdict: Verdict, summary: Mapping[str, Any], *, asked: bool) -> None:
-        """Write ``verdict.json`` and print the summary."""
+    def event(self, kind: str, **facts: Any) -> None:
+        """Note something else."""
+        if self._record is not None:
+            self._record.event(kind, **facts)
+
+    def check(self, check: Check) -> None:
+        """Note what a check came to."""
+        self.event("check", **check.as_json())
+
+    def finish(self, verdict: Verdict, summary: Mapping[str, Any], *, asked: bool, in_proof: bool) -> None:
+        """Write ``verdict.json`` and print the summary; in a proof, whose verdict covers more, only note the end."""
+        if in_proof:
+            self.event("end", verdict=verdict.status, **summary)
+            return
         if asked or verdict.status is Status.different:
             write_json(self._config.run_dir / "verdict.json", verdict.as_json())
-        if self._record is not None:
-            self._record.event("end", verdict=verdict.status, **summary)
+        self.event("end", verdict=verdict.status, **summary)
         unit, per_sample = self._unit()
         speed = summary["samples_per_second"]
         skipped = f" ({summary['skipped_steps']} skipped: fp16 overflow)" if summary["skipped_steps"] else ""

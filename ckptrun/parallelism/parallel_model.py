@@ -44,13 +44,18 @@ class ParallelModel:
         self.module = module
         self.named_parameters = dict(named_parameters)
         self.decayed = decayed
-        self._inner = module.module if isinstance(module, DistributedDataParallel) else module
+        self._inner: nn.Module = module.module if isinstance(module, DistributedDataParallel) else module
         self._ties = ties
         # no_sync of FullyShardedDataParallel loses the gradients of DTensors (RuntimeError: invalid python storage).
         tensor_parallel = mesh is not None and TENSOR in (mesh.mesh_dim_names or ())
         self._can_wait = not (tensor_parallel and isinstance(module, FullyShardedDataParallel))
         self._gradients = Gradients(self.named_parameters, axes=axes, mesh=mesh)
         self._buffers = BufferSync(self._inner, mesh)
+
+    @property
+    def inner(self) -> nn.Module:
+        """The module whose parts bear the names of the user's model, once cleaned (see ``clean_name``)."""
+        return self._inner
 
     @property
     def has_buffers(self) -> bool:

@@ -1,9 +1,10 @@
 """The ledger: what a run did at each step, rank by rank, as one JSON line each; and how two of them are compared.
 
 A line holds the bits of loss, gradient norm and learning rate (``float.hex()``), the digest of what the rank's batches
-held (content, not position), and a digest of each random stream after the step. A line is written with one call, so a
-kill leaves at most one that is cut; a resumed run goes on in the same file. Steps that are done again after a resume
-stand there again, and must say the same.
+held (content, not position), a digest of each random stream after the step, and how often the run had been started
+before (``start``). After every ``proof.digest_every_steps`` steps it also holds the digest of each leaf (``leaves``). A
+line is written with one call, so a kill leaves at most one that is cut; a resumed run goes on in the same file. Steps
+that are done again after a resume stand there again, and must say the same.
 
 Torch-free: reports read ledgers too.
 """
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["Ledger", "Line", "Mismatch", "compare", "ledger_file", "read_ledger"]
+__all__ = ["Ledger", "Line", "Mismatch", "compare", "compare_lines", "ledger_file"]
 
 Line = Mapping[str, Any]
 
@@ -33,14 +34,19 @@ class Mismatch:
     step: int
     rank: int
     field: str
-    """``loss``, ``gradient_norm``, ``learning_rate``, ``batch``, ``skipped``, or ``rng.<stream>``."""
+    """``loss``, ``gradient_norm``, ``learning_rate``, ``batch``, ``skipped``, ``rng.<stream>``, or a leaf."""
     expected: Any
     got: Any
+    start: int = 0
+    """How often the run had been started before, when it came out otherwise."""
 
     @property
     def component(self) -> str | None:
         """The component that it is about; None where it may be any."""
-        return "rng" if self.field.startswith(_RNG) else _COMPONENT_OF.get(self.field)
+        if self.field in _COMPONENT_OF:
+            return _COMPONENT_OF[self.field]
+        # A random stream of this rank, or a leaf.
+        return self.field.partition(".")[0]
 
     @property
     def ulp(self) -> int | None:
@@ -75,11 +81,6 @@ def _rank_of(number: float) -> int:
 def ledger_file(run_dir: Path, rank: int) -> Path:
     """Where the ledger of ``rank`` lies."""
     return run_dir / "ledger" / f"rank_{rank:05d}.jsonl"
-
-
-def read_ledger(file: Path) -> list[Line]:
-    """Return the whole lines of a ledger, in order; a cut last line is left out."""
-    return [json.loads(line) for line in file.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
 
 class Ledger:
@@ -129,21 +130,33 @@ def _cut_to_whole_lines(file: Path) -> list[Line]:
 
 
 def _differences(expected: Line, got: Line, *, rank: int) -> Iterator[Mismatch]:
-    streams = sorted({f"{_RNG}{name}" for line in (expected, got) for name in line["rng"]})
+    left, right = _fields(expected), _fields(got)
+    leaves: Mapping[str, str] = {}
+    if "leaves" in expected and "leaves" in got:
+        left |= expected["leaves"]
+        right |= got["leaves"]
+        leaves = expected["leaves"] | got["leaves"]
+    streams = sorted({name for name in left.keys() | right.keys() if name.startswith(_RNG) and name not in leaves})
     first, *rest = _COMPONENT_OF
-    fields = [first, *streams, *rest]
-    for field in fields:
-        left, right = _value(expected, field), _value(got, field)
-        if left != right:
-            yield Mismatch(step=got["step"], rank=rank, field=field, expected=left, got=right)
+    for field in [first, *streams, *rest, *sorted(leaves)]:
+        if left.get(field) != right.get(field):
+            start = int(got.get("start", 0))
+            yield Mismatch(
+                step=got["step"], rank=rank, field=field, expected=left.get(field), got=right.get(field), start=start
+            )
 
 
-def _value(line: Line, field: str) -> Any:
-    return line["rng"].get(field.removeprefix(_RNG)) if field.startswith(_RNG) else line[field]
+def _fields(line: Line) -> dict[str, Any]:
+    return {name: line[name] for name in _COMPONENT_OF} | {f"{_RNG}{name}": d for name, d in line["rng"].items()}
+
+
+def compare_lines(expected: Line, got: Line, *, rank: int) -> Sequence[Mismatch]:
+    """Everything that two lines of one step do not agree on, that which is nearest to the cause first."""
+    return list(_differences(expected, got, rank=rank))
 
 
 def compare(expected: Sequence[Line], got: Sequence[Line], *, rank: int) -> tuple[int, Mismatch | None]:
-    """Compare two ledgers of one rank over the steps that both have.
+    """Compare two ledgers of one rank over the steps that both have; steps that were done twice, both times.
 
     Returns:
         How many steps both have, and the first mismatch.

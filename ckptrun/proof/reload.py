@@ -3,16 +3,22 @@
 The expected digests were taken from live state when the save was requested, never from what went through the file.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from ckptrun.checkpoint.load import Loaded
-from ckptrun.checkpoint.manager import SaveRequest, digest_state
-from ckptrun.checkpoint.state import TrainingState
+from ckptrun.checkpoint.manager import SaveRequest, conflicts_of, digest_state
+from ckptrun.checkpoint.read_state import read_state
+from ckptrun.checkpoint.state import TrainingState, flatten, name_of
+from ckptrun.proof.element import DifferingPart, first_element, first_entry
 from ckptrun.proof.verdict import Check, Status
 from ckptrun.ranks import Ranks
 
-__all__ = ["Difference", "check_loaded", "check_reload", "check_replicas"]
+__all__ = ["Difference", "check_loaded", "check_reload", "check_replicas", "check_resumed"]
 
 _SHOWN = 3
 
@@ -36,6 +42,7 @@ def check_reload(
     load_fresh: Callable[[], TrainingState],
     *,
     step: int,
+    folder: str,
     ranks: Ranks,
 ) -> Check:
     """Load into freshly built objects and compare every leaf of every component on every rank. All ranks call.
@@ -44,9 +51,12 @@ def check_reload(
         expected: Leaf name -> digest of this rank's live values at the request.
         load_fresh: Builds new objects, loads the checkpoint of ``step`` into them and returns their state.
         step: The checkpoint's step, for the report.
+        folder: The checkpoint, to show what should be there.
         ranks: All ranks of the run.
     """
-    return _compare("loaded_equals_saved", expected, digest_state(load_fresh().leaves()), step=step, ranks=ranks)
+    state = load_fresh()
+    check = _compare("loaded_equals_saved", expected, digest_state(state.leaves()), step=step, ranks=ranks)
+    return _with_element(check, state, folder, ranks)
 
 
 def check_loaded(state: TrainingState, loaded: Loaded, *, ranks: Ranks) -> Check:
@@ -54,25 +64,45 @@ def check_loaded(state: TrainingState, loaded: Loaded, *, ranks: Ranks) -> Check
 
     Covers the leaves that were loaded; those that were left out on purpose are not compared.
     """
-    live = digest_state(state.leaves())
+    return _with_element(_check_live(digest_state(state.leaves()), loaded, ranks), state, loaded.folder, ranks)
+
+
+def _check_live(live: Mapping[str, str], loaded: Loaded, ranks: Ranks) -> Check:
     got = {name: digest for name, digest in live.items() if name in loaded.digests}
     return _compare("loaded_equals_saved", loaded.digests, got, step=loaded.step, ranks=ranks)
 
 
-def check_replicas(request: SaveRequest) -> Check:
-    """Report whether ranks that should hold the same values did when the save was requested."""
-    if not request.replica_conflicts:
-        detail = f"ranks agreed on every shared leaf at step {request.step}"
-        return Check(name="replicas", status=Status.equal, detail=detail)
-    leaf = request.replica_conflicts[0]
-    more = f" and {len(request.replica_conflicts) - 1} more" if len(request.replica_conflicts) > 1 else ""
+def check_resumed(state: TrainingState, loaded: Loaded, *, ranks: Ranks) -> list[Check]:
+    """Compare the live state right after a resume with the manifest, and ranks with each other. All ranks call.
+
+    Leaves that were left out at load are not compared with the manifest.
+    """
+    live = digest_state(state.leaves())
+    conflicts = conflicts_of(live, state, ranks)
+    loads = _with_element(_check_live(live, loaded, ranks), state, loaded.folder, ranks)
+    return [loads, _replicas(conflicts, step=loaded.step, leaves=len(live), ranks=ranks)]
+
+
+def check_replicas(request: SaveRequest, *, ranks: Ranks) -> Check:
+    """Report whether ranks that should hold the same values did when the save was requested. All ranks call."""
+    return _replicas(request.replica_conflicts, step=request.step, leaves=len(request.digests), ranks=ranks)
+
+
+def _replicas(conflicts: Sequence[str], *, step: int, leaves: int, ranks: Ranks) -> Check:
+    covered = {"leaves": leaves, "ranks": ranks.world_size}
+    if not conflicts:
+        detail = f"{ranks.world_size} ranks agreed on every shared leaf at step {step}"
+        return Check(name="replicas", status=Status.equal, detail=detail, covered=covered)
+    leaf = conflicts[0]
+    more = f" and {len(conflicts) - 1} more" if len(conflicts) > 1 else ""
     return Check(
         name="replicas",
         status=Status.different,
-        detail=f"step {request.step}: ranks hold different values of '{leaf}'{more}; what is each rank's own "
+        covered=covered,
+        detail=f"step {step}: ranks hold different values of '{leaf}'{more}; what is each rank's own "
         "must stand under a key such as 'rank_00003' in its state_dict()",
         first_difference={
-            "step": request.step,
+            "step": step,
             "rank": None,
             "component": leaf.partition(".")[0],
             "leaf": leaf,
@@ -82,6 +112,34 @@ def check_replicas(request: SaveRequest) -> Check:
             "ulp": None,
         },
     )
+
+
+def _with_element(check: Check, state: TrainingState, folder: str, ranks: Ranks) -> Check:
+    """Add the first element of the first leaf that differs, with both values. All ranks call, with the same check."""
+    first = check.first_difference
+    if check.status is not Status.different or first is None:
+        return check
+    name = first["leaf"]
+    live = {name_of(path): value for path, value in state.leaves().items()}.get(name)
+    if isinstance(live, DTensor):
+        # All ranks of its mesh hold a part of it.
+        live = live.full_tensor()
+    own = _first_part(live, name, folder) if ranks.rank == first["rank"] and "absent" not in first.values() else None
+    part = ranks.gather(own)[first["rank"]]
+    if part is None:
+        return check
+    return replace(check, detail=f"{check.detail}; {part}", first_difference={**first, **part.as_json()})
+
+
+def _first_part(live: Any, name: str, folder: str) -> DifferingPart | None:
+    """The first part of ``live`` that is not what ``folder`` holds; None where the two cannot be laid side by side."""
+    saved = {name_of(path): value for path, value in flatten(read_state(folder, [name])).items()}.get(name)
+    if type(live) is Tensor and isinstance(saved, Tensor):
+        here = live.detach().cpu()
+        return first_element(saved, here) if (here.dtype, here.shape) == (saved.dtype, saved.shape) else None
+    if isinstance(live, Tensor) or isinstance(saved, Tensor):
+        return None
+    return first_entry(saved, live, name=name)
 
 
 def _compare(name: str, expected: Mapping[str, str], got: Mapping[str, str], *, step: int, ranks: Ranks) -> Check:
@@ -102,7 +160,8 @@ def _compare(name: str, expected: Mapping[str, str], got: Mapping[str, str], *, 
     if found:
         first = found[0]
         shown = "; ".join(f"'{d.leaf}' on rank {d.rank}" for d in found[:_SHOWN])
-        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        components = ", ".join(sorted({difference.component for difference in found}))
+        more = f" and {len(found) - _SHOWN} more, of {components}" if len(found) > _SHOWN else ""
         return Check(
             name=name,
             status=Status.different,
@@ -116,4 +175,5 @@ def _compare(name: str, expected: Mapping[str, str], got: Mapping[str, str], *, 
         name=name,
         status=Status.equal,
         detail=f"{compared} leaves on {ranks.world_size} rank{plural} bitwise equal at step {step}",
+        covered={"leaves": compared, "ranks": ranks.world_size},
     )

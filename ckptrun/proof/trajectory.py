@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ckptrun.checkpoint.manifest import read_manifest
 from ckptrun.errors import CkptrunError
-from ckptrun.proof.ledger import Ledger, Mismatch, compare, ledger_file, read_ledger
+from ckptrun.files import read_lines
+from ckptrun.proof.ledger import Ledger, Mismatch, compare, ledger_file
 from ckptrun.proof.verdict import Check, Status
 from ckptrun.ranks import Ranks
 
@@ -29,8 +30,10 @@ def check_trajectory(reference: Path, run_dir: Path, *, last_step: int, ranks: R
     """Compare this run, all its starts together, step by step with the run in ``reference``. All ranks call."""
     error, steps, mismatch = "", 0, None
     try:
-        expected = read_ledger(ledger_file(reference, ranks.rank))
-        got = read_ledger(ledger_file(run_dir, ranks.rank))
+        if not ledger_file(reference, ranks.rank).is_file():
+            raise FileNotFoundError("there is none")
+        expected = read_lines(ledger_file(reference, ranks.rank))
+        got = read_lines(ledger_file(run_dir, ranks.rank))
         steps, mismatch = compare(expected, got, rank=ranks.rank)
     except (OSError, ValueError, KeyError) as problem:
         error = f"rank {ranks.rank} cannot read {ledger_file(reference, ranks.rank)}: {problem}"

@@ -1,11 +1,13 @@
 """The outcome of a proof, and its exit code. Torch-free."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
-__all__ = ["Check", "Status", "Verdict", "verdict_of"]
+__all__ = ["Check", "Status", "Verdict", "read_verdict", "verdict_of"]
 
 
 class Status(StrEnum):
@@ -32,6 +34,30 @@ class Check:
     """What was covered (leaves, ranks, steps), or what differs."""
     first_difference: Mapping[str, Any] | None = None
     """step, rank, component, leaf, index, expected, got, ulp; what is unknown is None."""
+    covered: Mapping[str, int] = field(default_factory=dict)
+    """What was compared, counted: ``leaves``, ``ranks``, ``steps``, ``bytes``, ``checkpoints``, ..."""
+    is_needed: bool = True
+    """Whether a proof without it proves too little. A check that was switched off, or that has nothing to look at in
+    this run, is not needed: it stays ``not_verified`` and does not decide."""
+    blame: str | None = None
+    """The component at fault, where it is another than that of the first difference, or there is none."""
+
+    def as_json(self) -> dict[str, Any]:
+        """As it stands in ``verdict.json`` and in ``events.jsonl``."""
+        return {
+            "name": self.name,
+            "status": self.status,
+            "detail": self.detail,
+            "covered": dict(self.covered),
+            "first_difference": None if self.first_difference is None else dict(self.first_difference),
+            "is_needed": self.is_needed,
+            "blame": self.blame,
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Check":
+        """Undo :meth:`as_json`."""
+        return cls(**{**content, "status": Status(content["status"])})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +70,8 @@ class Verdict:
     blame: str | None = None
     """The component at fault."""
     reason: str = field(default="")
+    path: str | None = None
+    """The run folder."""
 
     @property
     def exit_code(self) -> int:
@@ -52,21 +80,33 @@ class Verdict:
 
     def as_json(self) -> dict[str, Any]:
         """The content of ``verdict.json``."""
-        checks = [{"name": check.name, "status": check.status, "detail": check.detail} for check in self.checks]
         return {
             "verdict": self.status,
-            "checks": checks,
+            "checks": [check.as_json() for check in self.checks],
             "first_difference": None if self.first_difference is None else dict(self.first_difference),
             "blame": self.blame,
             "reason": self.reason,
         }
 
 
+def read_verdict(run_dir: Path) -> Verdict:
+    """Return what ``verdict.json`` in ``run_dir`` says."""
+    content = json.loads((run_dir / "verdict.json").read_text())
+    return Verdict(
+        status=Status(content["verdict"]),
+        checks=[Check.from_json(check) for check in content["checks"]],
+        first_difference=content["first_difference"],
+        blame=content["blame"],
+        reason=content["reason"],
+        path=str(run_dir),
+    )
+
+
 def verdict_of(checks: Sequence[Check]) -> Verdict:
-    """``different`` when one check is; ``not_verified`` when one could not be made or there is none; else ``equal``."""
+    """``different`` when one check is; ``not_verified`` when a needed one could not be made; else ``equal``."""
     worst = [check for check in checks if check.status is Status.different]
-    worst = worst or [check for check in checks if check.status is Status.not_verified]
-    if not checks:
+    worst = worst or [check for check in checks if check.status is Status.not_verified and check.is_needed]
+    if not any(check.is_needed for check in checks):
         return Verdict(status=Status.not_verified, checks=(), reason="nothing was checked")
     if not worst:
         return Verdict(status=Status.equal, checks=checks)
@@ -75,6 +115,6 @@ def verdict_of(checks: Sequence[Check]) -> Verdict:
         status=worst[0].status,
         checks=checks,
         first_difference=first,
-        blame=None if first is None else first["component"],
+        blame=worst[0].blame or (None if first is None else first["component"]),
         reason=f"{worst[0].name}: {worst[0].detail}",
     )

@@ -1,0 +1,111 @@
+"""Strikes where it was planned: at (point, step, rank), once over all restarts.
+
+Called at every point of a run on every rank, from the training thread and from the one that saves, and in the process
+that saves beside a rank; there it strikes the rank too. Must not use collectives: other ranks may be gone already.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from ckptrun.config.fault import FaultKind, FaultPoint
+from ckptrun.fault.plan import PlannedFault
+from ckptrun.fault.record import FaultRecord
+
+__all__ = ["FaultInjector"]
+
+
+class FaultInjector:
+    """The faults of one rank in one start. Pickles to the process that saves.
+
+    Args:
+        faults: Those that may fire in this start.
+        run_dir: Where it is recorded that they have.
+        rank: Global rank.
+    """
+
+    def __init__(self, faults: Sequence[PlannedFault], *, run_dir: Path, rank: int) -> None:
+        self._all = tuple(faults)
+        self._own = tuple(fault for fault in faults if rank in fault.ranks)
+        self._record = FaultRecord(run_dir)
+        self._rank = rank
+        self._process = os.getpid()
+        self.lose_file: Callable[[PlannedFault, int], None] = _nothing_to_lose
+
+    def reached(self, point: FaultPoint, step: int) -> None:
+        """Strike, if something is planned here. Returns when nothing is, or when the run shall go on."""
+        if not self._own:
+            return
+        for fault in self._own:
+            if fault.point is point and fault.step in (None, step) and not _strikes_bytes(fault):
+                self.strike(fault, step)
+
+    def of_bytes(self, step: int) -> PlannedFault | None:
+        """What strikes this rank's bytes in the save of ``step``."""
+        return next((fault for fault in self._own if _strikes_bytes(fault) and fault.step == step), None)
+
+    def settles_before(self, step: int) -> bool:
+        """Whether saves in flight shall end before ``step``; the same on all ranks.
+
+        A kill within the loop goes back to a checkpoint that must not depend on how fast the disk was: what a kill does
+        to a save in flight is what the points of a save are for.
+        """
+        return any(fault.step == step and not fault.point.is_of_save for fault in self._all)
+
+    def note(self, fault: PlannedFault, step: int) -> bool:
+        """Record that ``fault`` strikes; False when it has before."""
+        return self._record.note(fault, rank=self._rank, step=step)
+
+    def strike(self, fault: PlannedFault, step: int) -> None:
+        """Record and do it. What is left of the process after a signal goes on until the signal arrives."""
+        if not self.note(fault, step):
+            return
+        message = f"planned fault: {fault}"
+        match fault.kind:
+            case FaultKind.exception:
+                raise RuntimeError(message)
+            case FaultKind.oom:
+                raise MemoryError(message)
+            case FaultKind.hang if self._is_rank:
+                threading.Event().wait()
+            case FaultKind.exit if self._is_rank:
+                os._exit(1)
+            case FaultKind.lost_file:
+                self.lose_file(fault, step)
+            case FaultKind.sigterm:
+                os.kill(self._process, signal.SIGTERM)
+            case FaultKind.sigint:
+                os.kill(self._process, signal.SIGINT)
+            case FaultKind.hang | FaultKind.sigstop:
+                self._stop_process()
+            case _:
+                self._kill()
+
+    @property
+    def _is_rank(self) -> bool:
+        return os.getpid() == self._process
+
+    def _stop_process(self) -> None:
+        os.kill(self._process, signal.SIGSTOP)
+        if not self._is_rank:
+            # The rank that would wait for this process does not answer any more; neither does this one.
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    def _kill(self) -> NoReturn:
+        os.kill(self._process, signal.SIGKILL)
+        if not self._is_rank:
+            os.kill(os.getpid(), signal.SIGKILL)
+        while True:
+            time.sleep(1)
+
+
+def _nothing_to_lose(fault: PlannedFault, step: int) -> None:
+    """Where nothing is saved, no file is lost."""
+
+
+def _strikes_bytes(fault: PlannedFault) -> bool:
+    return fault.point is FaultPoint.writing

@@ -1,0 +1,255 @@
+"""From ``fault=...`` to a list of faults, each with its place: (point, step, ranks). Pure, and torch-free.
+
+The list is in the order of the restarts that the faults cause. At each start the first fault that has not fired yet is
+armed, and with it what comes after it as long as the run goes on by itself (see ``armed``).
+
+Where the config leaves a step open, it is one that has a checkpoint to go back to. A kill is added where a fault needs
+one: before ``loading``, and after a silent fault of the storage, so that its checkpoint is looked at. In a proof the
+first fault strikes once more after the resume, so that the checkpoint taken right after a resume is resumed from too.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ckptrun.config.checkpoint import SaveMode
+from ckptrun.config.fault import ALL_RANKS, ANY_RANK, FaultConfig, FaultKind, FaultPoint
+from ckptrun.config.run import RunConfig
+from ckptrun.errors import ConfigError
+
+__all__ = ["PlannedFault", "armed", "plan_faults", "stop_steps"]
+
+_LOOP_POINTS = (
+    FaultPoint.before_step,
+    FaultPoint.after_forward,
+    FaultPoint.after_backward,
+    FaultPoint.after_optimizer,
+)
+_CHAOS_KINDS = (FaultKind.sigkill, FaultKind.exception, FaultKind.oom, FaultKind.exit, FaultKind.sigterm)
+_CHAOS_SAVE_POINTS = (FaultPoint.at_request, FaultPoint.writing)
+_SHARE_OF_SAVES = 0.25
+_SAVES_FOR_DAMAGE = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedFault:
+    """One fault and its place. Fires once on each of ``ranks``, over all restarts."""
+
+    index: int
+    kind: FaultKind
+    point: FaultPoint
+    step: int | None
+    """None: at any step (``loading``)."""
+    ranks: tuple[int, ...]
+    share: float
+    seconds: float
+    seed: int
+
+    def __str__(self) -> str:
+        where = "" if self.step is None else f" of step {self.step}"
+        who = "all ranks" if len(self.ranks) > 1 else f"rank {self.ranks[0]}"
+        return f"{self.kind} at {self.point}{where} on {who}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Saves:
+    """When a run saves, as far as its interval says."""
+
+    steps: tuple[int, ...]
+    last: int
+
+    @classmethod
+    def of(cls, config: RunConfig) -> "_Saves":
+        last, interval = config.train.steps, config.checkpoint.interval_steps
+        if config.checkpoint.mode is SaveMode.none:
+            return cls((), last)
+        return cls(tuple(sorted({*range(interval, last + 1, interval), last})), last)
+
+    def before(self, step: int) -> int:
+        """The newest step before ``step`` that is saved; 0 for none."""
+        return max((save for save in self.steps if save < step), default=0)
+
+    def after(self, step: int) -> int:
+        """The first step after ``step`` that is saved; the last step for none."""
+        return min((save for save in self.steps if save > step), default=self.last)
+
+    def middle(self) -> int:
+        """A step with a checkpoint behind it, and steps of the same interval before it."""
+        first = self.steps[0] if self.steps else self.last
+        if first >= self.last:
+            return (self.last + 1) // 2
+        return first + max(1, (self.after(first) - first) // 2)
+
+
+def plan_faults(config: RunConfig, *, world_size: int, in_proof: bool) -> tuple[PlannedFault, ...]:
+    """Return the faults of ``config``; none for ``fault=none``.
+
+    Args:
+        config: The checked config.
+        world_size: How many ranks the run has where the faults strike.
+        in_proof: Whether ckptrun restarts the run itself; then the first fault strikes once more after the resume.
+
+    Raises:
+        ConfigError: A fault can never fire as planned; names the key and the way out.
+    """
+    first = config.fault
+    if first.kind is FaultKind.none:
+        return ()
+    saves = _Saves.of(config)
+    if first.kind is FaultKind.chaos:
+        wanted = _chaos(first, saves, config)
+    else:
+        named = [("fault", first), *((f"fault.more[{i}]", first.further(i, e)) for i, e in enumerate(first.more))]
+        wanted = [_placed(key, fault, saves, config) for key, fault in named]
+        wanted = _with_kills(wanted, saves, repeat=in_proof and not first.more)
+    return tuple(_planned(index, fault, world_size) for index, fault in enumerate(wanted))
+
+
+def stop_steps(config: RunConfig) -> list[int]:
+    """After which steps the starts of ``proof=full`` end, so that fresh processes go on."""
+    middle = _Saves.of(config).middle()
+    return [middle, min(config.train.steps, middle + 2)]
+
+
+def armed(faults: Sequence[PlannedFault], fired: set[int]) -> list[PlannedFault]:
+    """The faults that may fire in a start: the first that has not fired, and on to the first that ends the run."""
+    found: list[PlannedFault] = []
+    for fault in faults:
+        if fault.index in fired:
+            continue
+        found.append(fault)
+        if not fault.kind.is_silent:
+            break
+    return found
+
+
+def _placed(key: str, fault: FaultConfig, saves: _Saves, config: RunConfig) -> FaultConfig:
+    """``fault`` with its point and step, checked against what the run comes by."""
+    point = fault.point or (FaultPoint.writing if fault.kind.is_storage else FaultPoint.after_optimizer)
+    _check_point(f"{key}.point={point}", point, saves, config)
+    step = fault.step
+    if step is None:
+        step = _default_step(fault.kind, point, saves, config)
+    elif point.is_of_save and key == "fault" and step not in saves.steps:
+        steps = ", ".join(map(str, saves.steps))
+        raise ConfigError(
+            f"{key}.step={step} with {key}.point={point} never fires: step {step} is not saved (saved are: {steps}). "
+            f"Use one of these, or change checkpoint.interval_steps."
+        )
+    elif step > saves.last:
+        raise ConfigError(f"{key}.step={step} is after the last step, train.steps={saves.last}.")
+    return replace(fault, point=point, step=None if point is FaultPoint.loading else step, more=[])
+
+
+def _check_point(place: str, point: FaultPoint, saves: _Saves, config: RunConfig) -> None:
+    if point.is_of_save and not saves.steps:
+        raise ConfigError(f"{place} never fires with checkpoint=none. Choose checkpoint=sync or async.")
+    if point is FaultPoint.staging and config.checkpoint.mode is SaveMode.sync:
+        raise ConfigError(
+            f"{place} never fires with checkpoint=sync, which stages nothing. Choose checkpoint=async or async_process."
+        )
+    if point is FaultPoint.mid_accumulation and config.train.accumulate < 2 and config.train.global_batch is None:
+        raise ConfigError(f"{place} never fires with train.accumulate={config.train.accumulate}; set it to 2 or more.")
+    if point is FaultPoint.removing and config.checkpoint.keep_last is None:
+        raise ConfigError(f"{place} never fires, because nothing is removed; set checkpoint.keep_last, e.g. to 1.")
+
+
+def _default_step(kind: FaultKind, point: FaultPoint, saves: _Saves, config: RunConfig) -> int | None:
+    if point is FaultPoint.loading:
+        return None
+    if not point.is_of_save:
+        return saves.middle()
+    if kind.is_silent:
+        # One checkpoint that is whole to fall back to, and a step after the damaged one in which to be killed.
+        if len(saves.steps) <= _SAVES_FOR_DAMAGE:
+            raise ConfigError(
+                f"fault={kind} needs two checkpoints before the last step, one of them to fall back to, but saved are "
+                f"only the steps {', '.join(map(str, saves.steps))}. Lower checkpoint.interval_steps."
+            )
+        return saves.steps[1]
+    keep = config.checkpoint.keep_last
+    place = keep if point is FaultPoint.removing and keep is not None else 1
+    if place >= len(saves.steps):
+        if point is FaultPoint.removing:
+            raise ConfigError(
+                f"fault.point=removing never fires: with checkpoint.keep_last={keep} and {len(saves.steps)} saves "
+                "nothing is removed. Lower checkpoint.keep_last or checkpoint.interval_steps."
+            )
+        place = 0
+    return saves.steps[place]
+
+
+def _with_kills(wanted: list[FaultConfig], saves: _Saves, *, repeat: bool) -> list[FaultConfig]:
+    """Add a kill where a fault needs one, and with ``repeat`` the first fault a second time."""
+    first = wanted[0]
+    kill = FaultConfig(kind=FaultKind.sigkill, point=FaultPoint.after_optimizer, step=saves.middle(), seed=first.seed)
+    if first.point is FaultPoint.loading:
+        again = [replace(kill, step=_second_step(kill, saves))] if repeat else []
+        return [kill, *wanted, *again]
+    if first.kind.is_silent:
+        step = first.step or 1
+        later = replace(kill, step=min(saves.last, step + max(1, (saves.after(step) - step) // 2)))
+        return [first, *([later, later] if repeat else [later] if len(wanted) == 1 else wanted[1:])]
+    return [*wanted, replace(first, step=_second_step(first, saves))] if repeat else wanted
+
+
+def _second_step(fault: FaultConfig, saves: _Saves) -> int:
+    """Where the same fault strikes again, after a resume that itself has saved one step later."""
+    step, point = fault.step or 1, fault.point or FaultPoint.after_optimizer
+    if fault.kind is FaultKind.sigterm:
+        resumed = step + 1 if point.is_of_save else step
+    elif point in (FaultPoint.after_commit, FaultPoint.removing):
+        resumed = step
+    else:
+        resumed = saves.before(step)
+    if point.is_of_save:
+        return step if step > resumed else min(saves.last, resumed + 1)
+    return min(saves.last, max(step, resumed + 2))
+
+
+def _chaos(fault: FaultConfig, saves: _Saves, config: RunConfig) -> list[FaultConfig]:
+    draw = random.Random(f"chaos/{fault.seed}")  # repeatable on purpose
+    found: list[FaultConfig] = []
+    points = [*_LOOP_POINTS, *([FaultPoint.mid_accumulation] if config.train.accumulate > 1 else [])]
+    clock, last = 0, 0
+    while True:
+        # The clock keeps the mean: a fault that waits for the next save does not put off those after it.
+        clock += max(1, round(draw.expovariate(1.0 / fault.mean_steps)))
+        step = max(clock, last + 1)
+        if step >= saves.last:
+            return found
+        kind, point, save = draw.choice(_CHAOS_KINDS), draw.choice(points), saves.after(step - 1)
+        if saves.steps and save < saves.last and draw.random() < _SHARE_OF_SAVES:
+            kind, point, step = FaultKind.sigkill, draw.choice(_CHAOS_SAVE_POINTS), save
+        last = step
+        found.append(replace(fault, kind=kind, point=point, step=step, more=[]))
+
+
+def _planned(index: int, fault: FaultConfig, world_size: int) -> PlannedFault:
+    point = fault.point or FaultPoint.after_optimizer
+    if fault.kind is FaultKind.lost_file:
+        # There is no file to lose before it counts.
+        point = FaultPoint.after_commit
+    return PlannedFault(
+        index=index,
+        kind=fault.kind,
+        point=point,
+        step=fault.step,
+        ranks=_ranks(index, fault, point, world_size),
+        share=fault.share,
+        seconds=fault.seconds,
+        seed=fault.seed,
+    )
+
+
+def _ranks(index: int, fault: FaultConfig, point: FaultPoint, world_size: int) -> tuple[int, ...]:
+    if point.is_on_first_rank:
+        return (0,)
+    if fault.rank == ALL_RANKS:
+        return tuple(range(world_size))
+    if fault.rank == ANY_RANK:
+        return (random.Random(f"rank/{fault.seed}/{index}").randrange(world_size),)
+    rank = int(fault.rank)
+    if rank >= world_size:
+        raise ConfigError(f"fault.rank={rank}: there are only {world_size} ranks, 0 to {world_size - 1}.")
+    return (rank,)

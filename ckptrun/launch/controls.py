@@ -1,0 +1,189 @@
+"""Controls: a run that leaves one component out when it loads must be found different, and for that component.
+
+A proof whose comparisons would pass whatever came back is worth nothing. So the same checkpoint is loaded once more for
+each control, all of it but one component, and training goes on from there, held against the reference step by step.
+Two things must be seen: the state right after the load differs in that component, and something that is computed from
+it differs later (losses, batches, rates; for weights, moments, averages and components of the user's own also what they
+are at the end). That the random streams themselves go on differently is not enough: without dropout nobody uses them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ckptrun.build import Builder, Built
+from ckptrun.checkpoint.load import Loaded
+from ckptrun.checkpoint.manager import CheckpointManager, digest_state
+from ckptrun.checkpoint.manifest import read_manifest
+from ckptrun.config.checkpoint import LoadSelection
+from ckptrun.config.fault import FaultPoint
+from ckptrun.files import read_lines
+from ckptrun.launch.leg import Controls
+from ckptrun.launch.observer import Line
+from ckptrun.launch.preflight import checkpoint_of
+from ckptrun.launch.report import Report
+from ckptrun.launch.resume import Restorer
+from ckptrun.proof.ledger import Line as LedgerLine
+from ckptrun.proof.ledger import compare_lines, ledger_file
+from ckptrun.ranks import Ranks
+from ckptrun.trainer import StepFacts, Trainer
+
+__all__ = ["run_controls"]
+
+# What these hold is no result: it only decides what others compute.
+_MEANS = ("rng", "progress", "data", "schedule", "scaler")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outcome:
+    """What leaving one component out came to."""
+
+    component: str
+    blamed: tuple[str, ...]
+    """Components that were not as saved after the load."""
+    effect: str | None
+    """The first thing that came out otherwise, on any rank."""
+
+    @property
+    def is_found(self) -> bool:
+        return self.component in self.blamed and self.effect is not None
+
+    @property
+    def detail(self) -> str:
+        if self.component not in self.blamed:
+            return f"without {self.component} the state is the same: what it starts with is what was saved"
+        if self.effect is None:
+            return f"leaving {self.component} out changed nothing that was computed after it; {_why(self.component)}"
+        return f"without {self.component}: {', '.join(self.blamed)} differed at load, then {self.effect}"
+
+
+def _why(component: str) -> str:
+    reasons = {
+        "rng": "nothing drew from the random streams that matters (is dropout 0?)",
+        "schedule": "the learning rate did not change (is it constant?)",
+        "optimizer": "it carries nothing from step to step",
+        "scaler": "no loss overflowed",
+    }
+    return reasons.get(component, "nothing depends on it within this run")
+
+
+def run_controls(
+    controls: Controls,
+    *,
+    builder: Builder,
+    restorer: Restorer,
+    manager: CheckpointManager,
+    ranks: Ranks,
+    report: Report,
+) -> None:
+    """Make every control, one after the other; what comes out is noted in the record. All ranks call."""
+    report.begin(first_step=0, damaged={}, resumed_from=controls.checkpoint)
+    lines = {line["step"]: line for line in read_lines(ledger_file(controls.reference, ranks.rank))}
+    first = builder.build()
+    there = list(first.training.state.components)
+    first.close()
+    for name in there if controls.components is None else controls.components:
+        if name not in there:
+            facts = {"is_found": False, "blamed": [], "detail": f"there is no component {name}"}
+        else:
+            outcome = _Control(name, controls, builder=builder, restorer=restorer, manager=manager, ranks=ranks).run(
+                lines
+            )
+            facts = {"is_found": outcome.is_found, "blamed": list(outcome.blamed), "detail": outcome.detail}
+        report.event("control", component=name, **facts)
+
+
+class _Control:
+    """One component, left out."""
+
+    def __init__(  # all of them by name, from one place
+        self,
+        component: str,
+        controls: Controls,
+        *,
+        builder: Builder,
+        restorer: Restorer,
+        manager: CheckpointManager,
+        ranks: Ranks,
+    ) -> None:
+        self._component = component
+        self._controls = controls
+        self._builder = builder
+        self._restorer = restorer
+        self._manager = manager
+        self._ranks = ranks
+
+    def run(self, reference: Mapping[int, LedgerLine]) -> _Outcome:
+        """Load all but the component, and train until something differs or the run is over."""
+        built = self._builder.build()
+        try:
+            selection = LoadSelection(exclude=(self._component,))
+            loaded = self._restorer.load(built, self._controls.checkpoint, selection)
+            self._restorer.start_streams(built, loaded)
+            blamed = self._blamed(built, loaded)
+            self._restorer.settle(built)
+            watcher = _Watcher(reference, component=self._component, ranks=self._ranks)
+            plan = self._builder.plan_without_saves()
+            Trainer(built.training, plan, manager=self._manager, observer=watcher).run()
+            effect = watcher.effect or self._at_the_end(built, plan.steps)
+            return _Outcome(component=self._component, blamed=blamed, effect=effect)
+        finally:
+            built.close()
+
+    def _blamed(self, built: Built, loaded: Loaded) -> tuple[str, ...]:
+        """Components with a leaf that is not as it was saved, on any rank."""
+        saved = self._ranks.decide(
+            lambda: {leaf.name: leaf.digest for leaf in read_manifest(loaded.folder).leaves.values()}
+        )
+        live = digest_state(built.training.state.leaves())
+        own = {name.partition(".")[0] for name, digest in live.items() if saved.get(name) != digest}
+        return tuple(sorted(set().union(*self._ranks.gather(own))))
+
+    def _at_the_end(self, built: Built, step: int) -> str | None:
+        """A leaf that ended otherwise than in the reference, of those that are results."""
+        folder = self._ranks.decide(lambda: checkpoint_of(self._controls.reference, step))
+        expected = self._ranks.decide(
+            lambda: {leaf.name: leaf.digest for leaf in read_manifest(folder).leaves.values()}
+        )
+        live = digest_state(built.training.state.leaves())
+        own = sorted(
+            name
+            for name, digest in live.items()
+            if name.partition(".")[0] not in _MEANS and expected.get(name) != digest
+        )
+        first = next((names[0] for names in self._ranks.gather(own) if names), None)
+        return None if first is None else f"'{first}' was another one at the end"
+
+
+class _Watcher:
+    """Ends the loop when a step does not come out as in the reference. See :class:`~ckptrun.trainer.Observer`."""
+
+    def __init__(self, reference: Mapping[int, LedgerLine], *, component: str, ranks: Ranks) -> None:
+        self._reference = reference
+        self._component = component
+        self._ranks = ranks
+        self._line = Line(start=0, share=None)
+        self.effect: str | None = None
+
+    def reached(self, point: FaultPoint, step: int) -> None:
+        """Nothing is planned in a control."""
+
+    def on_batch(self, inputs: Tensor, targets: Tensor) -> None:
+        """See ``Observer``."""
+        self._line.batch(inputs, targets)
+
+    def on_step(self, facts: StepFacts) -> bool:
+        """See ``Observer``."""
+        line, expected = self._line.of(facts), self._reference.get(facts.step)
+        own = None
+        if expected is not None:
+            found = [m for m in compare_lines(expected, line, rank=self._ranks.rank) if self._counts(m.field)]
+            own = found[0].field if found else None
+        fields = [field for field in self._ranks.gather(own) if field is not None]
+        if fields:
+            self.effect = f"{fields[0]} of step {facts.step} was another one"
+        return bool(fields)
+
+    def _counts(self, field: str) -> bool:
+        return not (self._component == "rng" and field.startswith("rng."))

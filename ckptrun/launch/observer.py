@@ -1,0 +1,184 @@
+"""What a rank notes while it trains: the ledger, the trace, the record, what a person sees. Decides nothing."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ckptrun.checkpoint.manager import CheckpointManager, Commit
+from ckptrun.config.fault import FaultPoint
+from ckptrun.config.run import RunConfig
+from ckptrun.console import ProgressView, say
+from ckptrun.data import Share
+from ckptrun.digest import digest, digest_leaves
+from ckptrun.launch.leg import Leg
+from ckptrun.launch.points import Points
+from ckptrun.launch.report import Report
+from ckptrun.proof import Ledger, Tracer
+from ckptrun.ranks import Ranks
+from ckptrun.state import stream_digests
+from ckptrun.trainer import StepFacts
+
+__all__ = ["Line", "StepObserver", "Timing"]
+
+
+@dataclass(slots=True)
+class Timing:
+    """What the steps of this start came to."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    samples: int = 0
+    first_loss: float | None = None
+    last_loss: float | None = None
+    commits: list[Commit] = field(default_factory=list)
+
+
+class Line:
+    """Collects what the ledger says of one step.
+
+    Args:
+        start: How often the run had been started before.
+        share: Which samples of a global micro-batch this rank takes; None: single samples are not noted.
+    """
+
+    def __init__(self, *, start: int, share: Share | None) -> None:
+        self._start = start
+        self._share = share
+        self._batches: list[dict[str, str]] = []
+        self._samples: list[list[str]] = []
+
+    def batch(self, inputs: Tensor, targets: Tensor) -> None:
+        """Note what the rank is going to compute with: the bits, not their place in an epoch."""
+        self._batches.append(digest_leaves({"inputs": inputs, "targets": targets}))
+        if self._share is not None:
+            self._samples.append([digest([digest(x), digest(y)]) for x, y in zip(inputs, targets, strict=True)])
+
+    def of(self, facts: StepFacts) -> dict[str, Any]:
+        """The line of a step that is done."""
+        batches, self._batches = self._batches, []
+        samples, self._samples = self._samples, []
+        line = {
+            "step": facts.step,
+            "start": self._start,
+            "loss": facts.loss.hex(),
+            "gradient_norm": facts.gradient_norm.hex(),
+            "learning_rate": facts.learning_rate.hex(),
+            "skipped": facts.skipped,
+            "batch": digest(batches),
+            "rng": stream_digests(),
+        }
+        if self._share is not None:
+            line["data"] = {
+                "position": facts.samples_before,
+                "rank": self._share.data_rank,
+                "of": self._share.data_parallel,
+                "samples": samples,
+            }
+        return line
+
+
+class StepObserver:
+    """See :class:`~ckptrun.trainer.Observer`. On every rank.
+
+    Args:
+        config: The checked config.
+        leg: What this start is about.
+        ranks: Who says what only one shall say.
+        report: Where rank 0 notes steps.
+        points: Who is told of each point.
+        line: Collects what the ledger is told.
+        state_digests: Takes the digest of every leaf; a collective.
+    """
+
+    def __init__(  # noqa: PLR0913  # one composition root passes all of them by name
+        self,
+        config: RunConfig,
+        leg: Leg,
+        *,
+        ranks: Ranks,
+        report: Report,
+        points: Points,
+        line: Line,
+        state_digests: Callable[[], Mapping[str, str]],
+    ) -> None:
+        self._config = config
+        self._leg = leg
+        self._ranks = ranks
+        self._report = report
+        self._points = points
+        self._line = line
+        self._state_digests = state_digests
+        self.timing = Timing()
+        self.ledger: Ledger | None = None
+        self.tracer: Tracer | None = None
+        self.view: ProgressView | None = None
+        self.manager: CheckpointManager | None = None
+
+    def reached(self, point: FaultPoint, step: int) -> None:
+        """See ``Observer``."""
+        if self.tracer is not None:
+            self._trace(self.tracer, point, step)
+        if point is FaultPoint.before_step and self.manager is not None and self._points.injector.settles_before(step):
+            self.manager.wait()
+        self._points(point, step)
+
+    def _trace(self, tracer: Tracer, point: FaultPoint, step: int) -> None:
+        match point:
+            case FaultPoint.before_step:
+                tracer.begin(step)
+            case FaultPoint.mid_accumulation:
+                tracer.micro_batch_done()
+            case FaultPoint.after_backward:
+                tracer.backward_done()
+            case FaultPoint.after_optimizer:
+                tracer.update_done()
+            case _:
+                return
+
+    def on_batch(self, inputs: Tensor, targets: Tensor) -> None:
+        """See ``Observer``."""
+        self._line.batch(inputs, targets)
+        if self.tracer is not None:
+            self.tracer.batch(inputs, targets)
+
+    def on_step(self, facts: StepFacts) -> bool:
+        """See ``Observer``."""
+        line = self._line.of(facts)
+        every = self._config.proof.digest_every_steps
+        if every is not None and facts.step % every == 0:
+            line["leaves"] = dict(self._state_digests())
+        if self.ledger is not None:
+            self.ledger.append(line)
+        self._note(facts)
+        self._report.step(facts)
+        if self.view is not None:
+            self.view.step(facts.step, f"loss {facts.loss:.4f}  norm {facts.gradient_norm:.3f}")
+        return self._leg.stop_at is not None and facts.step >= self._leg.stop_at
+
+    def on_commit(self, commit: Commit) -> None:
+        """Note a committed checkpoint."""
+        self.timing.commits.append(commit)
+        self._report.commit(commit)
+
+    def _note(self, facts: StepFacts) -> None:
+        timing = self.timing
+        finite_before = timing.last_loss is None or math.isfinite(timing.last_loss)
+        if not math.isfinite(facts.loss) and finite_before and self._ranks.rank == 0:
+            say(f"The loss is not finite at step {facts.step}: {facts.loss}.")
+        if timing.first_loss is None:
+            timing.first_loss = facts.loss
+        timing.last_loss = facts.loss
+        # The first step also warms caches up and compiles: it says nothing about speed.
+        if timing.steps > 0 or self._config.train.steps == 1:
+            timing.seconds += facts.seconds
+            timing.samples += facts.samples
+        timing.steps += 1
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in (self.ledger, self.tracer):
+            if file is not None:
+                file.close()

@@ -1,0 +1,77 @@
+"""What can be found wrong with a proof before anything is started. Torch-free."""
+
+import copy
+from typing import Any
+
+import yaml
+
+from ckptrun.config.checkpoint import SaveMode
+from ckptrun.config.compose import CONF_DIR
+from ckptrun.config.fault import FaultKind
+from ckptrun.config.parallelism import ParallelismConfig, ParallelismKind
+from ckptrun.config.run import RunConfig, check
+from ckptrun.errors import ConfigError
+from ckptrun.fault.plan import PlannedFault, plan_faults
+
+__all__ = ["check_proof", "check_under_launcher", "is_proof", "reshaped"]
+
+
+def is_proof(config: RunConfig) -> bool:
+    """Whether ``config`` asks for a proof where ckptrun starts the ranks; otherwise it is a plain run."""
+    return config.fault.kind is not FaultKind.none or config.proof.full
+
+
+def check_proof(config: RunConfig) -> tuple[PlannedFault, ...]:
+    """Check what a proof needs beside a run; return what is going to fail.
+
+    Raises:
+        ConfigError: A fault can never fire, nothing outlives a kill, or the other mesh does not fit.
+    """
+    if config.checkpoint.mode is SaveMode.none:
+        raise ConfigError("A proof resumes from checkpoints, but checkpoint=none saves none. Choose sync or async.")
+    if config.checkpoint.path is not None and config.checkpoint.path.startswith("memory:"):
+        raise ConfigError(
+            f"checkpoint.path={config.checkpoint.path} does not outlive the process that is killed. Use a path on "
+            "storage."
+        )
+    if config.proof.reshapes:
+        reshaped(config)
+    return plan_faults(config, world_size=config.ranks, in_proof=True)
+
+
+def check_under_launcher(config: RunConfig) -> None:
+    """Check what a run under an outside launcher (torchrun) cannot do: start ranks anew by itself.
+
+    Raises:
+        ConfigError: It is asked to.
+    """
+    for key, wanted in (("proof=full", config.proof.full), ("proof.resume_parallelism", config.proof.reshapes)):
+        if wanted:
+            raise ConfigError(
+                f"{key} starts ranks several times, which torchrun does not leave to a rank. Use python -m ckptrun."
+            )
+
+
+def reshaped(config: RunConfig) -> RunConfig:
+    """The config of the run after it was resumed: on the mesh of ``proof.resume_parallelism`` and ``resume_nproc``.
+
+    Raises:
+        ConfigError: There is no such choice, or the mesh does not fit.
+    """
+    changed = copy.deepcopy(config)
+    choice, nproc = config.proof.resume_parallelism, config.proof.resume_nproc
+    if choice is not None:
+        changed.parallelism = _parallelism(choice)
+        changed.launch.nproc = None
+    if nproc is not None:
+        changed.launch.nproc = nproc
+    check(changed)
+    return changed
+
+
+def _parallelism(choice: str) -> ParallelismConfig:
+    file = CONF_DIR / "parallelism" / f"{choice}.yaml"
+    if choice not in list(ParallelismKind) or not file.is_file():
+        raise ConfigError(f"proof.resume_parallelism={choice!r} is none of: {', '.join(ParallelismKind)}.")
+    keys: dict[str, Any] = {k: v for k, v in yaml.safe_load(file.read_text()).items() if k != "defaults"}
+    return ParallelismConfig(**{**keys, "kind": ParallelismKind(keys["kind"])})

@@ -1,0 +1,108 @@
+"""What a person sees of a proof: a line per leg while it runs, the checks, and the outcome in ten lines. Torch-free."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ckptrun.config.run import RunConfig
+from ckptrun.console import aligned, say
+from ckptrun.exit_codes import ExitCode
+from ckptrun.fault import Fired, PlannedFault
+from ckptrun.launch.legs import TimedOutcome
+from ckptrun.proof import Check, Status, Verdict
+from ckptrun.proof.starts import Start
+
+__all__ = ["ProofView", "text_of"]
+
+_LEG = "  {:<18} {:<78} {:>6.1f} s"
+_LONGEST = 240
+
+
+class ProofView:
+    """Prints.
+
+    Args:
+        config: Of the proof.
+        plan: What is going to fail.
+    """
+
+    def __init__(self, config: RunConfig, *, plan: Sequence[PlannedFault]) -> None:
+        self._config = config
+        self._plan = plan
+
+    def begin(self) -> None:
+        """Say what is going to happen."""
+        what = "; then ".join(str(fault) for fault in self._plan) or "fresh processes go on from the middle, twice"
+        say(f"Proof of {self._config.train.steps} steps on {self._config.ranks} ranks: {what}")
+
+    def leg(self, name: str, ended: TimedOutcome) -> None:
+        """A leg that is not the run under proof has ended."""
+        text = {
+            "reference": f"{self._config.train.steps} steps that nothing happens to",
+            "resumed_reference": "resumed on the other mesh, and not interrupted again",
+            "controls": "resumed with a component left out",
+        }.get(name, "the same again, every operation watched")
+        failed = "" if ended.outcome.exit_code == ExitCode.done else " (failed)"
+        say(_LEG.format(name.replace("_", " "), text + failed, ended.seconds))
+
+    def started(self, start: Start, struck: Sequence[Fired], ended: TimedOutcome) -> None:
+        """A start of the run under proof has ended."""
+        began = "from the beginning" if start.resumed_from is None else f"resumed at step {start.step}"
+        came_to = {"end": "complete", "stopped": "stopped as planned", "preempted": "saved and ended"}
+        how = came_to.get(start.ended or "", "failed")
+        if struck:
+            how = f"{struck[0]}{', saved and ended' if start.ended == 'preempted' else ''}"
+        skipped = f", {len(start.damaged)} damaged skipped" if start.damaged else ""
+        name = "run" if start.index == 0 else f"  start {start.index + 1}"
+        say(_LEG.format(name, f"{began}{skipped}; {how}", ended.seconds))
+
+    def controlled(self, starts: Sequence[Start], ended: TimedOutcome) -> None:
+        """The controls have ended; each is a line of the check."""
+
+    def finish(self, verdict: Verdict) -> None:
+        """Say what came out."""
+        say("")
+        say(text_of(verdict))
+
+
+def text_of(verdict: Verdict) -> str:
+    """What a person wants to know of a verdict: every check of one that is equal, else what differs, in ten lines."""
+    rows = _equal_rows(verdict) if verdict.status is Status.equal else _other_rows(verdict)
+    return aligned({**rows, "details": f"{verdict.path}/verdict.json"})
+
+
+def _equal_rows(verdict: Verdict) -> dict[str, str]:
+    rows = {"verdict": "EQUAL: killed and resumed, the run came out bit for bit as if nothing had happened"}
+    return rows | {check.name: _line(check) for check in verdict.checks}
+
+
+def _line(check: Check) -> str:
+    status = "" if check.status is Status.equal else f"{check.status.value}: "
+    return _cut(f"{status}{check.detail}")
+
+
+def _other_rows(verdict: Verdict) -> dict[str, str]:
+    blame = f" (blame: {verdict.blame})" if verdict.blame else ""
+    rows = {"verdict": f"{verdict.status.upper()}{blame}", "reason": _cut(verdict.reason)}
+    if verdict.first_difference is not None:
+        rows |= _difference_rows(verdict.first_difference)
+    for status in (Status.different, Status.not_verified, Status.equal):
+        names = [check.name for check in verdict.checks if check.status is status]
+        if names:
+            rows[status.value] = ", ".join(names)
+    return rows
+
+
+def _difference_rows(first: Mapping[str, Any]) -> dict[str, str]:
+    index = "" if first.get("index") is None else str(list(first["index"]))
+    where = [f"step {first['step']}", f"rank {first['rank']}", f"{first['leaf']}{index}"]
+    rows = {"first": ", ".join(text for text in where if not text.endswith("None"))}
+    for side in ("expected", "got"):
+        bits = first.get(f"{side}_bits")
+        rows[side] = _cut(f"{first[side]}" + (f"  bits {bits}" if bits else ""))
+    if first.get("ulp") is not None:
+        rows["apart"] = f"{first['ulp']} ULP"
+    return rows
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."

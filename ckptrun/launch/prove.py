@@ -1,0 +1,225 @@
+"""A proof: a reference, the same run killed and resumed, and everything that must be equal compared.
+
+::
+
+    reference   from the first step to the last; saves nothing but its end
+    run         start 0 until the first fault; then again, from its newest checkpoint, until the next one, until the
+                end; and once more from its end, unless a checkpoint of a resumed start was resumed from already
+    controls    from the checkpoint of the first resume, with one component left out, until that shows
+    diagnosis   only when something differs; see ``diagnose``
+
+Every leg is a set of fresh processes. This process starts them, waits, and compares what they leave on disk.
+"""
+
+import shutil
+import signal
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+from ckptrun.checkpoint.backend import locate
+from ckptrun.checkpoint.commit import list_committed
+from ckptrun.checkpoint.layout import step_folder
+from ckptrun.config.checkpoint import is_remote
+from ckptrun.config.run import RunConfig
+from ckptrun.console import say_error
+from ckptrun.exit_codes import ExitCode
+from ckptrun.fault import FaultRecord, PlannedFault, stop_steps
+from ckptrun.files import write_json
+from ckptrun.launch.evidence import Evidence, judge, judge_failed
+from ckptrun.launch.leg import Controls, Leg
+from ckptrun.launch.legs import Legs, TimedOutcome, claim_folder
+from ckptrun.launch.lock import RunLock
+from ckptrun.launch.proof_check import check_proof, reshaped
+from ckptrun.launch.proof_view import ProofView
+from ckptrun.proof import Verdict
+from ckptrun.proof.judge import second_resumes
+from ckptrun.proof.starts import Start, read_starts
+
+__all__ = ["run_proof"]
+
+# Beyond those that faults cause: the first, and two that load what a resumed one has saved.
+_MOST_FURTHER_STARTS = 3
+
+
+class Interrupted(Exception):  # it is no error of anybody
+    """Somebody wants this process to end."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(number.name)
+
+
+def run_proof(config: RunConfig, *, command: Sequence[str]) -> int:
+    """Prove ``config``; write ``verdict.json``; return the exit code.
+
+    Raises:
+        ConfigError: A fault can never fire, or the folder belongs to something else; nothing has been started.
+    """
+    plan = check_proof(config)
+    after = reshaped(config) if config.proof.reshapes else config
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    with closing(RunLock(config.run_dir, "proof.lock")):
+        claim_folder(config)
+        try:
+            return _Proof(config, after, plan=plan, command=command).run()
+        except (Interrupted, KeyboardInterrupt) as ended:
+            by = f" by {ended}" if isinstance(ended, Interrupted) else ""
+            say_error(f"ckptrun: the proof was interrupted{by}. Run the same command again to do it anew.")
+            return ExitCode.failed
+
+
+class _Proof:
+    """One proof.
+
+    Args:
+        config: Checked.
+        after: The config of the run once it was resumed: the same, or on another mesh.
+        plan: What fails; empty with ``proof=full``, where starts end by themselves.
+        command: The command line, for the record.
+    """
+
+    def __init__(
+        self, config: RunConfig, after: RunConfig, *, plan: tuple[PlannedFault, ...], command: Sequence[str]
+    ) -> None:
+        self._config = config
+        self._after = after
+        self._plan = plan
+        self._legs = Legs(config, command=command)
+        self._later_legs = Legs(after, command=command)
+        self._record = FaultRecord(config.run_dir)
+        self._view = ProofView(config, plan=plan)
+        self._kept: dict[str, str] = {}
+
+    def run(self) -> int:
+        """Run all legs, judge, and say what came out."""
+        self._view.begin()
+        samples = self._config.proof.reshapes
+        reference = self._legs.beside("reference")
+        ended = self._start(self._legs, reference, "reference", saves_at_end_only=True, samples=samples)
+        if ended.outcome.exit_code != ExitCode.done:
+            return self._failed(read_starts(reference.run_dir), ended, "the reference, in which nothing was to fail,")
+        failure = self._run_under_proof()
+        starts = read_starts(self._config.run_dir)
+        if failure is not None and failure.index == 0:
+            return self._failed(starts, None, "the run, before anything was to fail,")
+        evidence = Evidence(
+            config=self._config,
+            after=self._after,
+            legs=self._legs,
+            later_legs=self._later_legs,
+            starts=starts,
+            planned=self._plan,
+            fired=self._record.fired(),
+            failure=failure,
+            kept=self._kept,
+        )
+        verdict = judge(evidence, run_leg=self._start, controls=lambda: self._controls(starts))
+        return self._finish(verdict, starts)
+
+    def _run_under_proof(self) -> Start | None:
+        """Start the run until it is complete and was resumed twice; return a start that failed unplanned."""
+        stops: list[int | None] = [] if self._plan else [*stop_steps(self._config)]
+        index = 0
+        while True:
+            known = {fault.index for fault in self._record.fired()}
+            legs = self._legs if index == 0 else self._later_legs
+            ended = self._start(
+                legs,
+                legs.under_proof(),
+                "run",
+                start=index,
+                faults=self._plan,
+                stop_at=stops[index] if index < len(stops) else None,
+                saves_after_resume=index > 0,
+                samples=self._config.proof.reshapes,
+            )
+            starts = read_starts(self._config.run_dir)
+            last = starts[-1] if starts else Start(index=0)
+            struck = [f for f in self._record.fired() if f.index not in known and not f.kind.is_silent]
+            self._view.started(last, struck, ended)
+            if last.ended == "end" and not self._wants_another(starts, ended):
+                return None
+            if last.ended is None and not struck:
+                return last
+            if last.ended != "end" and index == 0:
+                self._before_first_resume()
+            index += 1
+
+    def _wants_another(self, starts: Sequence[Start], ended: TimedOutcome) -> bool:
+        """Whether the run, which is complete, shall be started once more only to load its end."""
+        enough = second_resumes(starts) or len(starts) > len(self._plan) + _MOST_FURTHER_STARTS
+        return ended.outcome.exit_code == ExitCode.done and not enough
+
+    def _before_first_resume(self) -> None:
+        """Keep what the resumed run may remove; on another mesh, let an uninterrupted run show what is right there."""
+        root = self._config.checkpoint_root
+        steps = list_committed(root)
+        if self._config.checkpoint.keep_last is not None and not is_remote(root):
+            for step in steps:
+                kept = self._legs.folder("kept") / Path(step_folder(root, step)).name
+                shutil.copytree(step_folder(root, step).removeprefix("file://"), kept, dirs_exist_ok=True)
+                self._kept[str(locate(step_folder(root, step)))] = str(kept)
+        if self._config.proof.reshapes and steps:
+            again = self._later_legs.beside("resumed_reference")
+            again.checkpoint.resume = root
+            self._start(self._later_legs, again, "resumed_reference", saves_at_end_only=True, samples=True)
+
+    def _controls(self, starts: Sequence[Start]) -> Sequence[Start]:
+        """Run the controls from the checkpoint of the first resume; return what they say."""
+        wanted = self._config.proof.controls
+        source = next((s for s in starts if s.resumed_from is not None and s.step < self._config.train.steps), None)
+        if source is None or source.resumed_from is None:
+            return []
+        checkpoint = self._kept.get(str(locate(source.resumed_from)), source.resumed_from)
+        reshapes = self._config.proof.reshapes
+        controls = Controls(
+            components=None if wanted == "all" else tuple(wanted),
+            checkpoint=checkpoint,
+            reference=self._legs.folder("resumed_reference" if reshapes else "reference"),
+        )
+        legs = self._later_legs if reshapes else self._legs
+        config = legs.beside("controls", saves=False)
+        ended = self._start(legs, config, "controls", controls=controls)
+        found = read_starts(config.run_dir)
+        self._view.controlled(found, ended)
+        return found
+
+    def _start(self, legs: Legs, config: RunConfig, name: str, **what: object) -> TimedOutcome:
+        """Start the ranks of one leg; what they print goes to a file."""
+        leg = Leg(name=name, in_proof=True, log=config.run_dir / "logs", **what)  # type: ignore[arg-type]
+        ended = legs.start(config, leg)
+        if ended.outcome.interrupted_by is not None:
+            raise Interrupted(ended.outcome.interrupted_by)
+        if name != "run":
+            self._view.leg(name, ended)
+        return ended
+
+    def _failed(self, starts: Sequence[Start], ended: TimedOutcome | None, what: str) -> int:
+        """The job does not run at all: nothing is proved, and the error is its own."""
+        verdict = judge_failed(starts, what)
+        self._write(verdict, starts)
+        failure = starts[-1].failure if starts else None
+        say_error(f"ckptrun: {what} failed: {failure.text if failure else 'a rank ended without a word'}")
+        say_error(f"         what its ranks printed: {self._config.run_dir}/logs, {self._config.run_dir}/proof/*/logs")
+        return ended.outcome.exit_code if ended is not None else ExitCode.failed
+
+    def _finish(self, verdict: Verdict, starts: Sequence[Start]) -> int:
+        self._write(verdict, starts)
+        self._view.finish(verdict)
+        return verdict.exit_code
+
+    def _write(self, verdict: Verdict, starts: Sequence[Start]) -> None:
+        content = verdict.as_json() | {
+            "faults": [str(fault) for fault in self._plan],
+            "fired": [str(fault) for fault in self._record.fired()],
+            "starts": [
+                {
+                    "step": start.step,
+                    "resumed_from": start.resumed_from,
+                    "ended": start.ended,
+                    "ranks": start.world_size,
+                }
+                for start in starts
+            ],
+        }
+        write_json(self._config.run_dir / "verdict.json", content)

@@ -1,0 +1,67 @@
+"""How a rank learns that it shall end before its time: SIGTERM, or that the others wait for a rank in vain."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from torch._C._distributed_c10d import Store
+
+from ckptrun.exit_codes import ExitCode
+from ckptrun.launch.failure import has_spoken, speak_once
+from ckptrun.launch.preemption import Preemption
+from ckptrun.launch.stall import Stall
+from ckptrun.launch.watchdog import Watchdog
+
+__all__ = ["StopSignal"]
+
+
+class StopSignal:
+    """SIGTERM and the watchdog of one rank.
+
+    Args:
+        grace_seconds: How long after SIGTERM the rank may take to reach the next step boundary and save.
+        run_dir: Where it is recorded who stalled.
+    """
+
+    def __init__(self, *, grace_seconds: float, run_dir: Path) -> None:
+        self._preemption = Preemption(grace_seconds=grace_seconds)
+        self._watchdog: Watchdog | None = None
+        self._run_dir = run_dir
+        self.passed: Callable[[str, int], None] = _nobody_waits
+
+    @property
+    def asked(self) -> bool:
+        """Whether SIGTERM has come."""
+        return self._preemption.asked
+
+    def listen(self) -> None:
+        """From here on SIGTERM is a question, not the end. Main thread."""
+        self._preemption.listen()
+
+    def watch(self, connect: Callable[[], Store], *, rank: int, world_size: int, timeout_seconds: float) -> None:
+        """Begin to watch the others. ``connect`` gives a connection to the store that nobody else uses."""
+        to_ask, to_speak = connect(), connect()
+        self._preemption.watch_peers(lambda: has_spoken(to_ask))
+
+        def give_up(stall: Stall) -> NoReturn:
+            speak_once(stall.message, rank=rank, store=to_speak, run_dir=self._run_dir)
+            sys.stderr.flush()
+            os._exit(ExitCode.failed)
+
+        self._watchdog = Watchdog(
+            connect=connect, rank=rank, world_size=world_size, timeout_seconds=timeout_seconds, on_stall=give_up
+        )
+        self.passed = self._watchdog.passed
+        self._watchdog.start()
+
+    def close(self) -> None:
+        """The rank is done."""
+        if self._watchdog is not None:
+            self._watchdog.close()
+        self._preemption.close()
+
+
+def _nobody_waits(point: str, step: int) -> None:
+    """There are no others yet."""

@@ -1,0 +1,159 @@
+"""A sweep: one run or proof after the other, one per combination of overrides, each in a folder of its own. Torch-free.
+
+Hydra expands the command line and calls once per cell. What a sweep leaves::
+
+    <sweep>/multirun.yaml       Hydra's own record of the command line
+            summary.json        what became of each cell
+            junit.xml           the same for CI systems
+            <cell>/             what a run leaves
+
+Under torchrun every rank runs the same cells in the same order in the same folders; rank 0 alone writes and speaks.
+There the sweep ends with the first rank that fails; started by ckptrun itself, it goes on with the next cell.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from ckptrun.config.fault import FaultKind
+from ckptrun.config.run import RunConfig
+from ckptrun.config.sweep import SweepNames
+from ckptrun.console import say_error
+from ckptrun.errors import CkptrunError, ConfigError
+from ckptrun.exit_codes import ExitCode, exit_code_of
+from ckptrun.launch.cell import CellVerdict, Traces, judge, save_figures
+from ckptrun.launch.lock import RunLock
+from ckptrun.launch.signal_watch import SignalWatch
+from ckptrun.launch.sweep_record import SweepRecord
+
+__all__ = ["Sweep", "put_cell"]
+
+
+class Sweep:
+    """Runs the cells that Hydra asks for. Does nothing in a command that is no sweep.
+
+    Args:
+        arguments: The command line, for names.
+        rank: The rank of this process under an outside launcher; None without one.
+    """
+
+    def __init__(self, arguments: Iterable[str], *, rank: int | None) -> None:
+        self._names = SweepNames(arguments)
+        self._rank = rank
+        self._record: SweepRecord | None = None
+        self._lock: RunLock | None = None
+        self._made: list[Path] = []
+        # conf/config.yaml: Hydra asks when it begins a sweep, in whatever way it was told to.
+        OmegaConf.register_new_resolver("sweep_folder", self._place, replace=True)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether Hydra has asked for a cell."""
+        return self._record is not None
+
+    def run_cell(self, check: Callable[[], RunConfig], start: Callable[[RunConfig], int]) -> None:
+        """Run one cell, unless its combination makes no sense, and note what became of it.
+
+        Args:
+            check: Makes the config of the cell.
+            start: Runs it; returns the exit code of the run.
+
+        Raises:
+            KeyboardInterrupt: The process was told to end, and nobody has said so yet.
+            SystemExit: The process was told to end, and it has been said; or the sweep cannot be.
+        """
+        hydra = HydraConfig.get()
+        folder, overrides = Path(hydra.sweep.dir), tuple(hydra.overrides.task)
+        record = self._record = self._record or self._begin(folder)
+        name = self._names.cell(overrides)
+        try:
+            config = check()
+            put_cell(config, folder, name, under_torchrun=self._rank is not None)
+        except ConfigError as error:
+            record.skip(name, overrides, str(error))
+            return
+        record.begin(name, overrides)
+        self._run(config, start, record)
+
+    def finish(self) -> int:
+        """Print the table of the cells; return the exit code of the sweep."""
+        return ExitCode.done if self._record is None else self._record.finish()
+
+    def discard(self) -> None:
+        """Remove what Hydra has made for a sweep that did not begin: its record, and folders that were not there."""
+        for folder in self._made[:1]:
+            (folder / "multirun.yaml").unlink(missing_ok=True)
+        for folder in self._made:
+            try:
+                folder.rmdir()
+            except OSError:
+                # It was not made after all, or somebody uses it meanwhile.
+                return
+
+    @property
+    def _is_first(self) -> bool:
+        return self._rank in (None, 0)
+
+    def _place(self) -> str:
+        """Name the folder of the sweep, which Hydra makes."""
+        folder = Path(self._names.folder)
+        if self._rank is None and not self._made:
+            self._made = [path for path in (folder, *folder.parents) if not path.exists()]
+        return str(folder)
+
+    def _begin(self, folder: Path) -> SweepRecord:
+        try:
+            self._names.check()
+            if self._is_first:
+                self._lock = RunLock(folder)
+        except ConfigError as error:
+            if self._is_first:
+                say_error(f"ckptrun: {error}")
+            raise SystemExit(ExitCode.config) from error
+        return SweepRecord(folder, is_silent=not self._is_first)
+
+    def _run(self, config: RunConfig, start: Callable[[RunConfig], int], record: SweepRecord) -> None:
+        traces, watch, began = Traces(config.run_dir), SignalWatch(), time.monotonic()
+        code, verdict, reason = None, CellVerdict.failed, ""
+        try:
+            with watch:
+                code = start(config)
+            verdict, reason = judge(code, traces)
+        except CkptrunError as error:
+            say_error(f"ckptrun: {error}")
+            code, reason = exit_code_of(error), str(error)
+        except Exception as error:
+            # Nobody has foreseen it: Hydra goes on with the next cell, and reports it at the end.
+            reason = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            # The ranks of torchrun answer SIGTERM at a step boundary; the watch does not see it.
+            is_ended = watch.was_told_to_end or (self._rank is not None and traces.was_preempted())
+            if is_ended:
+                verdict, reason = CellVerdict.failed, "was interrupted"
+            save = save_figures(config.run_dir) if self._is_first else None
+            record.end(time.monotonic() - began, exit_code=code, verdict=verdict, reason=reason, save=save)
+        if is_ended:
+            # A run that ends with an error because of it has said so.
+            raise SystemExit(ExitCode.failed) if code else KeyboardInterrupt
+        record.say_outcome()
+
+
+def put_cell(config: RunConfig, folder: Path, name: str, *, under_torchrun: bool) -> None:
+    """Give a cell its name and its places in the sweep.
+
+    Raises:
+        ConfigError: It cannot be a cell of this sweep.
+    """
+    if under_torchrun and config.fault.kind is not FaultKind.none:
+        raise ConfigError(
+            f"fault={config.fault.kind}: under torchrun a sweep ends with the first rank that does. Let ckptrun start "
+            "the ranks: python -m ckptrun -m ..."
+        )
+    config.run.name, config.run.dir = name, str(folder / name)
+    if config.checkpoint.path is not None:
+        # In one place, each cell would resume from the checkpoints of the one before it.
+        config.checkpoint.path = f"{config.checkpoint.path.rstrip('/')}/{name}"

@@ -1,0 +1,75 @@
+"""What the starts of a run say of themselves, read from ``events.jsonl``. Torch-free."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ckptrun.files import read_lines
+from ckptrun.proof.verdict import Check
+
+__all__ = ["Failure", "Start", "read_starts"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a start ended before its time, in the words of the rank that spoke."""
+
+    rank: int
+    text: str
+    leaves: Sequence[str] = ()
+    component: str | None = None
+    """The component that was being loaded, or that the leaves are of."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Start:
+    """One start of a run."""
+
+    index: int
+    step: int = 0
+    """What it went on from; 0: anew."""
+    resumed_from: str | None = None
+    damaged: dict[str, str] = field(default_factory=dict)
+    """Checkpoints that it passed over -> why."""
+    world_size: int = 0
+    checks: list[Check] = field(default_factory=list)
+    committed: list[str] = field(default_factory=list)
+    """Folders of checkpoints that were committed."""
+    controls: list[Mapping[str, Any]] = field(default_factory=list)
+    ended: str | None = None
+    """``end``: complete; ``stopped``: at a step that was planned; ``preempted``; None: it did not end by itself."""
+    failure: Failure | None = None
+
+
+def read_starts(run_dir: Path) -> list[Start]:
+    """All starts of a run, in order."""
+    starts: list[Start] = []
+    for event in read_lines(run_dir / "events.jsonl"):
+        kind = event["event"]
+        if kind == "launch":
+            starts.append(Start(index=event["start"]))
+        elif starts:
+            _add(starts[-1], kind, {name: value for name, value in event.items() if name != "event"})
+    return starts
+
+
+def _add(start: Start, kind: str, facts: Mapping[str, Any]) -> None:
+    match kind:
+        case "start":
+            start.step, start.resumed_from = facts["step"], facts["resumed_from"]
+            start.world_size = facts["world_size"]
+        case "failure":
+            start.failure = start.failure or Failure(**facts)
+        case "check":
+            start.checks.append(Check.from_json(facts))
+        case "commit":
+            start.committed.append(facts["folder"])
+        case "skipped":
+            start.damaged[facts["folder"]] = facts["reason"]
+        case "control":
+            start.controls.append(facts)
+        case "end" | "stopped" | "preempted":
+            start.ended = kind
+        case _:
+            return

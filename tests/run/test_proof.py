@@ -1,0 +1,266 @@
+"""Proofs, run as users run them: what fails, what is compared, what is said. The final state is compared without ckptrun."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from ckptrun.config.fault import FaultKind, FaultPoint
+from tests.run.test_interrupted import processes_of
+from tests.support.jobs import TINY, assert_same_state, events, run_here, start, stop, tensors, verdict
+
+pytestmark = [pytest.mark.distributed, pytest.mark.crash]
+
+JOB = (*TINY, "train.steps=8", "checkpoint.interval_steps=3", "proof.controls=none")
+TWO = (*JOB, "parallelism=fsdp", "launch.nproc=2", "checkpoint=async")
+LAST = "checkpoints/step_00000008"
+CHECKS = {
+    "saved_equals_live", "loaded_equals_saved", "trajectory", "final_state", "replicas", "second_resume",
+    "saving_is_invisible", "saves_differ", "controls",
+}  # fmt: skip
+
+
+def status_of(folder) -> dict[str, str]:
+    return {check["name"]: check["status"] for check in verdict(folder)["checks"]}
+
+
+def lines(folder, rank=0):
+    return [json.loads(line) for line in (folder / f"ledger/rank_{rank:05d}.jsonl").read_text().splitlines()]
+
+
+def assert_equal_as_without(folder, done, last=LAST) -> None:
+    """The verdict is equal, and the end is bit for bit that of the reference, which nothing happened to."""
+    assert done == 0, (done.output[-3000:], done.errors[-2000:])
+    assert verdict(folder)["verdict"] == "equal"
+    assert_same_state(folder / last, folder / "proof/reference" / last)
+
+
+def test_the_smoke_experiment_makes_all_nine_checks_and_says_what_they_covered(tmp_path) -> None:
+    done = run_here(tmp_path, "experiment=smoke")
+    assert done == 0, done.output + done.errors
+    found = verdict(tmp_path)
+    assert set(status_of(tmp_path)) >= CHECKS
+    assert set(status_of(tmp_path).values()) == {"equal"}
+    covered = {check["name"]: check["covered"] for check in found["checks"]}
+    assert covered["loaded_equals_saved"]["ranks"] == 4
+    assert covered["loaded_equals_saved"]["leaves"] > 100
+    assert covered["trajectory"]["steps"] == 12
+    assert covered["saved_equals_live"]["bytes"] > 100_000
+    assert covered["controls"]["controls"] == 2
+    assert [start["resumed_from"] is None for start in found["starts"]] == [True, False, False]
+    assert len(found["fired"]) == 2
+    assert {line["epoch"] if "epoch" in line else line["start"] for line in lines(tmp_path)} == {0, 1, 2}
+    assert "EQUAL" in done.output
+    last = "checkpoints/step_00000012"
+    assert_same_state(tmp_path / last, tmp_path / "proof/reference" / last)
+    # A run of the same job without any proof ends the same too.
+    plain = tmp_path / "plain"
+    assert run_here(plain, "experiment=smoke", "fault=none") == 0
+    assert tensors(plain / last) == tensors(tmp_path / last)
+
+
+def test_sigterm_saves_at_the_step_boundary_and_no_step_is_lost_or_done_twice(tmp_path) -> None:
+    assert_equal_as_without(tmp_path, run_here(tmp_path, *TWO, "fault=sigterm"))
+    for rank in range(2):
+        assert [line["step"] for line in lines(tmp_path, rank)] == list(range(1, 9))
+    ended = [event["event"] for event in events(tmp_path) if event["event"] in ("preempted", "end")]
+    assert ended == ["preempted", "preempted", "end"]
+
+
+@pytest.mark.parametrize("kind", ["hang", "sigstop"])
+def test_a_rank_that_stands_still_is_named_with_its_place_before_the_timeout(kind, tmp_path) -> None:
+    done = run_here(tmp_path, *TWO, f"fault={kind}", "launch.timeout_seconds=5", "fault.more=[{kind: sigkill}]")
+    assert_equal_as_without(tmp_path, done)
+    (said,) = [event for event in events(tmp_path) if event["event"] == "failure"]
+    (fired,) = [text for text in verdict(tmp_path)["fired"] if kind in text]
+    rank = fired.split(" of rank ")[1][0]
+    assert f"rank {rank} " in said["text"]
+    assert "step " in said["text"]
+    assert ("does not answer" in said["text"]) == (kind == "sigstop")
+
+
+def test_damage_on_the_way_to_the_disk_is_found_and_the_resume_goes_back_further(tmp_path) -> None:
+    assert_equal_as_without(
+        tmp_path, run_here(tmp_path, *TWO, "fault=bit_flip", "train.steps=10"), "checkpoints/step_00000010"
+    )
+    assert status_of(tmp_path)["damage_noticed"] == "equal"
+    assert [event["folder"][-8:] for event in events(tmp_path) if event["event"] == "skipped"] == ["00000006"]
+
+
+def test_without_a_fault_fresh_processes_go_on_from_the_middle_twice(tmp_path) -> None:
+    assert_equal_as_without(tmp_path, run_here(tmp_path, *TWO, "proof=full"))
+    starts = verdict(tmp_path)["starts"]
+    assert [start["ended"] for start in starts] == ["stopped", "stopped", "end"]
+    assert [start["step"] for start in starts][1:] == [4, 6]
+
+
+def test_resumed_on_another_mesh_the_state_is_equal_and_every_sample_comes_once(tmp_path) -> None:
+    done = run_here(tmp_path, *TWO, "fault=sigkill", "proof.resume_parallelism=ddp", "proof.resume_nproc=3")
+    assert done == 0, done.output + done.errors
+    found = status_of(tmp_path)
+    assert found["loaded_equals_saved"] == found["data_order"] == found["replicas"] == found["second_resume"] == "equal"
+    assert [start["ranks"] for start in verdict(tmp_path)["starts"]] == [2, 3, 3]
+
+
+def test_a_fault_that_does_not_fire_verifies_nothing(tmp_path) -> None:
+    # Step 5 is never saved: the second fault waits in vain.
+    job = (*TWO, "fault=sigkill", "fault.step=2", "fault.more=[{kind: sigkill, point: writing, step: 5, rank: 0}]")
+    done = run_here(tmp_path, *job)
+    assert done == 4, done.output
+    assert verdict(tmp_path)["verdict"] == "not_verified"
+    assert "did not fire" in verdict(tmp_path)["reason"]
+    assert "writing of step 5" in verdict(tmp_path)["reason"]
+
+
+def test_leaves_are_compared_step_by_step_where_that_is_asked_for(tmp_path) -> None:
+    assert_equal_as_without(tmp_path, run_here(tmp_path, *TWO, "fault=exception", "proof.digest_every_steps=2"))
+    told = [line["step"] for line in lines(tmp_path) if "leaves" in line]
+    assert set(told) == {2, 4, 6, 8}
+    assert any(name.startswith("optimizer.state.") for name in lines(tmp_path)[1]["leaves"])
+
+
+def test_a_proof_is_done_anew_in_its_own_folder_and_refuses_that_of_a_run(tmp_path) -> None:
+    assert run_here(tmp_path / "run", *TWO) == 0
+    before = tensors(tmp_path / "run" / LAST)
+    done = run_here(tmp_path / "run", *TWO, "fault=sigkill")
+    assert done == 2
+    assert "run.name" in done.errors
+    assert tensors(tmp_path / "run" / LAST) == before
+    for _ in range(2):
+        assert_equal_as_without(tmp_path / "proof", run_here(tmp_path / "proof", *TWO, "fault=sigkill"))
+
+
+def test_a_job_that_does_not_run_at_all_is_no_failed_proof(tmp_path) -> None:
+    job = [text for text in JOB if not text.startswith(("model.", "data."))]
+    missing = run_here(tmp_path, *job, "fault=sigkill", "data=text", "data.files=[/nowhere/*.txt]")
+    assert missing in (1, 2)
+    assert "/nowhere" in missing.errors
+    assert not (tmp_path / "checkpoints/step_00000003").exists()
+
+
+def test_ctrl_c_in_the_middle_leaves_no_process_and_the_proof_can_be_done_anew(tmp_path) -> None:
+    process = start(tmp_path, *TWO, "fault=sigkill", "train.steps=400", "checkpoint.interval_steps=100")
+    until = time.monotonic() + 60
+    while not events(tmp_path) and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    output, errors = stop(process, signal.SIGINT)
+    assert process.returncode == 1, output + errors
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    assert processes_of(tmp_path) == []
+    assert_equal_as_without(tmp_path, run_here(tmp_path, *TWO, "fault=sigkill"))
+
+
+def test_torchrun_restarts_a_run_with_a_fault_and_it_checks_itself_against_a_reference(tmp_path) -> None:
+    job = [text for text in (*TWO, "fault=sigkill") if not text.startswith("launch.")]
+    assert run_here(tmp_path / "reference", *TWO) == 0
+    launcher = ("torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "2", "-m")
+    process = start(tmp_path / "run", *job, f"proof.reference={tmp_path / 'reference'}", launcher=launcher)
+    output, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors[-3000:]
+    assert "Resumed from" in output
+    found = status_of(tmp_path / "run")
+    assert found["faults"] == found["trajectory"] == found["final_state"] == found["loaded_equals_saved"] == "equal"
+    assert len(list((tmp_path / "run/faults").iterdir())) == 1
+    assert_same_state(tmp_path / "run" / LAST, tmp_path / "reference" / LAST)
+
+
+def test_sigterm_to_the_command_saves_and_the_next_start_goes_on_there(tmp_path) -> None:
+    job = (*TWO, "train.steps=2000", "checkpoint.interval_steps=1000")
+    process = start(tmp_path, *job)
+    until = time.monotonic() + 60
+    while not [event for event in events(tmp_path) if event["event"] == "step"] and time.monotonic() < until:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1, errors
+    assert "SIGTERM" in errors
+    assert "Traceback" not in errors
+    done = [event["step"] for event in events(tmp_path) if event["event"] == "step"][-1]
+    assert (tmp_path / f"checkpoints/step_{done:08d}").is_dir()
+    assert processes_of(tmp_path) == []
+    again = run_here(tmp_path, *job, f"train.steps={done + 2}")
+    assert again == 0, again
+    assert [event["step"] for event in events(tmp_path) if event["event"] == "step"] == list(range(1, done + 3))
+
+
+def test_the_readme_s_pytest_example_shows_the_first_difference(tmp_path) -> None:
+    (tmp_path / "forgetful.py").write_text(
+        "class Forgetful:\n"
+        "    def __init__(self):\n        self.seen = 0\n"
+        "    def on_step(self, *, step, loss):\n        self.seen = step\n"
+        "    def state_dict(self):\n        return {'seen': self.seen}\n"
+        "    def load_state_dict(self, state):\n        pass\n"
+    )
+    (tmp_path / "test_mine.py").write_text(
+        "from ckptrun import prove\n"
+        "def test_resumes(tmp_path):\n"
+        f"    verdict = prove({[*JOB, 'fault=sigkill']!r} + ['components.mine._target_=forgetful.py:Forgetful', f'run.dir={{tmp_path}}'])\n"
+        "    assert verdict.status == 'equal'\n"
+    )
+    command = [os.sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "ckptrun proof" in done.stdout
+    assert "DIFFERENT (blame: mine)" in done.stdout
+    assert "mine.seen" in done.stdout
+
+
+POINTS = [*FaultPoint]
+MESHES = {
+    "ddp": ["parallelism=ddp", "launch.nproc=3"],
+    "fsdp_tp": ["parallelism=fsdp_tp"],
+    "one": ["parallelism=none"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_at_every_point(point, mesh, tmp_path) -> None:
+    job = (*JOB, *MESHES[mesh], "checkpoint=async", "train.accumulate=2", "checkpoint.keep_last=1")
+    assert_equal_as_without(tmp_path, run_here(tmp_path, *job, "fault=sigkill", f"fault.point={point}"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["sync", "async_process"])
+@pytest.mark.parametrize("point", [point for point in POINTS if point.is_of_save])
+def test_killed_at_every_point_of_a_save(point, mode, tmp_path) -> None:
+    if point is FaultPoint.staging and mode == "sync":
+        return
+    job = (*TWO, f"checkpoint={mode}", "checkpoint.keep_last=1")
+    assert_equal_as_without(tmp_path, run_here(tmp_path, *job, "fault=sigkill", f"fault.point={point}"))
+
+
+KINDS = [kind for kind in FaultKind if kind not in (FaultKind.none, FaultKind.sigkill, FaultKind.chaos)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rank", ["any", "all"])
+def test_every_kind_of_fault(kind, rank, tmp_path) -> None:
+    job = (*TWO, "train.steps=10", "launch.timeout_seconds=5", f"fault={kind}", f"fault.rank={rank}")
+    assert_equal_as_without(tmp_path, run_here(tmp_path, *job), "checkpoints/step_00000010")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.is_storage])
+@pytest.mark.parametrize(
+    "point", [FaultPoint.loading, FaultPoint.staging, FaultPoint.writing, FaultPoint.before_commit]
+)
+def test_every_kind_of_fault_in_a_load_and_in_a_save(kind, point, tmp_path) -> None:
+    job = (*TWO, "launch.timeout_seconds=5", f"fault={kind}", f"fault.point={point}")
+    assert_equal_as_without(tmp_path, run_here(tmp_path, *job))
+
+
+@pytest.mark.slow
+def test_chaos(tmp_path) -> None:
+    done = run_here(
+        tmp_path, *TWO, "train.steps=60", "checkpoint.interval_steps=7", "fault=chaos", "fault.mean_steps=6"
+    )
+    assert_equal_as_without(tmp_path, done, "checkpoints/step_00000060")
+    assert len(verdict(tmp_path)["fired"]) >= 5

@@ -1,0 +1,322 @@
+"""A sweep: many cells, one table, one summary, one exit code; as users type it, in processes of their own."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from ckptrun.config.fault import FaultKind
+from ckptrun.config.sweep import SweepNames
+from ckptrun.errors import ConfigError
+from ckptrun.files import append_line, write_json
+from ckptrun.launch.cell import Cell, CellVerdict, SaveFigures, Traces, judge, save_figures, sweep_exit_code
+from ckptrun.launch.junit import junit_xml
+from ckptrun.launch.lock import RunLock
+from ckptrun.launch.sweep import put_cell
+from tests.support.jobs import TINY, events, start, stop, verdict, wait_for_event
+from tests.test_config import config_of
+
+MINE = f"{Path(__file__).parent / 'user code' / 'mine.py'}"
+USER_CODE = ("model=custom", "model.loss=mse", "data=custom", f"data._target_='{MINE}:Pairs'", "train.micro_batch=4")
+SHORT = ("train.steps=4", "checkpoint.interval_steps=2", "launch.nproc=2")
+
+
+def sweep(folder, *overrides, launcher=(), cwd=None):
+    """Run a sweep to its end; return the exit code, what it printed, its cells and its JUnit test cases."""
+    where = {} if cwd is None else {"cwd": cwd}
+    process = start(folder, *overrides, "-m", launcher=launcher, **where)
+    output, errors = process.communicate(timeout=120)
+    assert "Traceback" not in errors or "the user's own mistake" in errors, errors
+    return process.returncode, output + errors, *left_by(folder)
+
+
+def left_by(folder):
+    if not (folder / "summary.json").is_file():
+        return [], []
+    cells = json.loads((folder / "summary.json").read_text())["cells"]
+    return cells, ElementTree.parse(folder / "junit.xml").getroot().findall("testsuite/testcase")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A sweep of two cells, done; and the empty folder it was started in."""
+    folder, cwd = tmp_path_factory.mktemp("two"), tmp_path_factory.mktemp("cwd")
+    return folder, cwd, sweep(folder, *TINY, *SHORT, "parallelism=ddp,fsdp", "checkpoint=async", cwd=cwd)
+
+
+@pytest.mark.distributed
+def test_a_sweep_leaves_a_folder_per_cell_a_summary_and_junit(two) -> None:
+    folder, cwd, (code, printed, cells, cases) = two
+    assert code == 0, printed
+    assert [cell["path"] for cell in cells] == ["parallelism=ddp", "parallelism=fsdp"]
+    for cell in cells:
+        assert set(cell) == {"overrides", "verdict", "exit_code", "reason", "seconds", "save", "path"}
+        assert (cell["verdict"], cell["exit_code"], cell["reason"]) == ("equal", 0, "")
+        assert cell["path"] in cell["overrides"]
+        assert "checkpoint=async" in cell["overrides"]
+        assert 0 < cell["seconds"] < 60
+        assert verdict(folder / cell["path"])["verdict"] == "equal"
+        commits = [event for event in events(folder / cell["path"]) if event["event"] == "commit"]
+        assert len(commits) == 2
+        save = cell["save"]
+        assert save["bytes"] == sum(commit["bytes"] for commit in commits) > 0
+        assert save["background_seconds"] > 0
+        seconds = save["blocked_seconds"] + save["background_seconds"]
+        assert save["bytes_per_second"] == pytest.approx(save["bytes"] / seconds, rel=1e-3)
+    assert [case.get("name") for case in cases] == ["parallelism=ddp", "parallelism=fsdp"]
+    assert [list(case) for case in cases] == [[], []]
+    suite = ElementTree.parse(folder / "junit.xml").getroot().find("testsuite")
+    assert {key: suite.get(key) for key in ("tests", "failures", "errors", "skipped")} == {
+        "tests": "2", "failures": "0", "errors": "0", "skipped": "0",
+    }  # fmt: skip
+    assert list(cwd.iterdir()) == []
+
+
+@pytest.mark.distributed
+def test_a_sweep_says_how_each_cell_ended_and_ends_with_a_table(two) -> None:
+    _, _, (_, printed, _, _) = two
+    lines = printed.splitlines()
+    for number, name in ((1, "parallelism=ddp"), (2, "parallelism=fsdp")):
+        assert f"cell {number}: {name}" in lines
+        assert any(line.startswith(f"cell {number}: {name}: EQUAL in ") for line in lines)
+    table = [line.split() for line in lines[-5:-2]]
+    assert table[0] == ["cell", "verdict", "seconds", "reason"]
+    assert [row[:2] for row in table[1:]] == [["parallelism=ddp", "equal"], ["parallelism=fsdp", "equal"]]
+
+
+@pytest.mark.distributed
+def test_an_old_verdict_is_not_taken_for_that_of_a_cell_that_was_not_proved(two) -> None:
+    """The sweep run again resumes complete runs; told to prove nothing, it must not find the verdicts of before."""
+    folder, *_ = two
+    code, printed, cells, cases = sweep(
+        folder, *TINY, *SHORT, "parallelism=ddp,fsdp", "checkpoint=async", "proof.reload=none"
+    )
+    assert code == 0, printed
+    assert printed.count("The run is complete") == 2
+    assert [(cell["verdict"], cell["save"]["bytes"] > 0) for cell in cells] == [("done", True)] * 2
+    assert verdict(folder / "parallelism=ddp")["verdict"] == "equal"
+    assert [list(case) for case in cases] == [[], []]
+
+
+@pytest.mark.distributed
+def test_a_cell_that_fails_does_not_stop_the_others_and_one_without_sense_is_skipped(tmp_path) -> None:
+    code, printed, cells, cases = sweep(
+        tmp_path, *USER_CODE, *SHORT, f"model._target_='{MINE}:FailsOnRank1','{MINE}:Net'", "parallelism=ddp,none"
+    )
+    assert code == 1, printed
+    assert [cell["verdict"] for cell in cells] == ["failed", "skipped", "equal", "skipped"]
+    assert [cell["exit_code"] for cell in cells] == [1, 2, 0, 2]
+    failed, skipped = cells[0], cells[1]
+    assert failed["reason"] == "exit code 1: ValueError: the user's own mistake"
+    assert failed["save"] is None
+    assert (tmp_path / failed["path"] / "events.jsonl").is_file()
+    assert "launch.nproc=2 makes no sense with parallelism=none" in skipped["reason"]
+    assert skipped["path"] is None
+    assert len({case.get("name") for case in cases}) == 4
+    assert [[child.tag for child in case] for case in cases] == [["error"], ["skipped"], [], ["skipped"]]
+    assert cases[1].find("skipped").get("message") == skipped["reason"]
+    assert "the user's own mistake" in cases[0].find("error").get("message")
+
+
+@pytest.mark.distributed
+def test_a_cell_that_is_different_decides_the_exit_code(tmp_path) -> None:
+    code, printed, cells, cases = sweep(
+        tmp_path, *USER_CODE, f"model._target_='{MINE}:Net'", "train.steps=2",
+        f"components.memory._target_='{MINE}:Forgetful','{MINE}:Memory'",
+    )  # fmt: skip
+    assert code == 3, printed
+    assert [cell["verdict"] for cell in cells] == ["different", "equal"]
+    assert "(blame: memory)" in cells[0]["reason"]
+    assert [[child.tag for child in case] for case in cases] == [["failure"], []]
+    assert cases[0].find("failure").get("message").startswith("different: ")
+    assert "Forgetful" in cases[0].find("failure").text
+
+
+@pytest.mark.distributed
+def test_under_torchrun_all_ranks_run_the_same_cells_in_the_same_folders(tmp_path) -> None:
+    launcher = ("torch.distributed.run", "--nproc-per-node", "2", "-m")
+    code, printed, cells, cases = sweep(
+        tmp_path, *TINY, "train.steps=2", "parallelism=ddp,tp,none", launcher=launcher
+    )  # fmt: skip
+    assert code == 0, printed
+    assert [(cell["path"], cell["verdict"]) for cell in cells] == [
+        ("parallelism=ddp", "equal"), ("parallelism=tp", "equal"), (None, "skipped"),
+    ]  # fmt: skip
+    assert "2 were started" in cells[2]["reason"]
+    assert len(cases) == 3
+    for cell in cells[:2]:
+        assert len(list((tmp_path / cell["path"] / "ledger").iterdir())) == 2
+        assert printed.count(f"{cell['path']}: EQUAL") == 1
+
+
+@pytest.mark.distributed
+@pytest.mark.crash
+def test_ctrl_c_ends_the_sweep_and_the_summary_holds_what_was_done(tmp_path) -> None:
+    process = start(
+        tmp_path, *TINY, "parallelism=none", "train.steps=0,100000,99999", "checkpoint.interval_steps=1", "-m"
+    )
+    try:
+        wait_for_event(tmp_path / "train.steps=100000", "commit", 2)
+    finally:
+        output, errors = stop(process, signal.SIGINT)
+    assert process.returncode == 1, errors
+    assert (output + errors).count("interrupted") == 1, errors
+    assert "Traceback" not in errors
+    cells, cases = left_by(tmp_path)
+    assert [(cell["verdict"], cell["reason"]) for cell in cells[1:]] == [("failed", "was interrupted")]
+    assert cells[0]["verdict"] == "skipped"
+    assert cells[1]["save"]["bytes"] > 0
+    assert [[child.tag for child in case] for case in cases] == [["skipped"], ["error"]]
+    found = subprocess.run(["pgrep", "-f", f"run.dir={tmp_path}"], capture_output=True, text=True, check=False)
+    assert found.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["parallelism=ddp,fsd"], ["parallelism/fsd"]),
+        (["train.stepz=1,2"], ["train.stepz"]),
+        (["train.steps=1,many"], ["train.steps", "many"]),
+        (["run.name=a,b"], ["run.name", "cannot be swept over"]),
+    ],
+)
+def test_what_cannot_be_composed_is_wrong_for_the_whole_sweep(overrides, words, tmp_path) -> None:
+    process = start(tmp_path / "new/sweep", "parallelism=none", *overrides, "-m")
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert output == ""
+    for word in words:
+        assert word in errors
+    assert "Traceback" not in errors
+    assert not list(tmp_path.rglob("summary.json"))
+
+
+def test_two_sweeps_do_not_share_a_folder_at_a_time(tmp_path) -> None:
+    lock = RunLock(tmp_path)
+    code, printed, cells, _ = sweep(tmp_path, *TINY, "train.steps=1,2")
+    lock.close()
+    assert (code, cells) == (2, [])
+    assert str(os.getpid()) in printed
+
+
+E, D, N, O, F, S = (CellVerdict(name) for name in ("equal", "different", "not_verified", "done", "failed", "skipped"))  # noqa: E741
+
+
+@pytest.mark.parametrize(
+    ("found", "code"),
+    [
+        ([E, E], 0), ([E, S], 0), ([E, O], 0), ([S, S], 2), ([E, N], 4), ([N, F], 1), ([F, E, S], 1), ([F, N, D, E, S], 3),
+    ],
+)  # fmt: skip
+def test_the_worst_cell_decides_the_exit_code(found, code) -> None:
+    for order in itertools.permutations(found):
+        assert sweep_exit_code(order) == code
+
+
+@pytest.mark.parametrize(
+    ("code", "found", "expected"),
+    [
+        (0, {"verdict": "equal", "reason": "", "blame": None}, "equal"),
+        (3, {"verdict": "different", "reason": "x: y", "blame": "rng"}, "different"),
+        (4, {"verdict": "not_verified", "reason": "z", "blame": None}, "not_verified"),
+        (0, None, "done"), (3, None, "different"), (4, None, "not_verified"), (1, None, "failed"), (2, None, "failed"),
+        (1, {"verdict": "equal", "reason": "", "blame": None}, "failed"), (137, None, "failed"),
+    ],
+)  # fmt: skip
+def test_a_verdict_counts_unless_the_run_failed(code, found, expected, tmp_path) -> None:
+    traces = Traces(tmp_path)
+    if found is not None:
+        write_json(tmp_path / "verdict.json", found)
+    assert judge(code, traces)[0] == expected
+
+
+def test_only_what_this_start_has_left_counts(tmp_path) -> None:
+    for count in range(2):
+        traces = Traces(tmp_path)
+        assert judge(0, traces) == ("done", "")
+        assert judge(1, traces) == ("failed", "exit code 1: it stands in the output of the sweep")
+        append_line(tmp_path / "events.jsonl", {"event": "failure", "rank": 0, "text": f"no {count}"})
+        assert judge(1, traces) == ("failed", f"exit code 1: no {count}")
+        write_json(tmp_path / "verdict.json", {"verdict": "not_verified", "reason": "nothing fired"})
+        assert judge(4, traces) == ("not_verified", "nothing fired")
+        assert judge(2, traces) == ("failed", "exit code 2: nothing fired")
+
+
+def test_figures_of_saves_survive_a_line_that_a_kill_has_cut(tmp_path) -> None:
+    commit = {"event": "commit", "step": 1, "blocked_seconds": 0.5, "background_seconds": 1.5, "bytes": 100}
+    cut = '{"event": "st{"event": "start", "step": 0}'
+    (tmp_path / "events.jsonl").write_text("\n".join([json.dumps(commit), cut, json.dumps(commit)]) + "\n")
+    assert save_figures(tmp_path) == SaveFigures(blocked_seconds=1.0, background_seconds=3.0, bytes=200)
+    assert save_figures(tmp_path).bytes_per_second == 50.0
+    (tmp_path / "events.jsonl").write_text(cut)
+    assert save_figures(tmp_path) is None
+
+
+def test_cells_are_named_by_what_they_differ_in_whatever_that_is() -> None:
+    names = SweepNames(["-m", "model=mlp", "train.steps=5", "checkpoint.interval_steps=2,3", "run.name=x"])
+    assert names.folder == "outputs/default/x"
+    rest = ["model=mlp", "train.steps=5", "run.name=x"]
+    assert names.cell([*rest, "checkpoint.interval_steps=2"]) == "checkpoint.interval_steps=2"
+    assert names.cell([*rest, "checkpoint.interval_steps=3"]) == "checkpoint.interval_steps=3"
+    assert names.cell(rest) == "cell"
+
+
+def test_cells_that_look_alike_in_a_name_get_different_ones() -> None:
+    names = SweepNames(["model._target_='a/b.py:N','a_b.py:N'", f"data.files=[{'x' * 90}a],[{'x' * 90}b]"])
+    cells = [
+        names.cell([f"model._target_='{target}'", f"data.files=[{'x' * 90}{end}]"])
+        for target in ("a/b.py:N", "a_b.py:N")
+        for end in "ab"
+    ]
+    assert len(set(cells)) == 4
+    assert not [name for name in cells if "/" in name or len(name) > 100]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "folder"),
+    [
+        (["--multirun", "parallelism=ddp,fsdp"], "outputs/default/parallelism=ddp,fsdp"),
+        (["parallelism=ddp,fsdp", "optimizer=sgd", "-m"], "outputs/default/optimizer=sgd,parallelism=ddp,fsdp"),
+        (["model.width=8,16", "train.steps=5", "hydra.verbose=true"], "outputs/default/model.width=8,16"),
+        (["train.steps=5,6", "checkpoint.keep_last=2"], "outputs/default/train.steps=5,6"),
+        (["+experiment=smoke", "train.seed=range(3)", "run.name='n'"], "outputs/smoke/n"),
+        (["run.dir='/a b/c'", "train.seed=1,2"], "/a b/c"),
+        ([], "outputs/default/default"),
+    ],
+)
+def test_a_sweep_is_named_by_the_command_line(arguments, folder) -> None:
+    names = SweepNames(arguments)
+    names.check()
+    assert names.folder == folder
+
+
+def test_a_cell_has_its_own_place_for_checkpoints_too() -> None:
+    config = config_of("checkpoint.path=s3://bucket/runs/")
+    put_cell(config, Path("outputs/x"), "train.seed=1", under_torchrun=False)
+    assert config.run.dir == "outputs/x/train.seed=1"
+    assert config.checkpoint.path == "s3://bucket/runs/train.seed=1"
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FaultKind if kind is not FaultKind.none])
+def test_a_fault_is_no_cell_under_torchrun(kind) -> None:
+    config = config_of()
+    config.fault.kind = kind
+    put_cell(config, Path("x"), "cell", under_torchrun=False)
+    with pytest.raises(ConfigError, match=f"fault={kind}"):
+        put_cell(config, Path("x"), "cell", under_torchrun=True)
+
+
+def test_junit_holds_any_text() -> None:
+    reason = "a \x00 \x1b[31m <&\"'> \ud800 é\nsecond line"
+    cell = Cell(name="n=<1>", overrides=("n=<1>",), verdict=CellVerdict.not_verified, exit_code=4, reason=reason)
+    root = ElementTree.fromstring(junit_xml("<sweep>", [cell]).encode())
+    failure = root.find("testsuite/testcase/failure")
+    assert failure.get("type") == "not_verified"
+    assert failure.get("message") == "not_verified: a ? ?[31m <&\"'> ? é"
+    assert failure.text.startswith("a ? ?[31m <&\"'> ? é\nsecond line")
+    assert root.find("testsuite").get("failures") == "1"
