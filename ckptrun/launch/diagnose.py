@@ -191,5 +191,5 @@ class _Inquiry:
         operation = first_operation(traced[0], traced[1], ranks=self._ranks)
         where = f"two references differ: {describe(mismatch)}"
         if operation is not None:
-            where = f"{where}; the first operation that does not repeat: {operation.text(resumed_at=None)}"
+            where = f"{operation.text(resumed_at=None)} does not repeat from one reference to the next; {where}"
         return Diagnosis(is_deterministic=False, text=where)

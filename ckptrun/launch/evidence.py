@@ -77,6 +77,7 @@ def judge(evidence: Evidence, *, run_leg: RunLeg, controls: Callable[[], Sequenc
         controls: Runs the controls.
     """
     checks = [check_faults(evidence.planned, evidence.fired)] if evidence.planned else []
+    checks += _noisy(evidence.starts)
     checks += [check_saved(_committed(evidence), damaged=_still_damaged(evidence)), check_loads(evidence.starts)]
     checks += _failed_resume(evidence)
     found = _against_reference(evidence)
@@ -85,7 +86,8 @@ def judge(evidence: Evidence, *, run_leg: RunLeg, controls: Callable[[], Sequenc
     diagnosis = None if suspect is None else diagnose(suspect, evidence, run_leg=run_leg)
     if diagnosis is not None:
         compared = [_explained(check, diagnosis) for check in compared]
-    checks += compared
+    known = {check.name for check in checks}
+    checks += [check for check in compared if check.name not in known]
     checks += [check_starts_replicas(evidence.starts), check_second_resume(evidence.starts, checks)]
     differ = check_saves_differ(_committed(evidence), read_lines(ledger_file(evidence.config.run_dir, 0)))
     checks.append(differ or _only_one_save())
@@ -139,6 +141,12 @@ def _damage_unnoticed(evidence: Evidence) -> list[Check]:
         return [Check(name="damage_noticed", status=Status.different, detail=detail)]
     detail = "; ".join(f"{fault}: found damaged by the resume, which went back to another" for fault in damage.values())
     return [Check(name="damage_noticed", status=Status.equal, detail=detail, covered={"checkpoints": len(damage)})]
+
+
+def _noisy(starts: Sequence[Start]) -> list[Check]:
+    """A start that has found a component which leaves a trace when it is asked for its state."""
+    found = [check for start in starts for check in start.checks if check.name == "saving_is_invisible"]
+    return found[:1]
 
 
 def _failed_resume(evidence: Evidence) -> list[Check]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import xxhash
 from torch import Tensor
 
 from ckptrun.checkpoint.manager import CheckpointManager, Commit
@@ -12,11 +13,11 @@ from ckptrun.config.fault import FaultPoint
 from ckptrun.config.run import RunConfig
 from ckptrun.console import ProgressView, say
 from ckptrun.data import Share
-from ckptrun.digest import digest, digest_leaves
 from ckptrun.launch.leg import Leg
 from ckptrun.launch.points import Points
 from ckptrun.launch.report import Report
 from ckptrun.proof import Ledger, Tracer
+from ckptrun.proof.content import content_digest
 from ckptrun.ranks import Ranks
 from ckptrun.state import stream_digests
 from ckptrun.trainer import StepFacts
@@ -47,14 +48,15 @@ class Line:
     def __init__(self, *, start: int, share: Share | None) -> None:
         self._start = start
         self._share = share
-        self._batches: list[dict[str, str]] = []
+        self._batches: list[str] = []
         self._samples: list[list[str]] = []
 
     def batch(self, inputs: Tensor, targets: Tensor) -> None:
         """Note what the rank is going to compute with: the bits, not their place in an epoch."""
-        self._batches.append(digest_leaves({"inputs": inputs, "targets": targets}))
+        self._batches.append(f"{content_digest(inputs)} {content_digest(targets)}")
         if self._share is not None:
-            self._samples.append([digest([digest(x), digest(y)]) for x, y in zip(inputs, targets, strict=True)])
+            samples = zip(inputs, targets, strict=True)
+            self._samples.append([f"{content_digest(x)} {content_digest(y)}" for x, y in samples])
 
     def of(self, facts: StepFacts) -> dict[str, Any]:
         """The line of a step that is done."""
@@ -67,7 +69,7 @@ class Line:
             "gradient_norm": facts.gradient_norm.hex(),
             "learning_rate": facts.learning_rate.hex(),
             "skipped": facts.skipped,
-            "batch": digest(batches),
+            "batch": batches[0] if len(batches) == 1 else xxhash.xxh3_128_hexdigest(" ".join(batches).encode()),
             "rng": stream_digests(),
         }
         if self._share is not None:

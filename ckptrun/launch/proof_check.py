@@ -9,6 +9,7 @@ from ckptrun.config.checkpoint import SaveMode
 from ckptrun.config.compose import CONF_DIR
 from ckptrun.config.fault import FaultKind
 from ckptrun.config.parallelism import ParallelismConfig, ParallelismKind
+from ckptrun.config.proof import ReloadCheck
 from ckptrun.config.run import RunConfig, check
 from ckptrun.errors import ConfigError
 from ckptrun.fault.plan import PlannedFault, plan_faults
@@ -33,6 +34,13 @@ def check_proof(config: RunConfig) -> tuple[PlannedFault, ...]:
         raise ConfigError(
             f"checkpoint.path={config.checkpoint.path} does not outlive the process that is killed. Use a path on "
             "storage."
+        )
+    if config.proof.reload is ReloadCheck.none:
+        raise ConfigError("proof.reload=none leaves out what a proof is made of; leave the key out, or use fault=none.")
+    if config.proof.reference is not None:
+        raise ConfigError(
+            f"proof.reference={config.proof.reference}: a proof runs a reference of its own. Leave the key out, or "
+            "start the run under torchrun, where it is held against the reference you name."
         )
     if config.proof.reshapes:
         reshaped(config)

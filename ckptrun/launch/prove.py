@@ -134,7 +134,9 @@ class _Proof:
                 samples=self._config.proof.reshapes,
             )
             starts = read_starts(self._config.run_dir)
-            last = starts[-1] if starts else Start(index=0)
+            # Ranks that failed before they could say that they were there belong to this start, not to the last one.
+            failure = starts[-1].failure if starts else None
+            last = starts[-1] if len(starts) > index else Start(index=index, failure=failure)
             struck = [f for f in self._record.fired() if f.index not in known and not f.kind.is_silent]
             self._view.started(last, struck, ended)
             if last.ended == "end" and not self._wants_another(starts, ended):

@@ -31,12 +31,14 @@ from ckptrun.launch.stall import Heartbeat, Peer, Stall, Track, find_stall
 __all__ = ["Watchdog"]
 
 _LIMIT_SHARE = 0.8
-# Of the limit: how long a rank waits before it looks at the others, and how often it does; after which time without a
-# look of its own, as when all ranks were stopped and go on, it starts anew; when it takes the store for dead.
+# Of the limit: how long a rank waits before it looks at the others, and how often it does; when it takes the store for
+# dead.
 _ATTENTIVE_SHARE = 0.2
 _READ_SHARE = 0.1
-_BLIND_SHARE = 0.5
 _SILENT_SHARE = 0.6
+# After this time without a look of its own this rank was stopped, or had no processor, and so may the others.
+_BLIND_SHARE = 0.125
+_BLIND_SECONDS = 1.0
 # One collective costs several times as much; a thread that waits uses nothing at all.
 _WORK_NS = 50_000
 
@@ -89,6 +91,7 @@ class Watchdog:
         now = time.monotonic()
         self._main_mark: _Mark = (now, 0, "", 0)
         self._save_mark: _Mark = (now, 0, "", 0)
+        self._awake_since = now
         self._main_watch = _Watch(now)
         self._save_watch = _Watch(now)
         self._heartbeat = self._look(now)
@@ -128,9 +131,8 @@ class Watchdog:
         last = time.monotonic()
         while not self._over.wait(self._interval):
             now = time.monotonic()
-            if now - last > _BLIND_SHARE * self._limit:
-                self._main_watch.forget(now)
-                self._save_watch.forget(now)
+            if now - last > max(_BLIND_SECONDS, _BLIND_SHARE * self._limit):
+                self._awake_since = now
             last = now
             own = self._heartbeat = self._look(now)
             waited = max((track.seconds for track in (own.main, own.save) if track.stand.is_waiting), default=0.0)
@@ -143,12 +145,12 @@ class Watchdog:
 
     def _judge(self, own: Heartbeat, now: float) -> Stall | None:
         asked_at = self._asked_at
-        if asked_at is not None and now - asked_at >= _SILENT_SHARE * self._limit:
+        if asked_at is not None and now - max(asked_at, self._awake_since) >= _SILENT_SHARE * self._limit:
             track = own.main if own.main.stand.is_waiting else own.save
             return Stall(culprits=(), waiting=track, timeout_seconds=self._timeout, store_is_silent=True)
         peers = {}
         for rank, seen in self._seen.items():
-            age = max(0.0, now - seen.since)
+            age = max(0.0, now - max(seen.since, self._awake_since))
             heartbeat = seen.heartbeat.aged(age) if seen.heartbeat is not None else None
             peers[rank] = Peer(heartbeat=heartbeat, silent_seconds=age)
         return find_stall(own, peers, limit_seconds=self._limit, timeout_seconds=self._timeout)
@@ -160,9 +162,10 @@ class Watchdog:
         frames = sys._current_frames()
         # A stack that holds itself would live until the collector comes by.
         frames.pop(threading.get_ident(), None)
-        main = self._main_watch.look(now, main_mark, threading.main_thread(), frames.get(self._main_thread or 0))
+        awake = self._awake_since
+        main = self._main_watch.look(now, awake, main_mark, threading.main_thread(), frames.get(self._main_thread or 0))
         saver = _saver(frames)
-        save = self._save_watch.look(now, save_mark, saver, frames.get(saver.ident or 0) if saver else None)
+        save = self._save_watch.look(now, awake, save_mark, saver, frames.get(saver.ident or 0) if saver else None)
         noteworthy = _ATTENTIVE_SHARE * self._limit
         return Heartbeat(main=main.track(noteworthy), save=save.track(noteworthy))
 
@@ -191,7 +194,7 @@ class Watchdog:
             return 0.0
         if now - read_at < _READ_SHARE * self._limit:
             return read_at
-        seen = {} if now - read_at > _BLIND_SHARE * self._limit else self._seen
+        seen = self._seen
         self._asked_at = now
         others = [rank for rank in range(self._world_size) if rank != self._rank]
         known = [rank for rank in others if (rank in seen and seen[rank].heartbeat) or store.check([_key(rank)])]
@@ -213,12 +216,10 @@ class _Watch:
         self._seconds = 0.0
         self._frame: FrameType | None = None
 
-    def forget(self, now: float) -> None:
-        """Count from now on."""
-        self._waits_since = self._busy_since = now
-
-    def look(self, now: float, mark: _Mark, thread: threading.Thread | None, frame: FrameType | None) -> "_Watch":
-        """Take note of where the track stands."""
+    def look(
+        self, now: float, awake: float, mark: _Mark, thread: threading.Thread | None, frame: FrameType | None
+    ) -> "_Watch":
+        """Take note of where the track stands. Before ``awake`` nobody could move."""
         stand = stand_of(frame) if thread is not None else Stand.idle
         processor_ns = _processor_ns(thread) if thread is not None else 0
         worked = stand is Stand.collective and processor_ns - self._processor_ns > _WORK_NS
@@ -226,7 +227,7 @@ class _Watch:
             self._busy_since = now
         if worked or mark is not self._mark or not (stand.is_waiting and self._stand.is_waiting):
             self._waits_since = now
-        since = self._waits_since if stand.is_waiting else max(mark[0], self._busy_since)
+        since = self._waits_since if stand.is_waiting else max(mark[0], self._busy_since, awake)
         self._mark, self._stand, self._processor_ns = mark, stand, processor_ns
         self._seconds, self._frame = now - since, frame
         return self

@@ -95,7 +95,7 @@ def _compare(one: _Side, other: _Side, *, step: int, name: str) -> Check:
         return Check(name=name, status=Status.not_verified, detail=detail)
     if not wrong:
         of_each = ", ".join(f"{component} {totals[component]}" for component in sorted(totals, key=nearness))
-        detail = f"{len(pairs)} leaves of {other.folder} equal those of {one.folder} ({of_each}){note}"
+        detail = f"{len(pairs)} leaves at step {step} equal those of the reference ({of_each}){note}"
         return Check(name=name, status=Status.equal, detail=detail, covered=covered)
     of_each = ", ".join(f"{part} {counts[part]} of {totals[part]}" for part in sorted(counts, key=nearness))
     first = wrong[0].leaf
@@ -105,7 +105,7 @@ def _compare(one: _Side, other: _Side, *, step: int, name: str) -> Check:
     return Check(
         name=name,
         status=Status.different,
-        detail=f"{len(wrong)} of {len(pairs)} leaves of {other.folder} differ from {one.folder} ({of_each}); "
+        detail=f"{len(wrong)} of {len(pairs)} leaves at step {step} differ from the reference ({of_each}); "
         f"'{first.name}'{on_rank}: {how}{note}",
         first_difference=difference_of(first.name, step=step, rank=rank, **found),
         covered=covered,

@@ -9,6 +9,7 @@ that are done again after a resume stand there again, and must say the same.
 Torch-free: reports read ledgers too.
 """
 
+import contextlib
 import json
 import math
 import struct
@@ -50,13 +51,20 @@ class Mismatch:
 
     @property
     def ulp(self) -> int | None:
-        """How many representable numbers lie between two finite floats; None for anything else."""
+        """How many representable numbers lie between two finite floats; None for anything else.
+
+        Of float32, where both are such numbers, as losses are; else of float64.
+        """
         if self.field not in _FLOATS:
             return None
         one, other = float.fromhex(self.expected), float.fromhex(self.got)
         if not (math.isfinite(one) and math.isfinite(other)):
             return None
-        return abs(_rank_of(one) - _rank_of(other))
+        for kind in ("<fi", "<dq"):
+            ranks = [_rank_of(number, kind) for number in (one, other)]
+            if None not in ranks:
+                return abs((ranks[0] or 0) - (ranks[1] or 0))
+        return None
 
     def as_difference(self) -> dict[str, Any]:
         """In the form of ``verdict.json``."""
@@ -72,10 +80,15 @@ class Mismatch:
         }
 
 
-def _rank_of(number: float) -> int:
-    """The place of a float64 among all of them, in order."""
-    (bits,) = struct.unpack("<q", struct.pack("<d", number))
-    return int(bits) if bits >= 0 else -(int(bits) & 0x7FFF_FFFF_FFFF_FFFF)
+def _rank_of(number: float, kind: str) -> int | None:
+    """The place of a float among all of its kind, in order; None where it is none of that kind."""
+    order, floats, integers = kind
+    with contextlib.suppress(OverflowError):
+        raw = struct.pack(order + floats, number)
+        if struct.unpack(order + floats, raw)[0] == number:
+            (bits,) = struct.unpack(order + integers, raw)
+            return int(bits) if bits >= 0 else -(int(bits) + (1 << 8 * len(raw) - 1))
+    return None
 
 
 def ledger_file(run_dir: Path, rank: int) -> Path:

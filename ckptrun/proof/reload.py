@@ -17,6 +17,7 @@ from ckptrun.checkpoint.state import TrainingState, flatten, name_of
 from ckptrun.proof.element import DifferingPart, first_element, first_entry
 from ckptrun.proof.verdict import Check, Status
 from ckptrun.ranks import Ranks
+from ckptrun.state import preserved, stream_digests
 
 __all__ = ["Difference", "check_loaded", "check_reload", "check_replicas", "check_resumed"]
 
@@ -75,12 +76,46 @@ def _check_live(live: Mapping[str, str], loaded: Loaded, ranks: Ranks) -> Check:
 def check_resumed(state: TrainingState, loaded: Loaded, *, ranks: Ranks) -> list[Check]:
     """Compare the live state right after a resume with the manifest, and ranks with each other. All ranks call.
 
+    A component that draws random numbers when it is asked for its state is found first: nothing else would mean much.
     Leaves that were left out at load are not compared with the manifest.
     """
+    noisy = _check_quiet(state, step=loaded.step, ranks=ranks)
+    if noisy is not None:
+        return [noisy]
     live = digest_state(state.leaves())
     conflicts = conflicts_of(live, state, ranks)
     loads = _with_element(_check_live(live, loaded, ranks), state, loaded.folder, ranks)
     return [loads, _replicas(conflicts, step=loaded.step, leaves=len(live), ranks=ranks)]
+
+
+def _check_quiet(state: TrainingState, *, step: int, ranks: Ranks) -> Check | None:
+    """Find a component that moves the random streams when it is asked for its state: then saving leaves a trace."""
+    own = None
+    with preserved():
+        for name, component in state.components.items():
+            before = stream_digests()
+            component.state_dict()
+            if own is None and stream_digests() != before:
+                own = name
+    found = [(rank, name) for rank, name in enumerate(ranks.gather(own)) if name is not None]
+    if not found:
+        return None
+    rank, name = found[0]
+    return Check(
+        name="saving_is_invisible",
+        status=Status.different,
+        detail=f"{name}.state_dict() draws random numbers on rank {rank}, so a run that saves goes on otherwise",
+        first_difference={
+            "step": step,
+            "rank": rank,
+            "component": name,
+            "leaf": name,
+            "index": None,
+            "expected": "random streams left alone",
+            "got": "random streams moved",
+            "ulp": None,
+        },
+    )
 
 
 def check_replicas(request: SaveRequest, *, ranks: Ranks) -> Check:

@@ -49,9 +49,16 @@ def read_starts(run_dir: Path) -> list[Start]:
         kind = event["event"]
         if kind == "launch":
             starts.append(Start(index=event["start"]))
+        elif kind == "failure" and not starts:
+            # A rank did not come as far as to say that it was there.
+            starts.append(Start(index=0, failure=_failure(event)))
         elif starts:
             _add(starts[-1], kind, {name: value for name, value in event.items() if name != "event"})
     return starts
+
+
+def _failure(facts: Mapping[str, Any]) -> Failure:
+    return Failure(rank=facts["rank"], text=facts["text"], leaves=facts["leaves"], component=facts["component"])
 
 
 def _add(start: Start, kind: str, facts: Mapping[str, Any]) -> None:
@@ -60,7 +67,7 @@ def _add(start: Start, kind: str, facts: Mapping[str, Any]) -> None:
             start.step, start.resumed_from = facts["step"], facts["resumed_from"]
             start.world_size = facts["world_size"]
         case "failure":
-            start.failure = start.failure or Failure(**facts)
+            start.failure = start.failure or _failure(facts)
         case "check":
             start.checks.append(Check.from_json(facts))
         case "commit":

@@ -1,8 +1,10 @@
 """Writes down every operation of a few steps, so that two runs can be held against each other operation by operation.
 
-For each step in the window, on each rank, in the order in which they come: the batch, each module's output in forward,
-the gradient that arrives at it in backward, each parameter's reduced gradient, and each parameter after the optimizer.
-A line of the trace is ``{"step", "pass", "what", "name", "digest"}``; digests are of this rank's own bits.
+For each step in the window, on each rank, in the order in which they come: where the random streams stand before the
+step, and what parameters and buffers are; the batch, and the streams once more, which loading it may have moved; each
+module's input and output in forward, the gradient that arrives at it in backward; each parameter's reduced gradient,
+and each parameter after the optimizer. A line of the trace is ``{"step", "pass", "what", "name", "digest"}``; digests
+are of this rank's own bits.
 
 Watching changes nothing that is computed: hooks look at what passes, and no random number is drawn.
 """
@@ -14,20 +16,28 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-import torch
-import xxhash
 from torch import Tensor, nn
-from torch.distributed._functional_collectives import AsyncCollectiveTensor
-from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
 
 from ckptrun.files import read_lines
+from ckptrun.proof.content import content_digest
+from ckptrun.state import stream_digests
 
 __all__ = ["Operation", "Tracer", "first_operation", "trace_file"]
 
-_BATCH, _OUTPUT, _GRADIENT, _REDUCED, _UPDATE = "batch", "output", "gradient", "reduced gradient", "update"
+_STREAM, _WEIGHT, _BATCH, _INPUT, _OUTPUT = "random stream", "weight", "batch", "input", "output"
+_GRADIENT, _REDUCED, _UPDATE = "gradient", "reduced gradient", "update"
 # What an operation belongs to when all before it were alike.
-_COMPONENT_OF = {_BATCH: "data", _OUTPUT: "model", _GRADIENT: "model", _REDUCED: "model", _UPDATE: "optimizer"}
+_COMPONENT_OF = {
+    _STREAM: "rng",
+    _WEIGHT: "model",
+    _BATCH: "data",
+    _INPUT: "model",
+    _OUTPUT: "model",
+    _GRADIENT: "model",
+    _REDUCED: "model",
+    _UPDATE: "optimizer",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +47,7 @@ class Operation:
     step: int
     rank: int
     what: str
-    """``batch``, ``output``, ``gradient``, ``reduced gradient`` or ``update``."""
+    """``random stream``, ``weight``, ``batch``, ``input``, ``output``, ``gradient``, ``reduced gradient``, ``update``."""
     name: str
     micro_batch: int
     expected: str
@@ -50,12 +60,25 @@ class Operation:
         """The component that has done it."""
         return _COMPONENT_OF[self.what]
 
+    def is_found(self, *, resumed_at: int | None) -> bool:
+        """Whether a run that was resumed after the step ``resumed_at`` began with it, before it did anything."""
+        return self._is_first(resumed_at) and self.what in (_STREAM, _WEIGHT)
+
+    def _is_first(self, resumed_at: int | None) -> bool:
+        return resumed_at is not None and self.step == resumed_at + 1 and self.micro_batch == 0
+
     def text(self, *, resumed_at: int | None) -> str:
         """Say what it is, e.g. ``blocks.1.dropout output, rank 1, first forward after resume``."""
+        before = {_STREAM: f"{_STREAM} {self.name}", _WEIGHT: f"{self.name} itself"}
+        if self.what in before:
+            when = (
+                "the first forward after resume" if self._is_first(resumed_at) else f"the forward of step {self.step}"
+            )
+            return f"{before[self.what]}, rank {self.rank}, before {when}"
         subject = _BATCH if self.what == _BATCH else f"{self.name} {self.what}"
-        is_first = resumed_at is not None and self.step == resumed_at + 1 and self.micro_batch == 0
-        passes = {_OUTPUT: "forward", _GRADIENT: "backward", _UPDATE: "update", _BATCH: "batch"}
-        when = f"first {passes.get(self.what, 'backward')} after resume" if is_first else f"step {self.step}"
+        passes = {_INPUT: "forward", _OUTPUT: "forward", _GRADIENT: "backward", _UPDATE: "update", _BATCH: "batch"}
+        name = passes.get(self.what, "backward")
+        when = f"first {name} after resume" if self._is_first(resumed_at) else f"step {self.step}"
         return f"{subject}, rank {self.rank}, {when}"
 
 
@@ -93,21 +116,31 @@ class Tracer:
         self._file: IO[str] = file.open("w", buffering=1)
         self._steps = steps
         self._parameters = parameters
+        self._buffers = {name_of(name): buffer for name, buffer in module.named_buffers()}
         self._step = 0
         self._passes = 0
         for name, part in module.named_modules():
             if not (is_compiled and name):
+                part.register_forward_pre_hook(partial(self._watch_inputs, name_of(name) or "model"))
                 part.register_forward_hook(self._watcher(name_of(name) or "model"))
 
     def begin(self, step: int) -> None:
         """A step begins."""
         self._step = step if step in self._steps else 0
         self._passes = 0
+        self._write_streams()
+        for name, value in (*self._parameters.items(), *self._buffers.items()):
+            self._write(_WEIGHT, name, value)
 
     def batch(self, inputs: Tensor, targets: Tensor) -> None:
         """A micro-batch is going to be used."""
         self._write(_BATCH, "inputs", inputs)
         self._write(_BATCH, "targets", targets)
+        self._write_streams()
+
+    def _write_streams(self) -> None:
+        for name, digest in stream_digests().items() if self._step else ():
+            self._write_line(_STREAM, name, digest)
 
     def micro_batch_done(self) -> None:
         """The backward of a micro-batch is over, and another follows."""
@@ -128,6 +161,12 @@ class Tracer:
         """Close the file."""
         self._file.close()
 
+    def _watch_inputs(self, name: str, module: nn.Module, inputs: Any) -> None:
+        # One that differs, although the output before it did not, was changed by the code in between.
+        for value in tree_leaves(inputs) if self._step else ():
+            if isinstance(value, Tensor):
+                self._write(_INPUT, name, value)
+
     def _watcher(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         note = partial(self._write, _GRADIENT, name)
 
@@ -144,20 +183,11 @@ class Tracer:
 
     def _write(self, what: str, name: str, value: Tensor) -> None:
         if self._step:
-            line = {"step": self._step, "pass": self._passes, "what": what, "name": name, "digest": _digest(value)}
-            self._file.write(json.dumps(line) + "\n")
+            self._write_line(what, name, content_digest(value))
 
-
-def _digest(value: Tensor) -> str:
-    with torch.no_grad():
-        local = value.detach()
-        if isinstance(local, DTensor):
-            local = local.to_local()
-        if isinstance(local, AsyncCollectiveTensor):
-            local = local.wait()
-        raw = local.contiguous().cpu().reshape(-1).view(torch.uint8)
-        kind = f"{str(local.dtype).removeprefix('torch.')}{tuple(local.shape)}"
-        return f"{xxhash.xxh3_128_hexdigest(raw.numpy().tobytes())} {kind}"
+    def _write_line(self, what: str, name: str, digest: str) -> None:
+        line = {"step": self._step, "pass": self._passes, "what": what, "name": name, "digest": digest}
+        self._file.write(json.dumps(line) + "\n")
 
 
 def first_operation(expected: Path, got: Path, *, ranks: int) -> Operation | None:

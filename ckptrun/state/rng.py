@@ -4,6 +4,7 @@ Ranks that see different samples draw from different streams; the ranks of one t
 because they compute the same replicated activations and must drop the same elements.
 """
 
+import array
 import contextlib
 import hashlib
 import random
@@ -71,16 +72,23 @@ def preserved() -> Iterator[None]:
 
 
 def stream_digests() -> dict[str, str]:
-    """Stream -> digest of where it stands, for all streams of this process."""
-    return {name: xxhash.xxh3_64_hexdigest(_bytes_of(stream)) for name, stream in _capture().items()}
+    """Stream -> digest of where it stands, for all streams of this process. Quick: asked for after every step."""
+    version, words, gauss = random.getstate()
+    numpy: Any = np.random.get_state(legacy=False)
+    position = (numpy["bit_generator"], numpy["state"]["pos"], numpy["has_gauss"], numpy["gauss"])
+    digests = {
+        "python": _hash(array.array("Q", words), repr((version, gauss))),
+        "numpy": _hash(numpy["state"]["key"], repr(position)),
+        "torch_cpu": _hash(torch.get_rng_state().numpy()),
+    }
+    if torch.cuda.is_available():
+        for device in range(torch.cuda.device_count()):
+            digests[f"torch_cuda_{device}"] = _hash(torch.cuda.get_rng_state(device).cpu().numpy())
+    return digests
 
 
-def _bytes_of(value: Any) -> bytes:
-    if isinstance(value, torch.Tensor):
-        return value.numpy().tobytes()
-    if isinstance(value, Mapping):
-        return b"".join(_bytes_of(item) for item in value.values())
-    return repr(value).encode()
+def _hash(words: Any, rest: str = "") -> str:
+    return xxhash.xxh3_64_hexdigest(words.tobytes() + rest.encode())
 
 
 def _capture() -> dict[str, Any]:
