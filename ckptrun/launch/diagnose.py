@@ -2,8 +2,11 @@
 
 1. The reference is run again, every operation around the first difference written down. If it does not repeat itself,
    nobody can say anything of the resume: the job is not deterministic, and the first operation that differs is named.
-2. What differed is run again too, from the same checkpoint, and written down likewise. The first operation that differs
-   names the cause as closely as its effect allows: what it is made of is in no state that is saved.
+2. What differed is run again too, from the same checkpoint, and written down likewise: without saves first, and where
+   that shows nothing, with them. The first operation that differs names the cause as closely as its effect allows: what
+   it is made of is in no state that is saved.
+3. Where what differs was there before the first operation, it came with the checkpoint: then the start that has saved
+   it is looked at in the same way, up to that save, if it had itself been resumed.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +21,7 @@ from ckptrun.launch.legs import Legs, TimedOutcome
 from ckptrun.launch.preflight import checkpoint_of
 from ckptrun.proof import Status
 from ckptrun.proof.checkpoints import compare_checkpoints
-from ckptrun.proof.judge import compare_ledgers, describe
+from ckptrun.proof.judge import compare_ledgers, describe, step_like
 from ckptrun.proof.ledger import Mismatch
 from ckptrun.proof.starts import Start
 from ckptrun.proof.trace import Operation, first_operation
@@ -30,8 +33,8 @@ __all__ = ["Diagnosis", "Suspect", "diagnose"]
 
 # More steps than these are not watched from the resume on, only the two in which the difference shows.
 _WATCHED_STEPS = 8
-# What is decided before the operation that shows it.
-_DECIDED_FIRST = ("learning_rate", "skipped")
+# What a step begins with, or comes to before its loss is known: a step that is skipped for these is not to blame.
+_BEFORE_BACKWARD = ("random stream", "weight", "batch", "output")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +55,18 @@ class Diagnosis:
     text: str
     blame: str | None = None
     first_difference: Mapping[str, Any] | None = None
+    is_of_saving: bool = False
+    """Whether it is saving that changes what is computed, not a resume."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """The first operation of a start that the reference did otherwise."""
+
+    operation: Operation
+    start: Start
+    is_of_saving: bool
+    """Whether it comes out as in the reference when the start saves nothing."""
 
 
 def diagnose(suspect: Suspect, evidence: "Evidence", *, run_leg: Callable[..., TimedOutcome]) -> Diagnosis:
@@ -77,51 +92,72 @@ class _Inquiry:
         self._reference = evidence.reference_of_later if self._is_later else evidence.legs.folder("reference")
 
     def run(self) -> Diagnosis:
-        mismatch = self._suspect.mismatch
+        mismatch, start = self._suspect.mismatch, self._suspect.start
         if mismatch is None:
             return self._of_the_end()
-        window = self._window(mismatch.step)
+        window = self._window(start, mismatch.step)
         again = self._reference_again("traced_reference", window)
         repeated = compare_ledgers(self._reference, again, ranks=self._ranks, last_step=mismatch.step)
         if repeated.first is not None:
             return self._not_deterministic(repeated.first)
-        traced = self._start_again(window)
-        if traced is None:
+        counted_as = step_like(self._reference, self._evidence.config.run_dir, mismatch)
+        if counted_as is not None:
+            return self._miscounted(mismatch, counted_as)
+        if start.resumed_from is not None and self._checkpoint(start) is None:
             return self._unexplained("the checkpoint that it was resumed from is gone (checkpoint.keep_last)")
-        operation = first_operation(again, traced, ranks=self._ranks)
-        if operation is None:
+        found = self._first_operation(start, again, window, name="traced_run")
+        if found is None:
             return self._unexplained("it did not show again when every operation was watched")
-        return self._named(operation, mismatch)
+        return self._named(self._followed_back(found), mismatch)
 
-    def _window(self, step: int) -> TraceWindow:
-        begin = self._suspect.start.step + 1
-        if step - begin >= _WATCHED_STEPS:
-            begin = step - 1
-        return TraceWindow(first_step=min(begin, step), last_step=step)
+    def _window(self, start: Start, last_step: int) -> TraceWindow:
+        begin = start.step + 1
+        if last_step - begin >= _WATCHED_STEPS:
+            begin = last_step - 1
+        return TraceWindow(first_step=min(begin, last_step), last_step=last_step)
 
     def _reference_again(self, name: str, window: TraceWindow) -> Path:
         """Run the reference once more, as far as the window goes."""
-        config = self._legs.beside(name, saves=False)
+        config = self._legs.beside(name)
         if self._is_later:
             config.checkpoint.resume = (
                 self._checkpoint(self._evidence.resumes[0]) or self._evidence.config.checkpoint_root
             )
-        self._run_leg(self._legs, config, name, stop_at=window.last_step, trace=window)
+        self._run_leg(self._legs, config, name, stop_at=window.last_step, saves_at_end_only=True, trace=window)
         return config.run_dir
 
-    def _start_again(self, window: TraceWindow) -> Path | None:
-        """Run what differed once more: from the same checkpoint, or from the beginning and saving."""
-        start, name = self._suspect.start, "traced_run"
-        if start.resumed_from is None:
-            config = self._legs.beside(name)
-        else:
-            checkpoint = self._checkpoint(start)
-            if checkpoint is None:
-                return None
-            config = self._legs.beside(name, saves=False)
-            config.checkpoint.resume = checkpoint
-        self._run_leg(self._legs, config, name, stop_at=window.last_step, trace=window)
-        return config.run_dir
+    def _first_operation(self, start: Start, reference: Path, window: TraceWindow, *, name: str) -> _Found | None:
+        """Run ``start`` once more: from the same checkpoint, without saves if it had one, else with them."""
+        # What loaded nothing can differ only by what it saves.
+        for saves in (False, True) if start.resumed_from is not None else (True,):
+            leg = f"{name}_with_saves" if saves and start.resumed_from is not None else name
+            config = self._legs.beside(leg, saves=saves)
+            if start.resumed_from is not None:
+                config.checkpoint.resume = self._checkpoint(start) or start.resumed_from
+            resumed = start.index > 0
+            self._run_leg(
+                self._legs, config, leg, stop_at=window.last_step, saves_after_resume=saves and resumed, trace=window
+            )
+            operation = first_operation(reference, config.run_dir, ranks=self._ranks)
+            if operation is not None:
+                return _Found(operation=operation, start=start, is_of_saving=saves)
+        return None
+
+    def _followed_back(self, found: _Found) -> _Found:
+        """Where a start already began with what differs: what the start that has saved it did before."""
+        start = found.start
+        earlier = [
+            other
+            for other in self._evidence.starts[: start.index]
+            if start.resumed_from in other.committed and self._checkpoint(other) is not None
+        ]
+        if not earlier or not found.operation.is_found(resumed_at=start.step):
+            return found
+        window = self._window(earlier[-1], start.step)
+        reference = self._reference_again(f"traced_reference_of_start_{earlier[-1].index + 1}", window)
+        name = f"traced_start_{earlier[-1].index + 1}"
+        cause = self._first_operation(earlier[-1], reference, window, name=name)
+        return found if cause is None else self._followed_back(cause)
 
     def _checkpoint(self, start: Start) -> str | None:
         """The checkpoint that ``start`` went on from, or a copy of it."""
@@ -130,33 +166,42 @@ class _Inquiry:
         kept = self._evidence.kept.get(str(locate(start.resumed_from)), start.resumed_from)
         return kept if is_committed(locate(kept)) else None
 
-    def _named(self, operation: Operation, mismatch: Mismatch) -> Diagnosis:
-        start = self._suspect.start
+    def _named(self, found: _Found, mismatch: Mismatch) -> Diagnosis:
+        operation, start = found.operation, found.start
         resumed_at = start.step if start.resumed_from is not None else None
         what = operation.text(resumed_at=resumed_at)
-        if mismatch.field in _DECIDED_FIRST:
+        is_own = start is self._suspect.start
+        if is_own and _is_decided_before(mismatch, operation):
             blame, shown = mismatch.component, describe(mismatch)
+            first = {**mismatch.as_difference(), "operation": what}
         else:
             blame, shown = operation.component, what
-        first = {
-            "step": operation.step,
-            "rank": operation.rank,
-            "component": blame,
-            "leaf": f"{operation.name} {operation.what}",
-            "index": None,
-            "expected": operation.expected,
-            "got": operation.got,
-            "ulp": None,
-            "operation": what,
-            "ledger": mismatch.as_difference(),
-        }
-        if mismatch.field in _DECIDED_FIRST:
-            first = {**mismatch.as_difference(), "operation": what}
-        if resumed_at is None:
+            first = {
+                "step": operation.step,
+                "rank": operation.rank,
+                "component": blame,
+                "leaf": f"{operation.name} {operation.what}",
+                "index": None,
+                "expected": operation.expected,
+                "got": operation.got,
+                "ulp": None,
+                "operation": what,
+                "ledger": mismatch.as_difference(),
+            }
+        if found.is_of_saving:
             text = f"saving changes what is computed: {shown} differs from the run that saves nothing"
         else:
             text = f"hidden state: every leaf was equal after the load, and yet {shown} differs"
-        return Diagnosis(is_deterministic=True, text=text, blame=blame, first_difference=first)
+        if not is_own:
+            text = f"{text}, in start {start.index + 1}, which saved the checkpoint that was resumed from next"
+        return Diagnosis(
+            is_deterministic=True, text=text, blame=blame, first_difference=first, is_of_saving=found.is_of_saving
+        )
+
+    def _miscounted(self, mismatch: Mismatch, step: int) -> Diagnosis:
+        text = f"step {mismatch.step} did, bit for bit, what step {step} of the reference does: steps are miscounted"
+        first = {**mismatch.as_difference(), "component": "progress"}
+        return Diagnosis(is_deterministic=True, text=text, blame="progress", first_difference=first)
 
     def _unexplained(self, why: str) -> Diagnosis:
         mismatch = self._suspect.mismatch
@@ -179,10 +224,27 @@ class _Inquiry:
         )
         if repeated.status is Status.different:
             return Diagnosis(is_deterministic=False, text=f"two references end differently: {repeated.detail}")
+        if self._ends_right_without_saves():
+            text = "saving changes the state: every step came out the same, and the end is right if nothing is saved"
+            return Diagnosis(is_deterministic=True, text=text, is_of_saving=True)
         return Diagnosis(
             is_deterministic=True,
             text="hidden state: every step came out the same, and yet the state at the end is another one",
         )
+
+    def _ends_right_without_saves(self) -> bool:
+        """Whether the run, from the checkpoint of its first resume on, ends as it should when it saves nothing."""
+        checkpoint = next(map(self._checkpoint, self._evidence.resumes), None)
+        if checkpoint is None:
+            return False
+        config = self._legs.beside("unsaved_run")
+        config.checkpoint.resume = checkpoint
+        self._run_leg(self._legs, config, "unsaved_run", saves_at_end_only=True)
+        steps = self._evidence.config.train.steps
+        ends = compare_checkpoints(
+            checkpoint_of(self._reference, steps), checkpoint_of(config.run_dir, steps), step=steps
+        )
+        return ends.status is Status.equal
 
     def _not_deterministic(self, mismatch: Mismatch) -> Diagnosis:
         """Two references differ: name the operation, from two more that are watched where they did."""
@@ -193,3 +255,10 @@ class _Inquiry:
         if operation is not None:
             where = f"{operation.text(resumed_at=None)} does not repeat from one reference to the next; {where}"
         return Diagnosis(is_deterministic=False, text=where)
+
+
+def _is_decided_before(mismatch: Mismatch, operation: Operation) -> bool:
+    """Whether what the ledger says is nearer to the cause than the operation."""
+    if mismatch.field == "skipped":
+        return operation.what not in _BEFORE_BACKWARD
+    return mismatch.field == "learning_rate"

@@ -27,6 +27,7 @@ from ckptrun.proof.judge import (
     compare_ledgers,
 )
 from ckptrun.proof.ledger import ledger_file
+from ckptrun.proof.nothing_lost import check_nothing_lost
 from ckptrun.proof.saved import check_saved
 from ckptrun.proof.saves_differ import check_saves_differ
 from ckptrun.proof.starts import Start
@@ -79,7 +80,12 @@ def judge(evidence: Evidence, *, run_leg: RunLeg, controls: Callable[[], Sequenc
     checks = [check_faults(evidence.planned, evidence.fired)] if evidence.planned else []
     checks += _noisy(evidence.starts)
     checks += [check_saved(_committed(evidence), damaged=_still_damaged(evidence)), check_loads(evidence.starts)]
+    checks.append(
+        check_nothing_lost(evidence.starts, damaged=_damage(evidence), last_step=evidence.config.train.steps)
+    )
     checks += _failed_resume(evidence)
+    differ = check_saves_differ(_committed(evidence), read_lines(ledger_file(evidence.config.run_dir, 0)))
+    checks.append(differ or _only_one_save())
     found = _against_reference(evidence)
     compared = _compared(evidence, found)
     suspect = _suspect(evidence, found, compared, loads=checks)
@@ -89,8 +95,6 @@ def judge(evidence: Evidence, *, run_leg: RunLeg, controls: Callable[[], Sequenc
     known = {check.name for check in checks}
     checks += [check for check in compared if check.name not in known]
     checks += [check_starts_replicas(evidence.starts), check_second_resume(evidence.starts, checks)]
-    differ = check_saves_differ(_committed(evidence), read_lines(ledger_file(evidence.config.run_dir, 0)))
-    checks.append(differ or _only_one_save())
     asked = evidence.config.proof.controls != []
     is_different = any(check.status is Status.different for check in checks)
     if is_different and asked:
@@ -168,7 +172,8 @@ def _failed_resume(evidence: Evidence) -> list[Check]:
         "got": text,
         "ulp": None,
     }
-    detail = f"start {start.index + 1} of the run could not go on: {text}"
+    who = "" if failure is None else f"rank {failure.rank}: "
+    detail = f"start {start.index + 1} of the run could not go on: {who}{text}"
     return [Check(name="resume", status=Status.different, detail=detail, first_difference=first, blame=component)]
 
 
@@ -202,7 +207,8 @@ def _compared(evidence: Evidence, found: _Found) -> list[Check]:
     checks = []
     if evidence.failure is None:
         wanted = steps - resumed_at if config.proof.reshapes else steps
-        checks.append(check_steps(found.later, wanted=wanted, after=steps - resumed_at))
+        is_complete = evidence.starts[-1].is_complete
+        checks.append(check_steps(found.later, wanted=wanted, after=steps - resumed_at, is_complete=is_complete))
         root, expected = config.checkpoint_root, checkpoint_of(evidence.reference_of_later, steps)
         checks.append(compare_checkpoints(expected, step_folder(root, steps), step=steps))
     checks.append(check_invisible(found.later if is_whole else found.first, saves=max(0, saves)))
@@ -239,14 +245,17 @@ def _suspect(evidence: Evidence, found: _Found, compared: Sequence[Check], *, lo
 
 def _explained(check: Check, diagnosis: Diagnosis) -> Check:
     """A check that found a difference, with its cause; not the resume's fault when the reference does not repeat."""
-    if check.status is not Status.different:
+    is_cause = diagnosis.is_of_saving and check.name == "saving_is_invisible"
+    if check.status is not Status.different and not is_cause:
         return check
     if not diagnosis.is_deterministic:
         return replace(check, status=Status.not_verified, detail=f"not deterministic: {diagnosis.text}", blame=None)
     first = diagnosis.first_difference or check.first_difference
+    is_said = is_cause or not diagnosis.text or check.detail in diagnosis.text
     return replace(
         check,
-        detail=f"{diagnosis.text}. {check.detail}" if diagnosis.text else check.detail,
+        status=Status.different,
+        detail=(diagnosis.text or check.detail) if is_said else f"{diagnosis.text}. {check.detail}",
         first_difference=first,
         blame=diagnosis.blame or check.blame or (first or {}).get("component"),
     )

@@ -117,7 +117,7 @@ def start_fork_server(config: RunConfig) -> None:
     if str(os.getcwd()) not in sys.path and "" not in sys.path:  # noqa: PTH109  # sys.path holds str
         sys.path.insert(0, os.getcwd())  # noqa: PTH109
     # The first DTensor imports the compiler; every rank would do it again.
-    multiprocessing.set_forkserver_preload(["ckptrun.launch.rank", "torch._dynamo"])
+    multiprocessing.set_forkserver_preload(["ckptrun.launch.fork_server"])
     # The server ignores Ctrl-C only after it has loaded torch; until then it would end with a stack of imports. Ranks
     # inherit the mask and lift it when they can answer. The tracker comes first: its start ends with SIGINT unblocked.
     resource_tracker.ensure_running()

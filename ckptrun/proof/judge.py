@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ckptrun.files import read_lines
-from ckptrun.proof.ledger import Line, Mismatch, compare, ledger_file
+from ckptrun.proof.ledger import Line, Mismatch, compare, compare_lines, ledger_file
 from ckptrun.proof.starts import Start
 from ckptrun.proof.verdict import Check, Status
 
@@ -24,6 +24,7 @@ __all__ = [
     "check_steps",
     "compare_ledgers",
     "second_resumes",
+    "step_like",
 ]
 
 _FLOATS = {"loss": "loss", "gradient_norm": "gradient norm", "learning_rate": "learning rate"}
@@ -41,6 +42,10 @@ class LedgerComparison:
     """Steps that were done more than once, on rank 0."""
     ranks: int
     first: Mismatch | None
+    lacking: int | None = None
+    """The first step that only the reference has, on any rank."""
+    beyond: int | None = None
+    """The first step that only the run has."""
 
 
 def compare_ledgers(
@@ -56,6 +61,8 @@ def compare_ledgers(
         last_step: Compare no further.
     """
     steps, lines, repeated = [], 0, 0
+    lacking: set[int] = set()
+    beyond: set[int] = set()
     mismatches: list[Mismatch] = []
     for rank in range(ranks):
         mine = [
@@ -63,7 +70,11 @@ def compare_ledgers(
             for line in read_lines(ledger_file(got, rank))
             if (starts is None or line["start"] in starts) and (last_step is None or line["step"] <= last_step)
         ]
-        count, mismatch = compare(read_lines(ledger_file(expected, rank)), mine, rank=rank)
+        theirs = read_lines(ledger_file(expected, rank))
+        count, mismatch = compare(theirs, mine, rank=rank)
+        left, right = {line["step"] for line in theirs}, {line["step"] for line in mine}
+        lacking |= left - right
+        beyond |= right - left
         steps.append(count)
         lines += len(mine)
         if rank == 0:
@@ -71,7 +82,25 @@ def compare_ledgers(
         if mismatch is not None:
             mismatches.append(mismatch)
     first = min(mismatches, key=lambda mismatch: (mismatch.step, mismatch.rank), default=None)
-    return LedgerComparison(steps=min(steps, default=0), lines=lines, repeated=repeated, ranks=ranks, first=first)
+    return LedgerComparison(
+        steps=min(steps, default=0),
+        lines=lines,
+        repeated=repeated,
+        ranks=ranks,
+        first=first,
+        lacking=min(lacking, default=None),
+        beyond=min(beyond, default=None),
+    )
+
+
+def step_like(expected: Path, got: Path, mismatch: Mismatch) -> int | None:
+    """Return the step of the reference that did, bit for bit, what the step of ``mismatch`` did; None for none."""
+    lines = read_lines(ledger_file(got, mismatch.rank))
+    mine = next((line for line in lines if (line["step"], line["start"]) == (mismatch.step, mismatch.start)), None)
+    if mine is None:
+        return None
+    others = read_lines(ledger_file(expected, mismatch.rank))
+    return next((other["step"] for other in others if not compare_lines(other, mine, rank=mismatch.rank)), None)
 
 
 def describe(mismatch: Mismatch) -> str:
@@ -120,13 +149,14 @@ def check_starts_replicas(starts: Sequence[Start]) -> Check:
     return Check(name="replicas", status=Status.equal, detail=detail, covered=covered)
 
 
-def check_steps(found: LedgerComparison, *, wanted: int, after: int) -> Check:
+def check_steps(found: LedgerComparison, *, wanted: int, after: int, is_complete: bool = True) -> Check:
     """``trajectory``: the run, all its starts together, repeats the reference step by step.
 
     Args:
         found: All starts against the reference.
         wanted: How many steps there must be to compare.
         after: How many of them came after the first resume.
+        is_complete: Whether the run says that it has taken all its steps.
     """
     covered = {"steps": found.steps, "ranks": found.ranks, "repeated_steps": found.repeated, "lines": found.lines}
     if found.first is not None:
@@ -138,6 +168,8 @@ def check_steps(found: LedgerComparison, *, wanted: int, after: int) -> Check:
             first_difference=first.as_difference(),
             covered=covered,
         )
+    if is_complete and (found.lacking is not None or found.beyond is not None):
+        return _other_steps(found, covered)
     if found.steps < wanted:
         detail = f"only {found.steps} of {wanted} steps stand in the ledgers of both the run and its reference"
         return Check(name="trajectory", status=Status.not_verified, detail=detail, covered=covered)
@@ -146,6 +178,21 @@ def check_steps(found: LedgerComparison, *, wanted: int, after: int) -> Check:
         f"{found.repeated} done more than once): loss, gradient norm, learning rate, batches, random streams"
     )
     return Check(name="trajectory", status=Status.equal, detail=detail, covered=covered)
+
+
+def _other_steps(found: LedgerComparison, covered: Mapping[str, int]) -> Check:
+    """The run ended by itself, after other steps than the reference has."""
+    step = found.lacking if found.lacking is not None else found.beyond
+    expected, got = ("taken", "left out") if found.lacking is not None else ("no such step", "taken")
+    what = "was left out, and the run says that it is complete" if found.lacking is not None else "is one too many"
+    first = {"step": step, "rank": None, "component": "progress", "leaf": "progress.step", "index": None}
+    return Check(
+        name="trajectory",
+        status=Status.different,
+        detail=f"step {step} {what}",
+        first_difference={**first, "expected": expected, "got": got, "ulp": None},
+        covered=covered,
+    )
 
 
 def check_invisible(found: LedgerComparison, *, saves: int) -> Check:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptrun.files import read_lines
-from ckptrun.proof.verdict import Check
+from ckptrun.proof.verdict import Check, Status
 
 __all__ = ["Failure", "Start", "read_starts"]
 
@@ -40,6 +40,11 @@ class Start:
     ended: str | None = None
     """``end``: complete; ``stopped``: at a step that was planned; ``preempted``; None: it did not end by itself."""
     failure: Failure | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it says that all steps are done: it ended by itself, and not because a comparison told it to."""
+        return self.ended == "end" and all(check.status is not Status.different for check in self.checks)
 
 
 def read_starts(run_dir: Path) -> list[Start]:

@@ -47,7 +47,7 @@ class Operation:
     step: int
     rank: int
     what: str
-    """``random stream``, ``weight``, ``batch``, ``input``, ``output``, ``gradient``, ``reduced gradient``, ``update``."""
+    """As above: ``random stream``, ``weight``, ``batch``, ``input``, ``output`` and so on."""
     name: str
     micro_batch: int
     expected: str
