@@ -194,6 +194,7 @@ def test_help_lists_every_choice() -> None:
     listed = dict(
         line.split(None, 1) for line in text.split("Choices")[1].split("Any key")[0].splitlines()[1:] if line.strip()
     )
+    experiments = {path.stem for path in CONF_DIR.glob("experiment/*.yaml")}
     assert {group: set(names.split()) for group, names in listed.items()} == {
         group: {name for other, name in CHOICES if other == group} for group in SCHEMAS
-    }
+    } | {"experiment": experiments}

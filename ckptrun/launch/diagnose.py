@@ -34,7 +34,7 @@ __all__ = ["Diagnosis", "Suspect", "diagnose"]
 # More steps than these are not watched from the resume on, only the two in which the difference shows.
 _WATCHED_STEPS = 8
 # What a step begins with, or comes to before its loss is known: a step that is skipped for these is not to blame.
-_BEFORE_BACKWARD = ("random stream", "weight", "batch", "output")
+_BEFORE_BACKWARD = ("random stream", "weight", "batch", "input", "output")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

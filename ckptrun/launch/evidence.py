@@ -80,9 +80,7 @@ def judge(evidence: Evidence, *, run_leg: RunLeg, controls: Callable[[], Sequenc
     checks = [check_faults(evidence.planned, evidence.fired)] if evidence.planned else []
     checks += _noisy(evidence.starts)
     checks += [check_saved(_committed(evidence), damaged=_still_damaged(evidence)), check_loads(evidence.starts)]
-    checks.append(
-        check_nothing_lost(evidence.starts, damaged=_damage(evidence), last_step=evidence.config.train.steps)
-    )
+    checks.append(check_nothing_lost(evidence.starts, damaged=_damage(evidence), last_step=evidence.config.train.steps))
     checks += _failed_resume(evidence)
     differ = check_saves_differ(_committed(evidence), read_lines(ledger_file(evidence.config.run_dir, 0)))
     checks.append(differ or _only_one_save())

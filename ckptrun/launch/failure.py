@@ -56,10 +56,8 @@ def speak_once(text: str, *, rank: int, store: Store, run_dir: Path) -> None:
 
 
 def has_spoken(store: Store) -> bool:
-    """Whether a rank has said what brought the run down."""
-    with contextlib.suppress(RuntimeError):
-        return bool(store.check([_KEY]))
-    return True
+    """Whether a rank has said what brought the run down. RuntimeError: nobody can tell any more."""
+    return bool(store.check([_KEY]))
 
 
 def _record(error: BaseException, *, rank: int, run_dir: Path) -> None:

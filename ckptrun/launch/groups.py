@@ -13,7 +13,7 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from ckptrun.config.run import Device, RunConfig
 from ckptrun.errors import ConfigError
 
-__all__ = ["Groups", "choose_device", "open_groups"]
+__all__ = ["Groups", "choose_device", "hosted_by_agent", "open_groups"]
 
 _OPENED = itertools.count()
 
@@ -49,6 +49,11 @@ def choose_device(wanted: Device) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+def hosted_by_agent() -> bool:
+    """Whether the store is the launcher's; otherwise it is rank 0's, and ends with it."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 def open_groups(config: RunConfig, device: torch.device) -> Groups:
     """Open the default group and the two others. All ranks call.
 
@@ -58,13 +63,12 @@ def open_groups(config: RunConfig, device: torch.device) -> Groups:
     """
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     timeout = timedelta(seconds=config.launch.timeout_seconds)
-    hosted_by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     shared = TCPStore(
         address,
         port,
         world_size,
-        is_master=rank == 0 and not hosted_by_agent,
+        is_master=rank == 0 and not hosted_by_agent(),
         timeout=timeout,
         multi_tenant=True,
     )

@@ -223,7 +223,8 @@ class Job:
             stager=stager,
             facts={
                 "mesh": mesh_shape.degrees,
-                "config": to_plain(self._config),
+                # Those of rank 0 are stored.
+                "config": to_plain(self._config) if self._ranks.rank == 0 else {},
                 "torch": str(torch.__version__),
                 "threads": torch.get_num_threads(),
             },

@@ -1,5 +1,6 @@
 """The life of one rank: groups, the job, and an exit code, whatever happens."""
 
+import gc
 import logging
 import os
 import signal
@@ -19,7 +20,7 @@ from ckptrun.exit_codes import ExitCode, exit_code_of
 from ckptrun.fault import plan_faults
 from ckptrun.launch.determinism import make_deterministic
 from ckptrun.launch.failure import report_once
-from ckptrun.launch.groups import Groups, choose_device, open_groups
+from ckptrun.launch.groups import Groups, choose_device, hosted_by_agent, open_groups
 from ckptrun.launch.job import Job
 from ckptrun.launch.leg import Leg
 from ckptrun.launch.preflight import preflight
@@ -57,6 +58,8 @@ def run_rank(config: RunConfig, *, command: Sequence[str], leg: Leg | None = Non
         _quieten()
         mesh = check_world(config, int(os.environ["WORLD_SIZE"]))
         if leg is None:
+            # As in the fork server: a walk over torch's objects would stop this rank for a second on a busy machine.
+            gc.freeze()
             leg = Leg(faults=plan_faults(config, world_size=mesh.world_size, in_proof=False))
             if os.environ["RANK"] == "0":
                 preflight(config, world_size=mesh.world_size)
@@ -70,8 +73,9 @@ def run_rank(config: RunConfig, *, command: Sequence[str], leg: Leg | None = Non
         )
         with Job(config, mesh_shape=mesh, device=device, groups=groups, command=command, leg=leg, stop=stop) as job:
             code = job.run()
-        stop.close()
+        stop.quiet()
         dist.destroy_process_group()
+        stop.close()
     except (CkptrunError, KeyboardInterrupt, Exception) as error:  # noqa: BLE001  # reported, then the process ends
         _end(error, groups, run_dir=config.run_dir, interrupted=interrupt.seen, was_ended=stop.asked)
     else:
@@ -91,7 +95,7 @@ def _end(error: BaseException, groups: Groups | None, *, run_dir: Path, interrup
         run_dir=run_dir,
         was_ended=was_ended,
     )
-    if os.environ["RANK"] == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+    if os.environ["RANK"] == "0" and not hosted_by_agent():
         # This rank hosts the store in which the others look whether somebody has spoken.
         time.sleep(1.0)
     sys.stdout.flush()

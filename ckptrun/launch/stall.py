@@ -43,6 +43,12 @@ class Track:
     """Points passed in this step before it."""
     frame: str = ""
 
+    @property
+    def where(self) -> str:
+        """In words."""
+        place = f"in step {self.step} after '{self.point}'" if self.point else "before its first point"
+        return f"{place} ({self.frame})" if self.frame else place
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heartbeat:
@@ -97,14 +103,13 @@ class Culprit:
         track = self.track
         if track is None:
             return f"rank {self.rank} has said nothing since the start: {_NO_ANSWER}"
-        where = f"step {track.step} after '{track.point}'" if track.point else "its start"
-        at = f" ({track.frame})" if track.frame else ""
+        where = track.where
         if self.stopped:
-            return f"rank {self.rank} has said nothing for {track.seconds:.1f} s: {_NO_ANSWER}; it stood in {where}{at}"
+            return f"rank {self.rank} has said nothing for {track.seconds:.1f} s: {_NO_ANSWER}; it stood {where}"
         if track.stand.is_waiting:
-            return f"rank {self.rank} is behind: it has waited for {track.seconds:.1f} s in {where}{at}"
+            return f"rank {self.rank} is behind: it has waited for {track.seconds:.1f} s {where}"
         who = f"rank {self.rank}" if self.name == MAIN else f"the checkpoint thread of rank {self.rank}"
-        return f"{who} has not moved for {track.seconds:.1f} s: it stands in {where}{at}"
+        return f"{who} has not moved for {track.seconds:.1f} s: it stands {where}"
 
 
 _NO_ANSWER = "its process does not answer (stopped, its machine is gone, or C code keeps the interpreter to itself)"
@@ -129,8 +134,7 @@ class Stall:
         return self._who() + way_out
 
     def _who(self) -> str:
-        where = f"step {self.waiting.step} after '{self.waiting.point}'" if self.waiting.point else "its start"
-        here = f"this rank has waited for {self.waiting.seconds:.1f} s in {where} ({self.waiting.frame})"
+        here = f"this rank has waited for {self.waiting.seconds:.1f} s {self.waiting.where}"
         if self.store_is_silent:
             return f"the store of the launcher, or of rank 0, does not answer: stopped, or its machine is gone; {here}."
         if not self.culprits:

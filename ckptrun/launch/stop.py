@@ -2,14 +2,17 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 from torch._C._distributed_c10d import Store
 
+from ckptrun.console import say_error
 from ckptrun.exit_codes import ExitCode
 from ckptrun.launch.failure import has_spoken, speak_once
+from ckptrun.launch.groups import hosted_by_agent
 from ckptrun.launch.preemption import Preemption
 from ckptrun.launch.stall import Stall
 from ckptrun.launch.watchdog import Watchdog
@@ -43,10 +46,18 @@ class StopSignal:
     def watch(self, connect: Callable[[], Store], *, rank: int, world_size: int, timeout_seconds: float) -> None:
         """Begin to watch the others. ``connect`` gives a connection to the store that nobody else uses."""
         to_ask, to_speak = connect(), connect()
+        is_host = rank == 0 and not hosted_by_agent()
         self._preemption.watch_peers(lambda: has_spoken(to_ask))
 
         def give_up(stall: Stall) -> NoReturn:
-            speak_once(stall.message, rank=rank, store=to_speak, run_dir=self._run_dir)
+            if stall.store_is_silent:
+                # It would not answer who may speak.
+                say_error(f"ckptrun: {stall.message}")
+            else:
+                speak_once(stall.message, rank=rank, store=to_speak, run_dir=self._run_dir)
+                if is_host:
+                    # The others ask this rank's store whether somebody has spoken.
+                    time.sleep(1.0)
             sys.stderr.flush()
             os._exit(ExitCode.failed)
 
@@ -56,10 +67,13 @@ class StopSignal:
         self.passed = self._watchdog.passed
         self._watchdog.start()
 
-    def close(self) -> None:
-        """The rank is done."""
+    def quiet(self) -> None:
+        """The rank is done, and waits for nobody any more. All ranks call, before any of them ends."""
         if self._watchdog is not None:
             self._watchdog.close()
+
+    def close(self) -> None:
+        """The process may live on: SIGTERM means again what it did before. Main thread."""
         self._preemption.close()
 
 

@@ -60,8 +60,8 @@ class Mismatch:
         one, other = float.fromhex(self.expected), float.fromhex(self.got)
         if not (math.isfinite(one) and math.isfinite(other)):
             return None
-        for kind in ("<fi", "<dq"):
-            ranks = [_rank_of(number, kind) for number in (one, other)]
+        for floats, integers in (("<f", "<i"), ("<d", "<q")):
+            ranks = [_rank_of(number, floats, integers) for number in (one, other)]
             if None not in ranks:
                 return abs((ranks[0] or 0) - (ranks[1] or 0))
         return None
@@ -80,13 +80,12 @@ class Mismatch:
         }
 
 
-def _rank_of(number: float, kind: str) -> int | None:
+def _rank_of(number: float, floats: str, integers: str) -> int | None:
     """The place of a float among all of its kind, in order; None where it is none of that kind."""
-    order, floats, integers = kind
     with contextlib.suppress(OverflowError):
-        raw = struct.pack(order + floats, number)
-        if struct.unpack(order + floats, raw)[0] == number:
-            (bits,) = struct.unpack(order + integers, raw)
+        raw = struct.pack(floats, number)
+        if struct.unpack(floats, raw)[0] == number:
+            (bits,) = struct.unpack(integers, raw)
             return int(bits) if bits >= 0 else -(int(bits) + (1 << 8 * len(raw) - 1))
     return None
 

@@ -62,7 +62,7 @@ def _wrong_with(
         what = "began anew" if own is None else f"went on from step {own}"
         yield f"{name} {what}, though {newest} had been committed", _of_step(_step(newest), own or 0)
     if own is not None and own >= 0 and own != start.step:
-        detail = f"{name} took {start.resumed_from} for the checkpoint of step {start.step}"
+        detail = f"{name} has loaded {start.resumed_from}, and counts {start.step} steps"
         yield detail, _of_step(own, start.step)
 
 

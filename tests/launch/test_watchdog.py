@@ -25,13 +25,14 @@ from tests.support.storage_backends import on
 
 pytestmark = pytest.mark.distributed
 
-TIMEOUT = 5.0
+TIMEOUT = 4.0
 
 
 def the_stall(scenario: Any, folder: Path, **options: Any) -> Declared:
     found = run_watched(scenario, folder=str(folder), timeout_seconds=TIMEOUT, **options)
     assert isinstance(found, Declared), f"nothing was declared: {found}"
-    assert found.after_seconds < TIMEOUT
+    # Before gloo gives up; or, where a loaded machine made it late, while ranks wait for a better word than gloo's.
+    assert found.after_seconds < TIMEOUT + 3
     return found
 
 
@@ -73,7 +74,7 @@ def test_a_rank_that_hangs_in_the_users_code_is_named_with_its_line(tmp_path) ->
     assert "it stands in step 3 after 'before_step' (threading.py:" in message
     assert "called from tests/launch/watched_ranks.py:" in message
     assert "in hang)" in message
-    assert "launch.timeout_seconds=5" in message
+    assert "launch.timeout_seconds=4" in message
 
 
 def is_stopped(rank: Rank) -> None:
@@ -168,19 +169,19 @@ def is_slow(rank: Rank) -> str:
     watchdog = rank.watchdog
     watchdog.passed("all compute", 1)
     # More ranks than cores, so this is a loaded machine too. One of them sleeps, and takes a little longer.
-    until = time.monotonic() + 3.5
+    until = time.monotonic() + 2.4
     while rank.rank != 1 and time.monotonic() < until:
         torch.ones(200, 200) @ torch.ones(200, 200)
     if rank.rank == 1:
-        time.sleep(4.5)
+        time.sleep(3.2)
     dist.barrier()
     watchdog.passed("one is slow and moves", 2)
-    for _ in range(8 if rank.rank == 1 else 0):
-        time.sleep(0.5)
+    for _ in range(6 if rank.rank == 1 else 0):
+        time.sleep(0.4)
         watchdog.passed("moving", 2)
     dist.barrier()
     watchdog.passed("many collectives", 3)
-    until = time.monotonic() + 3.5
+    until = time.monotonic() + 2.4
     going = torch.ones(1)
     while going:
         going = torch.tensor(float(time.monotonic() < until))
@@ -189,7 +190,7 @@ def is_slow(rank: Rank) -> str:
 
 
 def test_ranks_that_are_slow_together_or_that_move_are_left_alone(tmp_path) -> None:
-    outcome = run_watched(is_slow, folder=str(tmp_path), timeout_seconds=3.0, group_seconds=60)
+    outcome = run_watched(is_slow, folder=str(tmp_path), timeout_seconds=2.0, group_seconds=60)
     assert outcome == ["done"] * 3
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -165,7 +166,8 @@ def _be_rank(
         dist.barrier()
     except BaseException as error:
         # As a rank does: it waits a little for a better word than its own broken connection.
-        report_once(error, rank=rank, store=_client(group_port), interrupted=False)
+        store = PrefixStore("failure", _client(group_port))
+        report_once(error, rank=rank, store=store, interrupted=False, run_dir=Path(folder), was_ended=False)
         wire.say("failed", traceback.format_exc())
     else:
         wire.say("ended", outcome)
