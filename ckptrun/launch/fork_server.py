@@ -1,7 +1,7 @@
 """What the fork server imports, once, so that ranks start in tenths of a second. Nobody else imports this.
 
-Everything that is loaded here is shared by all ranks and never collected: freezing it spares each rank a walk over all of
-torch's objects whenever Python's collector does its rounds, and the copies of memory pages that this walk causes.
+Everything that is loaded here is shared by all ranks and never collected: freezing it spares each rank a walk over all
+of torch's objects whenever Python's collector does its rounds, and the copies of memory pages that this walk causes.
 """
 
 import gc
