@@ -86,6 +86,6 @@ def _start(config: RunConfig) -> int:
         from ckptrun.launch.rank import run_rank
 
         return run_rank(config, command=sys.argv)
-    from ckptrun.launch.local import launch
+    from ckptrun.launch.start import launch
 
     return launch(config, command=sys.argv)

@@ -96,6 +96,7 @@ def test_every_unit_has_a_layer() -> None:
         "ckptrun.config.register",
         "ckptrun.console",
         "ckptrun.launch",
+        "ckptrun.launch.start",
         "ckptrun.launch.sweep",
         "ckptrun.errors",
         "ckptrun.checkpoint.manifest",

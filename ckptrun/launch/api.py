@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from ckptrun.config.compose import config_from
 from ckptrun.errors import RankFailedError
 from ckptrun.exit_codes import ExitCode
-from ckptrun.launch.local import launch
+from ckptrun.launch.start import launch
 from ckptrun.proof import Verdict
 from ckptrun.proof.starts import read_starts
 from ckptrun.proof.verdict import read_verdict

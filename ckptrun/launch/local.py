@@ -16,13 +16,11 @@ from dataclasses import dataclass, field
 from multiprocessing import forkserver, resource_tracker
 
 from ckptrun.config.run import RunConfig
-from ckptrun.console import say_error
 from ckptrun.exit_codes import ExitCode
 from ckptrun.launch.leg import Leg
 from ckptrun.launch.preflight import preflight
-from ckptrun.launch.proof_check import is_proof
 
-__all__ = ["Outcome", "launch", "start_fork_server", "start_ranks"]
+__all__ = ["Outcome", "start_fork_server", "start_ranks"]
 
 _AGENT_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
@@ -38,27 +36,6 @@ class Outcome:
     """Rank -> the signal that ended it, without those that the agent itself has ended."""
     interrupted_by: signal.Signals | None = None
     """What this process was told meanwhile."""
-
-
-def launch(config: RunConfig, *, command: Sequence[str]) -> int:
-    """Do what ``config`` says, on ranks that are started here: a run, or a proof; return its exit code.
-
-    Raises:
-        ConfigError: Something that needs no rank to be seen is wrong.
-    """
-    start_fork_server(config)
-    if is_proof(config):
-        # Imported here: a plain run needs none of it.
-        from ckptrun.launch.prove import run_proof
-
-        return run_proof(config, command=command)
-    outcome = start_ranks(config, command=command, leg=Leg())
-    for rank, number in sorted(outcome.killed.items()):
-        say_error(f"ckptrun: rank {rank} was ended by {signal.Signals(number).name}.")
-    if outcome.interrupted_by is not None and outcome.interrupted_by is not signal.SIGINT:
-        # On Ctrl-C the ranks speak.
-        say_error(f"ckptrun: ended by {outcome.interrupted_by.name}. Run the same command again to resume.")
-    return outcome.exit_code
 
 
 def start_ranks(config: RunConfig, *, command: Sequence[str], leg: Leg) -> Outcome:

@@ -1,0 +1,33 @@
+"""Does what a config says on this machine: a run, or a proof made of several."""
+
+import signal
+from collections.abc import Sequence
+
+from ckptrun.config.run import RunConfig
+from ckptrun.console import say_error
+from ckptrun.launch.leg import Leg
+from ckptrun.launch.local import start_fork_server, start_ranks
+from ckptrun.launch.proof_check import is_proof
+
+__all__ = ["launch"]
+
+
+def launch(config: RunConfig, *, command: Sequence[str]) -> int:
+    """Do what ``config`` says, on ranks that are started here: a run, or a proof; return its exit code.
+
+    Raises:
+        ConfigError: Something that needs no rank to be seen is wrong.
+    """
+    start_fork_server(config)
+    if is_proof(config):
+        # Imported here: it loads torch, which the fork server does meanwhile.
+        from ckptrun.launch.prove import run_proof
+
+        return run_proof(config, command=command)
+    outcome = start_ranks(config, command=command, leg=Leg())
+    for rank, number in sorted(outcome.killed.items()):
+        say_error(f"ckptrun: rank {rank} was ended by {signal.Signals(number).name}.")
+    if outcome.interrupted_by is not None and outcome.interrupted_by is not signal.SIGINT:
+        # On Ctrl-C the ranks speak.
+        say_error(f"ckptrun: ended by {outcome.interrupted_by.name}. Run the same command again to resume.")
+    return outcome.exit_code
