@@ -9,7 +9,10 @@ An iterable dataset, or a map-style one with ``state_dict``, keeps its position 
 data-parallel rank; it is stored for each rank, and can only be taken up by the same ranks and workers.
 """
 
+import multiprocessing
+import os
 import signal
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -64,7 +67,21 @@ def _order(dataset: Any, share: Share, seed: int, shuffle: bool) -> SampleOrder:
     return SampleOrder(length, seed=seed, shuffle=shuffle)
 
 
-def _leave_signals_to_the_rank(_: int) -> None:
+def _begin_worker(_: int) -> None:
+    _leave_signals_to_the_rank()
+    threading.Thread(target=_end_with_the_rank, daemon=True).start()
+
+
+def _end_with_the_rank() -> None:
+    # What a worker has inherited of a rank that was killed (connections) would look alive to other ranks; by itself it
+    # would look for its parent every five seconds only.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _leave_signals_to_the_rank() -> None:
     # Ctrl-C reaches every process of the terminal; the rank may want to finish its step with what workers prefetched.
     # And a handler that the rank set for SIGTERM must not keep a worker alive.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -163,7 +180,15 @@ class DataStream:
     def _loader_at_position(self) -> Any:
         # Without a generator of its own, iter() draws a seed for the workers from the global one.
         own = torch.Generator().manual_seed(derived_seed("loader", self._seed, self._share.data_rank))
-        common = {"num_workers": self._num_workers, "worker_init_fn": _leave_signals_to_the_rank, "generator": own}
+        common: dict[str, Any] = {
+            "num_workers": self._num_workers,
+            "worker_init_fn": _begin_worker,
+            "generator": own,
+        }
+        if self._num_workers:
+            # Children of the rank itself. A rank that came from a fork server would start another one for its workers,
+            # which load torch anew.
+            common["multiprocessing_context"] = "fork"
         if self._order is None:
             samples = IterableSamples(self._dataset, seed=self._seed, data_rank=self._share.data_rank)
             samples.epoch = self._epoch

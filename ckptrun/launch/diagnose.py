@@ -104,7 +104,15 @@ class _Inquiry:
         if counted_as is not None:
             return self._miscounted(mismatch, counted_as)
         if start.resumed_from is not None and self._checkpoint(start) is None:
-            return self._unexplained("the checkpoint that it was resumed from is gone (checkpoint.keep_last)")
+            others = [
+                other for other in self._evidence.resumes if other.index < start.index and self._checkpoint(other)
+            ]
+            if not others:
+                return self._unexplained("the checkpoint that it was resumed from is gone (checkpoint.keep_last)")
+            # An earlier one will do: what it began with was equal too, and it went on without knowing of the later one.
+            start = others[-1]
+            window = self._window(start, mismatch.step)
+            again = self._reference_again(f"traced_reference_of_start_{start.index + 1}", window)
         found = self._first_operation(start, again, window, name="traced_run")
         if found is None:
             return self._unexplained("it did not show again when every operation was watched")

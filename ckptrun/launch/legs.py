@@ -16,10 +16,12 @@ from ckptrun.errors import ConfigError
 from ckptrun.files import write_json
 from ckptrun.launch.leg import Leg
 from ckptrun.launch.local import Outcome, start_ranks
+from ckptrun.launch.overdue import Overdue
 
 __all__ = ["Legs", "TimedOutcome", "claim_folder"]
 
 _MARK = "proof.json"
+_MARGIN_SECONDS = 10.0
 _LOCKS = ("run.lock", "proof.lock")
 # What a proof leaves, and may remove when it is done anew; anything else is somebody else's.
 _OWN = (
@@ -97,7 +99,11 @@ class Legs:
         """Start the ranks of one leg and wait for their end."""
         shutil.rmtree(config.run_dir / "trace", ignore_errors=True)
         began = time.monotonic()
-        outcome = start_ranks(config, command=self._command, leg=leg)
+        launch = config.launch
+        # Ranks notice within the timeout, and the agent ends what is left when it has waited for a save.
+        patience = launch.timeout_seconds + launch.stop_seconds + _MARGIN_SECONDS
+        with Overdue(config.run_dir, seconds=patience):
+            outcome = start_ranks(config, command=self._command, leg=leg)
         return TimedOutcome(outcome=outcome, seconds=time.monotonic() - began)
 
     def _copy(self) -> RunConfig:

@@ -1,6 +1,7 @@
 """One run folder, one run: a lock that the death of its owner releases."""
 
 import fcntl
+import functools
 import os
 import socket
 import time
@@ -41,6 +42,25 @@ class RunLock:
         self._file.write(f"host {socket.gethostname()}, process {os.getpid()}, since {started}\n")
         self._file.flush()
 
+        _HELD.add(self._file)
+        _close_in_children()
+
     def close(self) -> None:
         """Let go of it."""
+        _HELD.discard(self._file)
         self._file.close()
+
+
+_HELD: set[IO[str]] = set()
+
+
+@functools.cache
+def _close_in_children() -> None:
+    """A child of fork() that outlives its parent would hold the lock on."""
+    os.register_at_fork(after_in_child=_let_go)
+
+
+def _let_go() -> None:
+    for file in _HELD:
+        file.close()
+    _HELD.clear()

@@ -34,7 +34,7 @@ from ckptrun.launch.proof_check import check_proof, reshaped
 from ckptrun.launch.proof_view import ProofView
 from ckptrun.proof import Verdict
 from ckptrun.proof.judge import second_resumes
-from ckptrun.proof.starts import Start, read_starts
+from ckptrun.proof.starts import Start, read_failures, read_starts
 
 __all__ = ["run_proof"]
 
@@ -122,6 +122,7 @@ class _Proof:
         index = 0
         while True:
             known = {fault.index for fault in self._record.fired()}
+            failures = len(read_failures(self._config.run_dir))
             legs = self._legs if index == 0 else self._later_legs
             ended = self._start(
                 legs,
@@ -134,9 +135,10 @@ class _Proof:
                 samples=self._config.proof.reshapes,
             )
             starts = read_starts(self._config.run_dir)
+            last = starts[-1] if len(starts) > index else Start(index=index)
             # Ranks that failed before they could say that they were there belong to this start, not to the last one.
-            failure = starts[-1].failure if starts else None
-            last = starts[-1] if len(starts) > index else Start(index=index, failure=failure)
+            said = read_failures(self._config.run_dir)[failures:]
+            last.failure = said[0] if said else None
             struck = [f for f in self._record.fired() if f.index not in known and not f.kind.is_silent]
             self._view.started(last, struck, ended)
             if last.ended == "end" and not self._wants_another(starts, ended):

@@ -8,7 +8,7 @@ from typing import Any
 from ckptrun.files import read_lines
 from ckptrun.proof.verdict import Check, Status
 
-__all__ = ["Failure", "Start", "read_starts"]
+__all__ = ["Failure", "Start", "read_failures", "read_starts"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +60,11 @@ def read_starts(run_dir: Path) -> list[Start]:
         elif starts:
             _add(starts[-1], kind, {name: value for name, value in event.items() if name != "event"})
     return starts
+
+
+def read_failures(run_dir: Path) -> list[Failure]:
+    """Everything that ranks of a run have said before they ended, in order."""
+    return [_failure(event) for event in read_lines(run_dir / "events.jsonl") if event["event"] == "failure"]
 
 
 def _failure(facts: Mapping[str, Any]) -> Failure:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -25,8 +26,19 @@ def whole(tmp_path_factory):
 
 
 def processes_of(folder) -> list[str]:
-    found = subprocess.run(["pgrep", "-f", f"run.dir={folder}"], capture_output=True, text=True, check=False)
-    return found.stdout.split()
+    """Processes that were started for ``folder``: by their command line, or, as ranks and workers, by what they have open."""
+    named = subprocess.run(["pgrep", "-f", f"run.dir='?{folder}"], capture_output=True, text=True, check=False)
+    return [
+        *named.stdout.split(),
+        *(path.parts[2] for path in Path("/proc").glob("[0-9]*/fd/*") if _is_in(path, folder)),
+    ]
+
+
+def _is_in(descriptor: Path, folder) -> bool:
+    try:
+        return str(descriptor.readlink()).startswith(str(folder))
+    except OSError:
+        return False
 
 
 def test_killed_and_run_again_ends_as_if_nothing_had_happened(whole, tmp_path) -> None:

@@ -247,9 +247,15 @@ def test_every_kind_of_fault(kind, tmp_path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["sigkill", "sigterm", "exception", "disk_full"])
+@pytest.mark.parametrize("kind", ["sigkill", "sigterm", "exception", "disk_full", "hang", "sigstop"])
 def test_faults_that_strike_all_ranks(kind, tmp_path) -> None:
-    assert_equal_as_without(tmp_path, run_here(tmp_path, *TWO, f"fault={kind}", "fault.rank=all"))
+    job = (*TWO, "launch.timeout_seconds=2", "launch.stop_seconds=2", f"fault={kind}", "fault.rank=all")
+    assert_equal_as_without(tmp_path, run_here(tmp_path, *job, "fault.more=[{kind: sigkill}]"))
+
+
+def test_a_killed_rank_takes_its_loader_workers_along(tmp_path) -> None:
+    assert_equal_as_without(tmp_path, run_here(tmp_path, *TWO, "fault=sigkill", "data.num_workers=2"))
+    assert processes_of(tmp_path) == []
 
 
 @pytest.mark.slow
