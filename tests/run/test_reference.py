@@ -31,7 +31,7 @@ def check(folder, name):
 def test_every_rank_writes_down_every_step_with_its_bits(reference) -> None:
     of_ranks = [lines(reference, rank) for rank in range(2)]
     for line in of_ranks[0]:
-        assert set(line) == {"step", "loss", "gradient_norm", "learning_rate", "skipped", "batch", "rng"}
+        assert set(line) == {"step", "start", "loss", "gradient_norm", "learning_rate", "skipped", "batch", "rng"}
         assert set(line["rng"]) == {"python", "numpy", "torch_cpu"}
         assert float.fromhex(line["loss"]) > 0
     assert [line["step"] for line in of_ranks[0]] == list(range(1, 9))
