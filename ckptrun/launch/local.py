@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 import uuid
 from collections.abc import Mapping, Sequence
@@ -46,17 +47,25 @@ def start_ranks(config: RunConfig, *, command: Sequence[str], leg: Leg) -> Outco
     """
     preflight(config, world_size=config.ranks)
 
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    from ckptrun.launch.rank import elastic_rank
+    # Imported here: it loads torch, which the fork server does meanwhile.
+    import torch.distributed.launcher.api  # noqa: F401
 
     # Ranks say themselves what brought them down; the agent's traces of its own loop say nothing more.
     # Each of its modules has a logger with a level of its own.
     for name in list(logging.root.manager.loggerDict):
         if name.startswith(("torch.distributed.elastic", "torch.multiprocessing")):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+
+    with tempfile.TemporaryDirectory(prefix="ckptrun-") as folder:
+        return _started(config, command=command, leg=leg, agent_folder=folder)
+
+
+def _started(config: RunConfig, *, command: Sequence[str], leg: Leg, agent_folder: str) -> Outcome:
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from ckptrun.launch.rank import elastic_rank
 
     elastic = LaunchConfig(
         min_nodes=1,
@@ -69,6 +78,7 @@ def start_ranks(config: RunConfig, *, command: Sequence[str], leg: Leg) -> Outco
         max_restarts=0,
         monitor_interval=0.05,
         start_method="forkserver",
+        logs_specs=DefaultLogsSpecs(log_dir=agent_folder),
     )
     handlers = {number: signal.getsignal(number) for number in _AGENT_SIGNALS}
     try:
