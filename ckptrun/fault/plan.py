@@ -25,6 +25,7 @@ _LOOP_POINTS = (
     FaultPoint.after_backward,
     FaultPoint.after_optimizer,
 )
+_SAVE_POINTS = tuple(point for point in FaultPoint if point.is_of_save)
 _CHAOS_KINDS = (FaultKind.sigkill, FaultKind.exception, FaultKind.oom, FaultKind.exit, FaultKind.sigterm)
 _CHAOS_SAVE_POINTS = (FaultPoint.at_request, FaultPoint.writing)
 _SHARE_OF_SAVES = 0.25
@@ -96,11 +97,20 @@ def plan_faults(config: RunConfig, *, world_size: int, in_proof: bool) -> tuple[
     if first.kind is FaultKind.none:
         return ()
     saves = _Saves.of(config)
+    wanted: list[FaultConfig]
     if first.kind is FaultKind.chaos:
         wanted = _chaos(first, saves, config)
     else:
         named = [("fault", first), *((f"fault.more[{i}]", first.further(i, e)) for i, e in enumerate(first.more))]
-        wanted = [_placed(key, fault, saves, config) for key, fault in named]
+        wanted = []
+        for key, fault in named:
+            placed = _placed(key, fault, saves, config)
+            if fault.step is None and placed.step is not None and wanted:
+                # Past the checkpoint that the run goes on from by then.
+                resumed = _resumed(wanted[-1], saves)
+                later = saves.after(resumed) if placed.point in _SAVE_POINTS else _step_after(placed, resumed, saves)
+                placed = replace(placed, step=max(placed.step, later))
+            wanted.append(placed)
         wanted = _with_kills(wanted, saves, repeat=in_proof and not first.more)
     return tuple(_planned(index, fault, world_size) for index, fault in enumerate(wanted))
 
@@ -194,17 +204,24 @@ def _with_kills(wanted: list[FaultConfig], saves: _Saves, *, repeat: bool) -> li
 
 
 def _second_step(fault: FaultConfig, saves: _Saves) -> int:
-    """Where the same fault strikes again, after a resume that itself has saved one step later."""
+    """Where the same fault strikes again."""
+    return _step_after(fault, _resumed(fault, saves), saves)
+
+
+def _step_after(fault: FaultConfig, resumed: int, saves: _Saves) -> int:
+    """The step of ``fault``, or a later one, in a run that goes on from ``resumed`` and has saved one step after it."""
     step, point = fault.step or 1, fault.point or FaultPoint.after_optimizer
-    if fault.kind is FaultKind.sigterm:
-        resumed = step + 1 if point.is_of_save else step
-    elif point in (FaultPoint.after_commit, FaultPoint.removing):
-        resumed = step
-    else:
-        resumed = saves.before(step)
     if point.is_of_save:
         return step if step > resumed else min(saves.last, resumed + 1)
     return min(saves.last, max(step, resumed + 2))
+
+
+def _resumed(fault: FaultConfig, saves: _Saves) -> int:
+    """The step that the run goes on from after ``fault``."""
+    step, point = fault.step or 1, fault.point or FaultPoint.after_optimizer
+    if fault.kind is FaultKind.sigterm:
+        return step + 1 if point.is_of_save else step
+    return step if point in (FaultPoint.after_commit, FaultPoint.removing) else saves.before(step)
 
 
 def _chaos(fault: FaultConfig, saves: _Saves, config: RunConfig) -> list[FaultConfig]:

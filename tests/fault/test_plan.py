@@ -1,11 +1,20 @@
 """From config to planned faults: where they strike, and which configs are refused."""
 
+import functools
+from dataclasses import replace
+
 import pytest
 
-from ckptrun.config.fault import FaultKind, FaultPoint
+from ckptrun.config.fault import FaultConfig, FaultKind, FaultPoint
 from ckptrun.errors import ConfigError
 from ckptrun.fault import armed, plan_faults, stop_steps
 from tests.test_config import config_of
+
+
+@functools.cache
+def roomy_config():
+    """A job that comes by every point."""
+    return config_of("checkpoint=async", "train.accumulate=2", "checkpoint.keep_last=1")
 
 
 def planned(*overrides: str, world_size: int = 4, in_proof: bool = True):
@@ -37,12 +46,12 @@ def test_ranks_are_drawn_from_the_seed_or_named() -> None:
 @pytest.mark.parametrize("kind", [kind for kind in FaultKind if kind not in (FaultKind.none, FaultKind.chaos)])
 @pytest.mark.parametrize("point", [None, *FaultPoint])
 def test_every_kind_at_every_point_is_planned_within_the_run_or_refused(kind, point) -> None:
-    job = ["checkpoint=async", "train.accumulate=2", "checkpoint.keep_last=1", f"fault={kind}"]
     if kind.is_storage and point not in (None, FaultPoint.writing):
         with pytest.raises(ConfigError, match="storage fails while it is written to"):
-            planned(*job, f"fault.point={point}")
+            FaultConfig(kind=kind, point=point)
         return
-    faults = planned(*job, *([] if point is None else [f"fault.point={point}"]))
+    config = replace(roomy_config(), fault=FaultConfig(kind=kind, point=point))
+    faults = plan_faults(config, world_size=4, in_proof=True)
     assert len(faults) >= 2
     assert [fault.index for fault in faults] == list(range(len(faults)))
     assert all(fault.step is None or 1 <= fault.step <= 60 for fault in faults)
@@ -72,6 +81,8 @@ def test_loading_is_reached_only_after_a_kill() -> None:
         (["fault.point=after_commit"], [40, 41]),
         (["train.steps=1"], [1, 1]),
         (["fault.more=[{kind: oom, step: 50, rank: 0}]"], [30, 50]),
+        (["fault.more=[{kind: oom}]"], [30, 30]),
+        (["fault.point=after_commit", "fault.more=[{kind: oom}, {kind: oom, point: writing}]"], [40, 42, 60]),
     ],
 )
 def test_steps_at_the_edges(overrides, expected) -> None:
