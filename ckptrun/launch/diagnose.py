@@ -12,10 +12,11 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ckptrun.checkpoint.backend import locate
 from ckptrun.checkpoint.commit import is_committed
+from ckptrun.launch.evidence import Evidence
 from ckptrun.launch.leg import TraceWindow
 from ckptrun.launch.legs import Legs, TimedOutcome
 from ckptrun.launch.preflight import checkpoint_of
@@ -25,9 +26,6 @@ from ckptrun.proof.judge import compare_ledgers, describe, step_like
 from ckptrun.proof.ledger import Mismatch
 from ckptrun.proof.starts import Start
 from ckptrun.proof.trace import Operation, first_operation
-
-if TYPE_CHECKING:
-    from ckptrun.launch.evidence import Evidence
 
 __all__ = ["Diagnosis", "Suspect", "diagnose"]
 
@@ -69,7 +67,7 @@ class _Found:
     """Whether it comes out as in the reference when the start saves nothing."""
 
 
-def diagnose(suspect: Suspect, evidence: "Evidence", *, run_leg: Callable[..., TimedOutcome]) -> Diagnosis:
+def diagnose(suspect: Suspect, evidence: Evidence, *, run_leg: Callable[..., TimedOutcome]) -> Diagnosis:
     """Find the cause.
 
     Args:
@@ -81,7 +79,7 @@ def diagnose(suspect: Suspect, evidence: "Evidence", *, run_leg: Callable[..., T
 
 
 class _Inquiry:
-    def __init__(self, suspect: Suspect, evidence: "Evidence", run_leg: Callable[..., TimedOutcome]) -> None:
+    def __init__(self, suspect: Suspect, evidence: Evidence, run_leg: Callable[..., TimedOutcome]) -> None:
         self._suspect = suspect
         self._evidence = evidence
         self._run_leg = run_leg

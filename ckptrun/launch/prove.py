@@ -26,7 +26,8 @@ from ckptrun.console import say_error
 from ckptrun.exit_codes import ExitCode
 from ckptrun.fault import FaultRecord, PlannedFault, stop_steps
 from ckptrun.files import write_json
-from ckptrun.launch.evidence import Evidence, judge, judge_failed
+from ckptrun.launch.evidence import Evidence
+from ckptrun.launch.judgement import judge, judge_failed
 from ckptrun.launch.leg import Controls, Leg
 from ckptrun.launch.legs import Legs, TimedOutcome, claim_folder
 from ckptrun.launch.lock import RunLock

@@ -1,0 +1,226 @@
+"""Comes to the verdict of a proof, and has the cause of a difference looked for."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from ckptrun.checkpoint.backend import locate
+from ckptrun.checkpoint.commit import list_committed
+from ckptrun.checkpoint.layout import step_folder
+from ckptrun.fault import Fired
+from ckptrun.files import read_lines
+from ckptrun.launch.diagnose import Diagnosis, Suspect, diagnose
+from ckptrun.launch.evidence import Evidence
+from ckptrun.launch.legs import TimedOutcome
+from ckptrun.launch.preflight import checkpoint_of
+from ckptrun.proof import Check, Status, Verdict, check_faults, verdict_of
+from ckptrun.proof.checkpoints import compare_checkpoints
+from ckptrun.proof.judge import (
+    LedgerComparison,
+    check_controls,
+    check_invisible,
+    check_loads,
+    check_samples,
+    check_second_resume,
+    check_starts_replicas,
+    check_steps,
+    compare_ledgers,
+)
+from ckptrun.proof.ledger import ledger_file
+from ckptrun.proof.nothing_lost import check_nothing_lost
+from ckptrun.proof.saved import check_saved
+from ckptrun.proof.saves_differ import check_saves_differ
+from ckptrun.proof.starts import Start
+
+__all__ = ["judge", "judge_failed"]
+
+RunLeg = Callable[..., TimedOutcome]
+
+
+def judge(evidence: Evidence, *, run_leg: RunLeg, controls: Callable[[], Sequence[Start]]) -> Verdict:
+    """Make every check, and look for the cause of a difference.
+
+    Args:
+        evidence: What there is.
+        run_leg: Starts another leg: (legs, config, name, ...).
+        controls: Runs the controls.
+    """
+    checks = [check_faults(evidence.planned, evidence.fired)] if evidence.planned else []
+    checks += _noisy(evidence.starts)
+    checks += [check_saved(_committed(evidence), damaged=_still_damaged(evidence)), check_loads(evidence.starts)]
+    checks.append(check_nothing_lost(evidence.starts, damaged=_damage(evidence), last_step=evidence.config.train.steps))
+    checks += _failed_resume(evidence)
+    differ = check_saves_differ(_committed(evidence), read_lines(ledger_file(evidence.config.run_dir, 0)))
+    checks.append(differ or _only_one_save())
+    found = _against_reference(evidence)
+    compared = _compared(evidence, found)
+    suspect = _suspect(evidence, found, compared, loads=checks)
+    diagnosis = None if suspect is None else diagnose(suspect, evidence, run_leg=run_leg)
+    if diagnosis is not None:
+        compared = [_explained(check, diagnosis) for check in compared]
+    known = {check.name for check in checks}
+    checks += [check for check in compared if check.name not in known]
+    checks += [check_starts_replicas(evidence.starts), check_second_resume(evidence.starts, checks)]
+    asked = evidence.config.proof.controls != []
+    is_different = any(check.status is Status.different for check in checks)
+    if is_different and asked:
+        detail = "not made: something differs already"
+        checks.append(Check(name="controls", status=Status.not_verified, detail=detail, is_needed=False))
+    else:
+        checks.append(check_controls(controls() if asked else [], asked=asked))
+    checks += _damage_unnoticed(evidence)
+    return replace(verdict_of(checks), path=str(evidence.config.run_dir))
+
+
+def judge_failed(starts: Sequence[Start], what: str) -> Verdict:
+    """The verdict when the job itself does not run."""
+    failure = starts[-1].failure if starts else None
+    text = failure.text if failure is not None else "a rank ended without a word"
+    return Verdict(status=Status.not_verified, checks=(), reason=f"{what} failed: {text}")
+
+
+def _committed(evidence: Evidence) -> list[str]:
+    root = evidence.config.checkpoint_root
+    return [step_folder(root, step) for step in list_committed(root)]
+
+
+def _damage(evidence: Evidence) -> dict[str, Fired]:
+    """Checkpoint -> the fault that has damaged it."""
+    root = evidence.config.checkpoint_root
+    return {str(locate(step_folder(root, fault.step))): fault for fault in evidence.fired if fault.kind.damages}
+
+
+def _noticed(evidence: Evidence) -> set[str]:
+    return {str(locate(folder)) for start in evidence.starts for folder in start.damaged}
+
+
+def _still_damaged(evidence: Evidence) -> dict[str, str]:
+    """Damaged checkpoints that no later save has replaced."""
+    commits = [str(locate(folder)) for start in evidence.starts for folder in start.committed]
+    return {folder: str(fault) for folder, fault in _damage(evidence).items() if commits.count(folder) < 2}
+
+
+def _damage_unnoticed(evidence: Evidence) -> list[Check]:
+    """A checkpoint was damaged on purpose: the resume must have found that, and gone back to another."""
+    damage, noticed = _damage(evidence), _noticed(evidence)
+    if not damage:
+        return []
+    missed = [str(fault) for folder, fault in damage.items() if folder not in noticed]
+    if missed:
+        detail = f"{missed[0]}: no resume has found the checkpoint damaged"
+        return [Check(name="damage_noticed", status=Status.different, detail=detail)]
+    detail = "; ".join(f"{fault}: found damaged by the resume, which went back to another" for fault in damage.values())
+    return [Check(name="damage_noticed", status=Status.equal, detail=detail, covered={"checkpoints": len(damage)})]
+
+
+def _noisy(starts: Sequence[Start]) -> list[Check]:
+    """A start that has found a component which leaves a trace when it is asked for its state."""
+    found = [check for start in starts for check in start.checks if check.name == "saving_is_invisible"]
+    return found[:1]
+
+
+def _failed_resume(evidence: Evidence) -> list[Check]:
+    """A resume that ends in an error: the job does not survive."""
+    start = evidence.failure
+    if start is None:
+        return []
+    failure = start.failure
+    text = failure.text if failure is not None else "a rank ended without a word"
+    leaf = failure.leaves[0] if failure is not None and failure.leaves else None
+    component = failure.component if failure is not None else None
+    first = {
+        "step": start.step or None,
+        "rank": failure.rank if failure is not None else None,
+        "component": component,
+        "leaf": leaf,
+        "index": None,
+        "expected": "a run that goes on",
+        "got": text,
+        "ulp": None,
+    }
+    who = "" if failure is None else f"rank {failure.rank}: "
+    detail = f"start {start.index + 1} of the run could not go on: {who}{text}"
+    return [Check(name="resume", status=Status.different, detail=detail, first_difference=first, blame=component)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """The ledgers of the first start, and of the later ones, against their references."""
+
+    first: LedgerComparison
+    later: LedgerComparison
+
+
+def _against_reference(evidence: Evidence) -> _Found:
+    folder, last = evidence.config.run_dir, len(evidence.starts)
+    reference = evidence.legs.folder("reference")
+    first = compare_ledgers(reference, folder, ranks=evidence.config.ranks, starts=range(0, 1))
+    if evidence.config.proof.reshapes:
+        later = compare_ledgers(
+            evidence.reference_of_later, folder, ranks=evidence.after.ranks, starts=range(1, max(last, 1))
+        )
+    else:
+        later = compare_ledgers(reference, folder, ranks=evidence.config.ranks)
+    return _Found(first=first, later=later)
+
+
+def _compared(evidence: Evidence, found: _Found) -> list[Check]:
+    """``trajectory``, ``final_state``, ``saving_is_invisible`` and, on another mesh, ``data_order``."""
+    config, steps = evidence.config, evidence.config.train.steps
+    resumed_at = evidence.resumes[0].step if evidence.resumes else steps
+    saves = sum(len(start.committed) for start in evidence.starts) - 1
+    is_whole = found.later.first is None and not config.proof.reshapes
+    checks = []
+    if evidence.failure is None:
+        wanted = steps - resumed_at if config.proof.reshapes else steps
+        is_complete = evidence.starts[-1].is_complete
+        checks.append(check_steps(found.later, wanted=wanted, after=steps - resumed_at, is_complete=is_complete))
+        root, expected = config.checkpoint_root, checkpoint_of(evidence.reference_of_later, steps)
+        checks.append(compare_checkpoints(expected, step_folder(root, steps), step=steps))
+    checks.append(check_invisible(found.later if is_whole else found.first, saves=max(0, saves)))
+    if config.proof.reshapes:
+        checks.append(
+            check_samples(
+                evidence.legs.folder("reference"),
+                config.run_dir,
+                expected_ranks=config.ranks,
+                got_ranks=evidence.after.ranks,
+                starts=range(1, len(evidence.starts)),
+            )
+        )
+    return checks
+
+
+def _only_one_save() -> Check:
+    detail = "there are no two checkpoints, one after the other"
+    return Check(name="saves_differ", status=Status.not_verified, detail=detail, is_needed=False)
+
+
+def _suspect(evidence: Evidence, found: _Found, compared: Sequence[Check], *, loads: Sequence[Check]) -> Suspect | None:
+    """What needs an explanation: a difference that the state right after the load does not explain."""
+    if any(check.status is Status.different for check in loads):
+        return None
+    mismatch = found.first.first or found.later.first
+    if mismatch is not None:
+        start = evidence.starts[mismatch.start] if mismatch.start < len(evidence.starts) else evidence.starts[-1]
+        return Suspect(mismatch=mismatch, start=start)
+    if any(check.name == "final_state" and check.status is Status.different for check in compared):
+        return Suspect(mismatch=None, start=evidence.starts[-1])
+    return None
+
+
+def _explained(check: Check, diagnosis: Diagnosis) -> Check:
+    """A check that found a difference, with its cause; not the resume's fault when the reference does not repeat."""
+    is_cause = diagnosis.is_of_saving and check.name == "saving_is_invisible"
+    if check.status is not Status.different and not is_cause:
+        return check
+    if not diagnosis.is_deterministic:
+        return replace(check, status=Status.not_verified, detail=f"not deterministic: {diagnosis.text}", blame=None)
+    first = diagnosis.first_difference or check.first_difference
+    is_said = is_cause or not diagnosis.text or check.detail in diagnosis.text
+    return replace(
+        check,
+        status=Status.different,
+        detail=(diagnosis.text or check.detail) if is_said else f"{diagnosis.text}. {check.detail}",
+        first_difference=first,
+        blame=diagnosis.blame or check.blame or (first or {}).get("component"),
+    )
