@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -19,6 +20,8 @@ from ckptrun.launch.proof_check import check_proof, check_under_launcher, is_pro
 from ckptrun.launch.sweep import Sweep
 
 __all__ = ["main"]
+
+_PATIENCE_SECONDS = 3.0
 
 
 def main() -> None:
@@ -70,6 +73,9 @@ def _run(composed: DictConfig) -> int:
         # Every rank finds the same mistake; one message is enough.
         if os.environ.get("RANK", "0") == "0":
             say_error(f"ckptrun: {error}")
+        else:
+            # The launcher ends all ranks when the first one does: let rank 0 be heard.
+            time.sleep(_PATIENCE_SECONDS)
         return exit_code_of(error)
 
 

@@ -105,6 +105,7 @@ def hosts_the_store_and_is_stopped(rank: Rank) -> None:
     dist.all_reduce(torch.ones(1))
 
 
+@pytest.mark.slow
 def test_a_store_that_does_not_answer_is_no_reason_to_be_silent(tmp_path) -> None:
     """Under a scheduler's own launcher rank 0 hosts it."""
     found = the_stall(hosts_the_store_and_is_stopped, tmp_path, nproc=2, store_on_rank_0=True)
@@ -189,6 +190,7 @@ def is_slow(rank: Rank) -> str:
     return "done"
 
 
+@pytest.mark.slow
 def test_ranks_that_are_slow_together_or_that_move_are_left_alone(tmp_path) -> None:
     outcome = run_watched(is_slow, folder=str(tmp_path), timeout_seconds=2.0, group_seconds=60)
     assert outcome == ["done"] * 3

@@ -115,6 +115,7 @@ def test_a_class_that_cannot_be_used_so_is_refused_by_name(overrides, words, tmp
     assert "Traceback" not in done.errors
 
 
+@pytest.mark.slow
 def test_fine_tuning_takes_the_weights_only_and_goes_on_after_restarts(tmp_path) -> None:
     first, tuned = tmp_path / "first", tmp_path / "tuned"
     assert run_here(first, *NET, *PAIRS, "train.steps=3") == 0

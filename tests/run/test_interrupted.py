@@ -76,6 +76,7 @@ def test_a_killed_rank_takes_the_others_down_and_is_named(tmp_path) -> None:
     assert errors.count("Traceback") == 0, errors
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_a_killed_rank_and_the_run_resumes_itself(whole, tmp_path) -> None:
     job = [override for override in JOB if not override.startswith("launch.")]
     launcher = ("torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1", "-m")

@@ -8,10 +8,12 @@ KINDS = ["none", "ddp", "fsdp", "hsdp", "tp", "fsdp_tp", "hsdp_tp", "ddp_tp", "f
 # 4 ranks at most, and 3 for DDP: from 3 ranks on the order of its reductions matters.
 SMALL_MESH = {"hsdp_tp": ["parallelism.shard=1"], "ddp": ["launch.nproc=3"]}
 
+SLOW = {"ddp_tp", "hsdp_tp", "hsdp1", "fsdp1_tp"}
+
 pytestmark = pytest.mark.distributed
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.slow if kind in SLOW else []) for kind in KINDS])
 def test_a_resumed_run_repeats_the_uninterrupted_run_bit_for_bit(kind, tmp_path) -> None:
     mode = "async" if KINDS.index(kind) % 2 else "sync"
     whole = assert_resumes_exactly(

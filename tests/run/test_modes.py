@@ -41,7 +41,7 @@ CASES = {
 
 QUICK = {
     "cnn_ddp_batchnorm", "cnn_fsdp_overlapped", "bf16_fsdp", "fp16_skipped_step_ddp", "ema_accumulate_fsdp",
-    "epoch_ends_at_the_checkpoint", "global_batch_workers", "async_process_fsdp", "adafactor_fsdp",
+    "epoch_ends_at_the_checkpoint", "global_batch_workers", "adafactor_fsdp",
 }  # fmt: skip
 
 

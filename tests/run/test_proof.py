@@ -70,7 +70,7 @@ def test_sigterm_saves_at_the_step_boundary_and_no_step_is_lost_or_done_twice(tm
     assert ended == ["preempted", "preempted", "end"]
 
 
-@pytest.mark.parametrize("kind", ["hang", "sigstop"])
+@pytest.mark.parametrize("kind", ["hang", pytest.param("sigstop", marks=pytest.mark.slow)])
 def test_a_rank_that_stands_still_is_named_with_its_place_before_the_timeout(kind, tmp_path) -> None:
     done = run_here(tmp_path, *TWO, f"fault={kind}", "launch.timeout_seconds=5", "fault.more=[{kind: sigkill}]")
     assert_equal_as_without(tmp_path, done)
@@ -115,6 +115,7 @@ def test_a_fault_that_does_not_fire_verifies_nothing(tmp_path) -> None:
     assert "writing of step 5" in verdict(tmp_path)["reason"]
 
 
+@pytest.mark.slow
 def test_leaves_are_compared_step_by_step_where_that_is_asked_for(tmp_path) -> None:
     assert_equal_as_without(tmp_path, run_here(tmp_path, *TWO, "fault=exception", "proof.digest_every_steps=2"))
     told = [line["step"] for line in lines(tmp_path) if "leaves" in line]
@@ -122,6 +123,7 @@ def test_leaves_are_compared_step_by_step_where_that_is_asked_for(tmp_path) -> N
     assert any(name.startswith("optimizer.state.") for name in lines(tmp_path)[1]["leaves"])
 
 
+@pytest.mark.slow
 def test_a_proof_is_done_anew_in_its_own_folder_and_refuses_that_of_a_run(tmp_path) -> None:
     assert run_here(tmp_path / "run", *TWO) == 0
     before = tensors(tmp_path / "run" / LAST)
@@ -141,6 +143,7 @@ def test_a_job_that_does_not_run_at_all_is_no_failed_proof(tmp_path) -> None:
     assert not (tmp_path / "checkpoints/step_00000003").exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_middle_leaves_no_process_and_the_proof_can_be_done_anew(tmp_path) -> None:
     process = start(tmp_path, *TWO, "fault=sigkill", "train.steps=400", "checkpoint.interval_steps=100")
     until = time.monotonic() + 60
@@ -155,6 +158,7 @@ def test_ctrl_c_in_the_middle_leaves_no_process_and_the_proof_can_be_done_anew(t
     assert_equal_as_without(tmp_path, run_here(tmp_path, *TWO, "fault=sigkill"))
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_a_run_with_a_fault_and_it_checks_itself_against_a_reference(tmp_path) -> None:
     job = [text for text in (*TWO, "fault=sigkill") if not text.startswith("launch.")]
     assert run_here(tmp_path / "reference", *TWO) == 0
@@ -169,6 +173,7 @@ def test_torchrun_restarts_a_run_with_a_fault_and_it_checks_itself_against_a_ref
     assert_same_state(tmp_path / "run" / LAST, tmp_path / "reference" / LAST)
 
 
+@pytest.mark.slow
 def test_sigterm_to_the_command_saves_and_the_next_start_goes_on_there(tmp_path) -> None:
     job = (*TWO, "train.steps=2000", "checkpoint.interval_steps=1000")
     process = start(tmp_path, *job)
@@ -188,6 +193,7 @@ def test_sigterm_to_the_command_saves_and_the_next_start_goes_on_there(tmp_path)
     assert [event["step"] for event in events(tmp_path) if event["event"] == "step"] == list(range(1, done + 3))
 
 
+@pytest.mark.slow
 def test_the_readme_s_pytest_example_shows_the_first_difference(tmp_path) -> None:
     (tmp_path / "forgetful.py").write_text(
         "class Forgetful:\n"

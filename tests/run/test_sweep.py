@@ -89,6 +89,7 @@ def test_a_sweep_says_how_each_cell_ended_and_ends_with_a_table(two) -> None:
     assert [row[:2] for row in table[1:]] == [["parallelism=ddp", "equal"], ["parallelism=fsdp", "equal"]]
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_an_old_verdict_is_not_taken_for_that_of_a_cell_that_was_not_proved(two) -> None:
     """The sweep run again resumes complete runs; told to prove nothing, it must not find the verdicts of before."""
@@ -123,6 +124,7 @@ def test_a_cell_that_fails_does_not_stop_the_others_and_one_without_sense_is_ski
     assert "the user's own mistake" in cases[0].find("error").get("message")
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_cell_that_is_different_decides_the_exit_code(tmp_path) -> None:
     code, printed, cells, cases = sweep(
@@ -154,6 +156,7 @@ def test_under_torchrun_all_ranks_run_the_same_cells_in_the_same_folders(tmp_pat
         assert printed.count(f"{cell['path']}: EQUAL") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.crash
 def test_ctrl_c_ends_the_sweep_and_the_summary_holds_what_was_done(tmp_path) -> None:
