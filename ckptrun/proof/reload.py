@@ -3,6 +3,7 @@
 The expected digests were taken from live state when the save was requested, never from what went through the file.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -22,6 +23,8 @@ from ckptrun.state import preserved, stream_digests
 __all__ = ["Difference", "check_loaded", "check_reload", "check_replicas", "check_resumed"]
 
 _SHOWN = 3
+# A schedule writes it: when both differ, the schedule was first.
+_RATE = re.compile(r"optimizer\.param_groups\..*\.lr")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +190,7 @@ def _compare(name: str, expected: Mapping[str, str], got: Mapping[str, str], *, 
             expected=expected.get(leaf, "absent"),
             got=got.get(leaf, "absent"),
         )
-        for leaf in sorted(expected.keys() | got.keys())
+        for leaf in sorted(expected.keys() | got.keys(), key=lambda leaf: (_RATE.fullmatch(leaf) is not None, leaf))
         if expected.get(leaf) != got.get(leaf)
     ]
     found = [difference for of_rank in ranks.gather(own) for difference in of_rank]
