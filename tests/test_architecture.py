@@ -11,7 +11,19 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "ckptrun"
 
 LAYERS = [
-    {"config", "errors", "exit_codes", "values", "targets", "console", "files", "ranks", "digest", "elements"},
+    {
+        "config",
+        "errors",
+        "exit_codes",
+        "values",
+        "targets",
+        "console",
+        "files",
+        "processes",
+        "ranks",
+        "digest",
+        "elements",
+    },
     {"model", "data", "optimizer", "schedule", "precision", "parallelism", "state", "checkpoint", "fault", "record"},
     {"trainer", "proof"},
     {"build"},

@@ -9,10 +9,7 @@ An iterable dataset, or a map-style one with ``state_dict``, keeps its position 
 data-parallel rank; it is stored for each rank, and can only be taken up by the same ranks and workers.
 """
 
-import multiprocessing
-import os
 import signal
-import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -24,6 +21,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from ckptrun.data.order import BatchKeys, SampleOrder, Share, derived_seed
 from ckptrun.data.samples import IterableSamples, is_stateful, keyed
 from ckptrun.errors import ConfigError, StateMismatchError
+from ckptrun.processes import end_with_parent
 
 __all__ = ["DataStream", "SavedValue"]
 
@@ -69,16 +67,9 @@ def _order(dataset: Any, share: Share, seed: int, shuffle: bool) -> SampleOrder:
 
 def _begin_worker(_: int) -> None:
     _leave_signals_to_the_rank()
-    threading.Thread(target=_end_with_the_rank, daemon=True).start()
-
-
-def _end_with_the_rank() -> None:
     # What a worker has inherited of a rank that was killed (connections) would look alive to other ranks; by itself it
     # would look for its parent every five seconds only.
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    end_with_parent()
 
 
 def _leave_signals_to_the_rank() -> None:

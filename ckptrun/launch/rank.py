@@ -25,12 +25,14 @@ from ckptrun.launch.job import Job
 from ckptrun.launch.leg import Leg
 from ckptrun.launch.preflight import preflight
 from ckptrun.launch.stop import StopSignal
+from ckptrun.processes import end_with_parent
 
 __all__ = ["elastic_rank", "run_rank"]
 
 
 def elastic_rank(config: RunConfig, command: Sequence[str], leg: Leg) -> None:
     """What the local launcher calls in each new process."""
+    end_with_parent()
     log = leg.log_file(int(os.environ["RANK"]))
     if log is not None:
         _print_to(log)

@@ -91,5 +91,16 @@ def test_torchrun_restarts_a_killed_rank_and_the_run_resumes_itself(whole, tmp_p
     assert verdict(tmp_path)["verdict"] == "equal"
 
 
+def test_ranks_end_when_what_has_started_them_is_killed(tmp_path) -> None:
+    process = start(tmp_path, *JOB, "train.steps=2000", "data.num_workers=1")
+    wait_for_event(tmp_path, "step", 3)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    until = time.monotonic() + 20
+    while processes_of(tmp_path) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert processes_of(tmp_path) == []
+
+
 def rank_process(folder, rank: int) -> int:
     return json.loads((folder / "environment.json").read_text())["processes"][rank]
