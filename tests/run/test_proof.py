@@ -225,8 +225,11 @@ MESHES = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize(
+    ("mesh", "point"),
+    [(mesh, point) for mesh in ("one", "fsdp_tp") for point in POINTS]
+    + [("ddp", point) for point in (FaultPoint.after_backward, FaultPoint.writing, FaultPoint.loading)],
+)
 def test_killed_at_every_point(point, mesh, tmp_path) -> None:
     job = (*JOB, *MESHES[mesh], "checkpoint=async", "train.accumulate=2", "checkpoint.keep_last=1")
     assert_equal_as_without(tmp_path, run_here(tmp_path, *job, "fault=sigkill", f"fault.point={point}"))
