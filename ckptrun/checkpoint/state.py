@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+import torch.distributed as dist
 
 from ckptrun.errors import StateMismatchError, UnsupportedLeafError
 
@@ -254,9 +255,14 @@ class AnyObject:
         self.wrapped.load_state_dict(state)
 
     def template(self, saved: Sequence[SavedLeaf]) -> Mapping[str, Any]:
-        """The object's leaves where they fit, and room for those that only the checkpoint has."""
+        """The object's leaves where they fit, and room for those that only the checkpoint has.
+
+        Without leaves of other ranks: this rank would have no place for them.
+        """
         live = flatten(self.wrapped.state_dict())
-        leaves = {leaf.path: _room_for(leaf, live.get(leaf.path)) for leaf in saved}
+        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        own = [leaf for leaf in saved if rank_of(leaf.path) in (None, rank)]
+        leaves = {leaf.path: _room_for(leaf, live.get(leaf.path)) for leaf in own}
         # A list or dict may be empty on one side and filled on the other; what is left over is missed by the loader.
         inner = {path[:end] for path in leaves for end in range(len(path))}
         for path, value in live.items():

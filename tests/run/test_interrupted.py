@@ -41,6 +41,7 @@ def _is_in(descriptor: Path, folder) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_ends_as_if_nothing_had_happened(whole, tmp_path) -> None:
     process = start(tmp_path, *JOB)
     wait_for_event(tmp_path, "step", 12)

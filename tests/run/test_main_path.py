@@ -8,7 +8,7 @@ KINDS = ["none", "ddp", "fsdp", "hsdp", "tp", "fsdp_tp", "hsdp_tp", "ddp_tp", "f
 # 4 ranks at most, and 3 for DDP: from 3 ranks on the order of its reductions matters.
 SMALL_MESH = {"hsdp_tp": ["parallelism.shard=1"], "ddp": ["launch.nproc=3"]}
 
-SLOW = {"ddp_tp", "hsdp_tp", "hsdp1", "fsdp1_tp"}
+SLOW = {"ddp_tp", "hsdp_tp", "fsdp1", "hsdp1", "fsdp1_tp"}
 
 pytestmark = pytest.mark.distributed
 

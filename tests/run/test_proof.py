@@ -70,7 +70,8 @@ def test_sigterm_saves_at_the_step_boundary_and_no_step_is_lost_or_done_twice(tm
     assert ended == ["preempted", "preempted", "end"]
 
 
-@pytest.mark.parametrize("kind", ["hang", pytest.param("sigstop", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["hang", "sigstop"])
 def test_a_rank_that_stands_still_is_named_with_its_place_before_the_timeout(kind, tmp_path) -> None:
     done = run_here(tmp_path, *TWO, f"fault={kind}", "launch.timeout_seconds=5", "fault.more=[{kind: sigkill}]")
     assert_equal_as_without(tmp_path, done)

@@ -39,6 +39,7 @@ def test_every_rank_writes_down_every_step_with_its_bits(reference) -> None:
     assert len({line["rng"]["torch_cpu"] for ledger in of_ranks for line in ledger}) == 16
 
 
+@pytest.mark.slow
 def test_a_killed_and_resumed_run_repeats_its_reference(reference, tmp_path) -> None:
     process = start(tmp_path, *JOB)
     wait_for_event(tmp_path, "step", 5)

@@ -139,6 +139,7 @@ def test_a_cell_that_is_different_decides_the_exit_code(tmp_path) -> None:
     assert "Forgetful" in cases[0].find("failure").text
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_under_torchrun_all_ranks_run_the_same_cells_in_the_same_folders(tmp_path) -> None:
     launcher = ("torch.distributed.run", "--nproc-per-node", "2", "-m")

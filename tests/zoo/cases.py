@@ -66,7 +66,7 @@ RNG = [
 DATA = [
     Case(
         ids="B1 B19", bug="A resume in a later epoch takes the order of the first", plant="data.FirstEpochAgain",
-        job=SECOND_EPOCH, check=STEPS, blame="data", words=("batch", "first batch after resume"), is_quick=True,
+        job=SECOND_EPOCH, check=STEPS, blame="data", words=("batch", "first batch after resume"),
     ),
     Case(ids="B1", bug="The epoch is not restored", plant="data.EpochForgotten", job=SECOND_EPOCH, check=LOADED, blame="data", words=("data.epoch",)),
     Case(
@@ -110,7 +110,7 @@ COUNTERS = [
     ),
     Case(ids="C3", bug="Loading a schedule takes a step", plant="counters.SteppedAtLoad", check=LOADED, blame="schedule"),
     Case(ids="C3", bug="A schedule that has its state is stepped once more for each step done", plant="counters.SteppedAfterLoad", check=STEPS, blame="schedule", words=("learning rate",)),
-    Case(ids="C5", bug="The schedule is saved always, and restored only with a flag", plant="counters.RestoredOnlyIfAsked", check=LOADED, blame="schedule", is_quick=True),
+    Case(ids="C5", bug="The schedule is saved always, and restored only with a flag", plant="counters.RestoredOnlyIfAsked", check=LOADED, blame="schedule"),
     Case(ids="C25", bug="The state is read, and load_state_dict is never called", plant="counters.LoadedAndNotApplied", check=LOADED, blame="progress"),
     Case(ids="C6", bug="The loss scale is not restored", plant="counters.ScaleNotLoaded", job=(*NUMBERS, *ALONE, *FP16), check=LOADED, blame="scaler", words=("scaler.scale",)),
     Case(
@@ -179,7 +179,7 @@ OPTIMIZER = [
     ),
     Case(
         ids="D9 D14", bug="Master weights beside the model are not refreshed", plant="optimizers.MastersOfItsOwn",
-        seam="optimizer", check=STEPS, blame="optimizer", words=("update",), is_quick=True,
+        seam="optimizer", check=STEPS, blame="optimizer", words=("update",),
     ),
     Case(ids="D11", bug="The model is rounded to bfloat16 on its way", plant="optimizers.CastAtLoad", check=LOADED, blame="model"),
     Case(
@@ -192,7 +192,7 @@ OPTIMIZER = [
 ]  # fmt: skip
 
 SHARDING = [
-    Case(ids="E1", bug="Shards are put together in another order", plant="sharding.ShardsInOtherOrder", job=(*NUMBERS, *FSDP), check=LOADED, blame="model", is_quick=True),
+    Case(ids="E1", bug="Shards are put together in another order", plant="sharding.ShardsInOtherOrder", job=(*NUMBERS, *FSDP), check=LOADED, blame="model"),
     Case(ids="E2", bug="Rows are permuted within each shard", plant="sharding.RowsPermutedPerShard", job=(*NUMBERS, *FSDP), check=LOADED, blame="model"),
     Case(
         ids="E3", bug="Fused weights are interleaved on another number of ranks", plant="sharding.HalvesInterleaved",
@@ -274,7 +274,7 @@ SAVING = [
     Case(ids="E16", bug="Shards have other names than the manifest says", plant="saving.ShardRenamed", args={"step": 6}, check=SAVED, blame="model", words=("rank_00000.safetensors", "missing")),
     Case(ids="H18", bug="One rank writes to a disk that the others do not see", plant="saving.OtherDiskOnOneRank", args={"step": 6}, job=(*NUMBERS, *DDP), check=SAVED, blame="model", words=("rank_00001.safetensors",)),
     Case(ids="H19", bug="A signal handler saves in the middle of a step", plant="saving.SavedInsideOfAStep", args={"step": 5}, job=(*NUMBERS, *ALONE, "fault.step=5"), check=LOST, blame="progress"),
-    Case(bug="A save draws a random number", plant="saving.SaveDraws", job=(*GPT, *ALONE), check="saving_is_invisible", blame="rng", is_quick=True),
+    Case(bug="A save draws a random number", plant="saving.SaveDraws", job=(*GPT, *ALONE), check="saving_is_invisible", blame="rng"),
     Case(bug="A save leaves the model in eval mode", plant="saving.SaveLeavesEval", job=(*GPT, *ALONE), check="saving_is_invisible", blame="model", words=("dropout",)),
     Case(bug="A save spoils the moving average", plant="saving.SaveSpoilsAverage", job=(*NUMBERS, *ALONE, "train.ema_decay=0.9"), check=END, blame="ema"),
 ]  # fmt: skip

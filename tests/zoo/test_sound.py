@@ -10,6 +10,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.crash]
 NET = (*NUMBERS[2:], "model.loss=mse")
 STREAM = (*NUMBERS[:2], "train.micro_batch=4", *custom("data", "hidden.Stream"))
 
+BY_DEFAULT = ("fp16 with skipped steps", "kill at the first step", "state of each rank")
 QUICK = {
     "uneven shards": (*NUMBERS, "model.features=[8,7,5,8]", "parallelism=fsdp", "launch.nproc=3"),
     "batch norm": (*CNN, *DDP),
@@ -103,7 +104,7 @@ VACUOUS = {
 
 @pytest.mark.parametrize(
     "job",
-    [pytest.param(job, id=name) for name, job in QUICK.items()]
+    [pytest.param(job, id=name, marks=[] if name in BY_DEFAULT else pytest.mark.slow) for name, job in QUICK.items()]
     + [pytest.param(job, id=name, marks=pytest.mark.slow) for name, job in SLOW.items()],
 )
 def test_a_sound_job_is_equal(job, tmp_path) -> None:
