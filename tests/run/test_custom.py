@@ -22,7 +22,7 @@ EVERYTHING = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["none", "ddp", "fsdp", "fsdp_tp"])
+@pytest.mark.parametrize("kind", ["none", "ddp", "fsdp", pytest.param("fsdp_tp", marks=pytest.mark.slow)])
 def test_everything_of_the_users_own_resumes_exactly(kind, tmp_path) -> None:
     mode = "sync" if kind in ("none", "fsdp") else "async"
     ranks = [] if kind in ("none", "fsdp_tp") else ["launch.nproc=2"]

@@ -353,6 +353,7 @@ def test_no_torch_is_imported(run_folder: Path, step_20: Path) -> None:
     assert run_without_torch("inspect", step_20, "--leaf", "model.norm").code == 99
 
 
+@pytest.mark.slow
 def test_twenty_thousand_leaves_are_shown_in_seconds(tmp_path: Path) -> None:
     one = torch.ones(1)
     folder = save(tmp_path / "many", {f"layer.{index}.w": one + index for index in range(20_000)})
