@@ -65,7 +65,8 @@ class Gradients:
         local = self._local([name for name in self._parameters if self._axes[name] == kind])
         if not local:
             return torch.zeros((), dtype=torch.float64, device=self._device())
-        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in local]
+        parts = [torch.view_as_real(gradient) if gradient.is_complex() else gradient for gradient in local]
+        norms = [torch.linalg.vector_norm(part, dtype=torch.float64) for part in parts]
         return torch.stack(norms).square().sum()
 
     def _local(self, names: Sequence[str]) -> list[Tensor]:
