@@ -55,9 +55,6 @@ class ProofView:
         name = "run" if start.index == 0 else f"  start {start.index + 1}"
         say(_LEG.format(name, f"{began}{skipped}; {how}", ended.seconds))
 
-    def controlled(self, starts: Sequence[Start], ended: TimedOutcome) -> None:
-        """The controls have ended; each is a line of the check."""
-
     def finish(self, verdict: Verdict) -> None:
         """Say what came out."""
         say("")

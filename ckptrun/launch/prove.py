@@ -184,10 +184,8 @@ class _Proof:
         )
         legs = self._later_legs if reshapes else self._legs
         config = legs.beside("controls", saves=False)
-        ended = self._start(legs, config, "controls", controls=controls)
-        found = read_starts(config.run_dir)
-        self._view.controlled(found, ended)
-        return found
+        self._start(legs, config, "controls", controls=controls)
+        return read_starts(config.run_dir)
 
     def _start(self, legs: Legs, config: RunConfig, name: str, **what: object) -> TimedOutcome:
         """Start the ranks of one leg; what they print goes to a file."""
