@@ -257,10 +257,12 @@ class _Inquiry:
         window = TraceWindow(first_step=max(1, mismatch.step - 1), last_step=mismatch.step)
         traced = [self._reference_again(f"traced_reference_{number}", window) for number in (2, 3)]
         operation = first_operation(traced[0], traced[1], ranks=self._ranks)
-        where = f"two references differ: {describe(mismatch)}"
+        where, first = f"two references differ: {describe(mismatch)}", mismatch.as_difference()
         if operation is not None:
-            where = f"{operation.text(resumed_at=None)} does not repeat from one reference to the next; {where}"
-        return Diagnosis(is_deterministic=False, text=where)
+            what = operation.text(resumed_at=None)
+            where = f"{what} does not repeat from one reference to the next; {where}"
+            first["operation"] = what
+        return Diagnosis(is_deterministic=False, text=where, first_difference=first)
 
 
 def _is_decided_before(mismatch: Mismatch, operation: Operation) -> bool:

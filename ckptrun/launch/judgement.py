@@ -213,9 +213,10 @@ def _explained(check: Check, diagnosis: Diagnosis) -> Check:
     is_cause = diagnosis.is_of_saving and check.name == "saving_is_invisible"
     if check.status is not Status.different and not is_cause:
         return check
-    if not diagnosis.is_deterministic:
-        return replace(check, status=Status.not_verified, detail=f"not deterministic: {diagnosis.text}", blame=None)
     first = diagnosis.first_difference or check.first_difference
+    if not diagnosis.is_deterministic:
+        detail = f"not deterministic: {diagnosis.text}"
+        return replace(check, status=Status.not_verified, detail=detail, first_difference=first, blame=None)
     is_said = is_cause or not diagnosis.text or check.detail in diagnosis.text
     return replace(
         check,

@@ -17,6 +17,5 @@ LEFT_OUT = {
     "H16": "A hang with a cause that nobody has seen; hangs with a known one are above.",
     "H17": "Needs several hosts on one network file system.",
     "H20": "What a chain of checkpoints is worth after a bad one takes days of saves.",
-    "I6": "A slow save ends nothing here: saves have a process group and a timeout of their own.",
     "I7 I8 I9": "Speed is no part of a verdict.",
 }

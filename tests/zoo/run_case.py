@@ -23,6 +23,20 @@ class Outcome:
         status = self.found["verdict"]
         return [check["name"] for check in self.found["checks"] if check["status"] == status and check["is_needed"]]
 
+    def wrong(self, case: Case) -> list[str]:
+        """What is not as ``case`` wants it, for people; nothing, when the bug was found as it must be."""
+        verdict, blame, reason = self.found["verdict"], self.found["blame"], self.found["reason"]
+        facts = {
+            f"verdict {verdict}, exit code {int(self.done)}": (verdict, int(self.done))
+            == (case.verdict, case.exit_code),
+            f"found by {self.checks}": case.check in (self.checks or [""]),
+            f"blame {blame}": blame == case.blame,
+            f"reason without {[word for word in case.words if word not in reason]}": all(
+                w in reason for w in case.words
+            ),
+        }
+        return [fact for fact, is_right in facts.items() if not is_right]
+
 
 def run_case(case: Case, folder: Path) -> Outcome:
     """Make the proof of ``case`` in ``folder``."""

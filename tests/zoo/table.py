@@ -73,20 +73,23 @@ def tail() -> str:
     )
 
 
-def write() -> None:
-    """Run every case; write the page."""
+def write() -> int:
+    """Run every case; write the page, if all end as they must."""
     from tests.zoo.run_case import run_case
 
-    began, rows = time.monotonic(), []
+    began, rows, wrong = time.monotonic(), [], []
     for number, case in enumerate(CASES, start=1):
         with tempfile.TemporaryDirectory() as folder:
             outcome = run_case(case, Path(folder) / "run")
         rows.append(row(case, outcome.found, outcome.checks))
+        wrong += [f"{case.name}: {'; '.join(outcome.wrong(case))}"] if outcome.wrong(case) else []
         print(
             f"{number} of {len(CASES)}: {case.name}: {outcome.found['verdict']}, {outcome.found['blame']}", flush=True
         )
-    PAGE.write_text(f"{_HEAD}{chr(10).join(rows)}\n{tail()}")
-    print(f"{PAGE}: {len(rows)} bugs, {time.monotonic() - began:.0f} s")
+    print(f"{len(rows)} bugs, {time.monotonic() - began:.0f} s", *wrong, sep="\n")
+    if not wrong:
+        PAGE.write_text(f"{_HEAD}{chr(10).join(rows)}\n{tail()}")
+    return len(wrong)
 
 
 if __name__ == "__main__":

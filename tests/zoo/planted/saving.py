@@ -167,6 +167,17 @@ class BytesLostSilently(Bug):
             return writer
 
 
+class SlowerThanTheTimeout(Bug):
+    """One rank writes for longer than the others wait in a collective."""
+
+    def plant(self, seconds: float) -> None:
+        @wrap(ShardWriter, "write_data")
+        def write(original, writer, plan, planner):
+            if rank() == 0:
+                time.sleep(seconds)
+            return original(writer, plan, planner)
+
+
 class RetentionBeforeCommit(Bug):
     """Old checkpoints are removed when a save is requested, not when it is done."""
 
