@@ -18,6 +18,8 @@ from ckptrun.fault.record import FaultRecord
 
 __all__ = ["FaultInjector"]
 
+_ANSWERED_BY_LOOP = frozenset({FaultKind.sigterm, FaultKind.sigint})
+
 
 class FaultInjector:
     """The faults of one rank in one start. Pickles to the process that saves.
@@ -52,9 +54,10 @@ class FaultInjector:
         """Whether saves in flight shall end before ``step``; the same on all ranks.
 
         A kill within the loop goes back to a checkpoint that must not depend on how fast the disk was: what a kill does
-        to a save in flight is what the points of a save are for.
+        to a save in flight is what the points of a save are for. A signal that strikes in a save is answered by the
+        loop, and at which step it is must not depend on the disk either: it is the step after the one that is saved.
         """
-        return any(fault.step == step and not fault.point.is_of_save for fault in self._all)
+        return any(step == _settled_step(fault) for fault in self._all)
 
     def note(self, fault: PlannedFault, step: int) -> bool:
         """Record that ``fault`` strikes; False when it has before."""
@@ -105,6 +108,13 @@ class FaultInjector:
 
 def _nothing_to_lose(fault: PlannedFault, step: int) -> None:
     """Where nothing is saved, no file is lost."""
+
+
+def _settled_step(fault: PlannedFault) -> int | None:
+    """The step that saves in flight end before, so that ``fault`` is repeatable."""
+    if not fault.point.is_of_save:
+        return fault.step
+    return fault.step + 1 if fault.step is not None and fault.kind in _ANSWERED_BY_LOOP else None
 
 
 def _strikes_bytes(fault: PlannedFault) -> bool:

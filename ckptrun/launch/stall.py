@@ -105,7 +105,7 @@ class Culprit:
             return f"rank {self.rank} has said nothing since the start: {_NO_ANSWER}"
         where = track.where
         if self.stopped:
-            return f"rank {self.rank} has said nothing for {track.seconds:.1f} s: {_NO_ANSWER}; it stood {where}"
+            return f"rank {self.rank} has said nothing for {track.seconds:.1f} s: {_NO_ANSWER}; last heard of {where}"
         if track.stand.is_waiting:
             return f"rank {self.rank} is behind: it has waited for {track.seconds:.1f} s {where}"
         who = f"rank {self.rank}" if self.name == MAIN else f"the checkpoint thread of rank {self.rank}"
@@ -141,7 +141,7 @@ class Stall:
             return f"all ranks wait for each other, and none is behind: not all are in the same collective; {here}."
         named, more = self.culprits[:_NAMED_AT_MOST], len(self.culprits) - _NAMED_AT_MOST
         text = "; ".join(map(str, named)) + (f"; and {more} more ranks like these" if more > 0 else "")
-        return f"{text}. The other ranks wait for {'it' if len(self.culprits) == 1 else 'them'} in a collective."
+        return f"{text}. The other ranks wait for {'it' if len(self.culprits) == 1 else 'them'} {self.waiting.where}."
 
 
 def find_stall(

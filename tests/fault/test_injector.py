@@ -83,6 +83,24 @@ def test_an_error_says_that_it_was_planned(kind, error, tmp_path) -> None:
     assert len(FaultRecord(tmp_path).fired()) == 1
 
 
+@pytest.mark.parametrize(
+    ("kind", "point", "settled"),
+    [
+        (FaultKind.sigkill, FaultPoint.after_forward, 3),
+        (FaultKind.sigterm, FaultPoint.after_forward, 3),
+        (FaultKind.sigterm, FaultPoint.writing, 4),
+        (FaultKind.sigint, FaultPoint.before_commit, 4),
+        (FaultKind.sigkill, FaultPoint.writing, None),
+        (FaultKind.sigkill, FaultPoint.loading, None),
+    ],
+)
+def test_a_save_in_flight_is_awaited_where_the_fault_would_depend_on_it(kind, point, settled, tmp_path) -> None:
+    planned = fault(kind, point, step=None if point is FaultPoint.loading else 3)
+    assert [step for step in range(1, 6) if injector(tmp_path, planned, rank=0).settles_before(step)] == (
+        [] if settled is None else [settled]
+    )
+
+
 def test_a_cut_record_counts_as_fired(tmp_path) -> None:
     (tmp_path / "faults").mkdir()
     (tmp_path / "faults/00004.rank_00002.json").write_text('{"ki')

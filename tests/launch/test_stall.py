@@ -89,12 +89,17 @@ def test_messages_say_who_where_and_the_way_out() -> None:
         "rank 1 has not moved for 10.0 s: it stands in step 5 after 'after_forward' (mine.py:3 in forward); rank 2 "
     )
     assert stall.message.endswith(
-        "; and 2 more ranks like these. The other ranks wait for them in a collective. If it was only slow, raise "
-        "launch.timeout_seconds=10."
+        "; and 2 more ranks like these. The other ranks wait for them in step 5 after 'after_forward' (c10d.py:1 in "
+        "wait). If it was only slow, raise launch.timeout_seconds=10."
     )
     unheard = declared(WAITS, Peer(heartbeat=None, silent_seconds=9))
     assert unheard is not None
     assert unheard.message.startswith("rank 1 has said nothing since the start: its process does not answer (stopped")
+    stopped = declared(AHEAD, peer(replace(WORKS, step=0, point="", frame=""), silent=9))
+    assert stopped is not None
+    assert (
+        "; last heard of before its first point. The other ranks wait for it in step 5 after 'after_" in stopped.message
+    )
 
 
 def test_a_heartbeat_survives_the_store() -> None:
