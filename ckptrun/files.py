@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["append_line", "read_lines", "write_json", "write_text"]
+__all__ = ["EVENTS", "append_line", "read_lines", "write_json", "write_text"]
+
+EVENTS = "events.jsonl"
+"""What a run folder calls the record of what happened in the run, line by line."""
 
 
 def write_text(path: Path, text: str) -> None:

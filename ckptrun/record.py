@@ -17,9 +17,9 @@ import torch
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["EVENTS", "RunRecord", "environment"]
+from ckptrun.files import EVENTS
 
-EVENTS = "events.jsonl"
+__all__ = ["RunRecord", "environment"]
 
 
 class RunRecord:

@@ -154,7 +154,6 @@ class _FaultyWriter:
         self._save = save
         self.block_bytes = inner.block_bytes
         self.writes_at_once = inner.writes_at_once
-        self._noted = False
 
     def write(self, offset: int, block: memoryview) -> None:
         """See ``FileWriter``."""

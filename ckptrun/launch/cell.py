@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptrun.exit_codes import ExitCode
-from ckptrun.files import read_lines
+from ckptrun.files import EVENTS, read_lines
 
 __all__ = ["Cell", "CellVerdict", "SaveFigures", "Traces", "judge", "save_figures", "sweep_exit_code"]
 
@@ -27,7 +27,6 @@ class CellVerdict(StrEnum):
     """The combination makes no sense; nothing was started."""
 
 
-_EVENTS = "events.jsonl"
 _OF_EXIT_CODE = {
     ExitCode.done: CellVerdict.done,
     ExitCode.different: CellVerdict.different,
@@ -97,7 +96,7 @@ class Traces:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._verdict, self._events = folder / "verdict.json", folder / _EVENTS
+        self._verdict, self._events = folder / "verdict.json", folder / EVENTS
         self._stamp_before, self._lines_before = self._stamp(), len(read_lines(self._events))
 
     def verdict(self) -> Mapping[str, Any] | None:
@@ -143,7 +142,7 @@ def judge(exit_code: int, traces: Traces) -> tuple[CellVerdict, str]:
 
 def save_figures(folder: Path) -> SaveFigures | None:
     """Add up the commits that the ``events.jsonl`` of a run tells of; None when there is none."""
-    commits = [event for event in read_lines(folder / _EVENTS) if event["event"] == "commit"]
+    commits = [event for event in read_lines(folder / EVENTS) if event["event"] == "commit"]
     if not commits:
         return None
     return SaveFigures(

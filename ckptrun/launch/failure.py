@@ -11,8 +11,7 @@ from torch._C._distributed_c10d import Store
 
 from ckptrun.console import say_error
 from ckptrun.errors import CkptrunError
-from ckptrun.files import append_line
-from ckptrun.record import EVENTS
+from ckptrun.files import EVENTS, append_line
 
 __all__ = ["has_spoken", "report_once", "speak_once"]
 

@@ -13,7 +13,7 @@ from ckptrun.config.checkpoint import SaveMode, is_remote
 from ckptrun.config.proof import ReloadCheck
 from ckptrun.config.run import RunConfig
 from ckptrun.errors import ConfigError
-from ckptrun.files import write_json
+from ckptrun.files import EVENTS, write_json
 from ckptrun.launch.leg import Leg
 from ckptrun.launch.local import Outcome, start_ranks
 from ckptrun.launch.overdue import Overdue
@@ -28,7 +28,7 @@ _OWN = (
     "checkpoints",
     "config.yaml",
     "environment.json",
-    "events.jsonl",
+    EVENTS,
     "faults",
     "ledger",
     "logs",
@@ -75,15 +75,14 @@ class Legs:
             config.checkpoint.resume = "auto"
         return config
 
-    def beside(self, name: str, *, of: RunConfig | None = None, saves: bool = True) -> RunConfig:
+    def beside(self, name: str, *, saves: bool = True) -> RunConfig:
         """A run in a folder of its own: the same in all that is computed.
 
         Args:
             name: Of the folder.
-            of: The config it is derived from; None: that of the proof.
             saves: Whether it saves at all.
         """
-        config = copy.deepcopy(of) if of is not None else self._copy()
+        config = self._copy()
         config.run.dir = str(self.folder(name))
         config.proof.reload = ReloadCheck.none
         if config.checkpoint.path is not None:

@@ -12,10 +12,10 @@ from ckptrun.config.model import CustomModelConfig, GPTConfig
 from ckptrun.config.parallelism import MeshShape
 from ckptrun.config.run import RunConfig, to_plain
 from ckptrun.console import say, summarise
-from ckptrun.files import append_line, read_lines, write_json
+from ckptrun.files import EVENTS, append_line, read_lines, write_json
 from ckptrun.proof import Check, Status, Verdict
 from ckptrun.ranks import Ranks
-from ckptrun.record import EVENTS, RunRecord, environment
+from ckptrun.record import RunRecord, environment
 from ckptrun.trainer import StepFacts
 
 __all__ = ["Report"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ckptrun.files import read_lines
+from ckptrun.files import EVENTS, read_lines
 from ckptrun.proof.verdict import Check, Status
 
 __all__ = ["Failure", "Start", "read_failures", "read_starts"]
@@ -50,7 +50,7 @@ class Start:
 def read_starts(run_dir: Path) -> list[Start]:
     """All starts of a run, in order."""
     starts: list[Start] = []
-    for event in read_lines(run_dir / "events.jsonl"):
+    for event in read_lines(run_dir / EVENTS):
         kind = event["event"]
         if kind == "launch":
             starts.append(Start(index=event["start"]))
@@ -64,7 +64,7 @@ def read_starts(run_dir: Path) -> list[Start]:
 
 def read_failures(run_dir: Path) -> list[Failure]:
     """Everything that ranks of a run have said before they ended, in order."""
-    return [_failure(event) for event in read_lines(run_dir / "events.jsonl") if event["event"] == "failure"]
+    return [_failure(event) for event in read_lines(run_dir / EVENTS) if event["event"] == "failure"]
 
 
 def _failure(facts: Mapping[str, Any]) -> Failure:
