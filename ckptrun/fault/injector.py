@@ -82,7 +82,7 @@ class FaultInjector:
             case FaultKind.sigterm:
                 os.kill(self._process, signal.SIGTERM)
             case FaultKind.sigint:
-                os.kill(self._process, signal.SIGINT)
+                self._interrupt(message)
             case FaultKind.hang | FaultKind.sigstop:
                 self._stop_process()
             case _:
@@ -91,6 +91,19 @@ class FaultInjector:
     @property
     def _is_rank(self) -> bool:
         return os.getpid() == self._process
+
+    def _interrupt(self, message: str) -> None:
+        """Interrupt the rank's main thread, here and now; the save that comes by here fails.
+
+        Whether it came to its end while the rank ends would depend on who is quicker.
+        """
+        is_main = self._is_rank and threading.current_thread() is threading.main_thread()
+        if is_main:
+            # It is blocked while a save is handed over.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        os.kill(self._process, signal.SIGINT)
+        if not is_main:
+            raise RuntimeError(message)
 
     def _stop_process(self) -> None:
         os.kill(self._process, signal.SIGSTOP)

@@ -269,7 +269,7 @@ def test_a_killed_rank_takes_its_loader_workers_along(tmp_path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [FaultKind.exception, FaultKind.sigterm, FaultKind.hang])
+@pytest.mark.parametrize("kind", [FaultKind.exception, FaultKind.sigint, FaultKind.sigterm, FaultKind.hang])
 @pytest.mark.parametrize(
     "point", [FaultPoint.loading, FaultPoint.staging, FaultPoint.writing, FaultPoint.before_commit]
 )
