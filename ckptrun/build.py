@@ -131,7 +131,7 @@ class Builder:
             ema = ExponentialMovingAverage(weights, decay=config.train.ema_decay)
         progress = Progress()
         components: dict[str, Component] = {
-            "model": model,
+            "model": as_template(model) if model.state_comes_and_goes else model,
             "optimizer": OptimizerState(
                 optimizer, model.named_parameters, fsdp1_root=model.module if self._shape.kind.is_fsdp1 else None
             ),

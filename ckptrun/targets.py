@@ -1,5 +1,6 @@
-"""Finds the users' own classes by name. The only place that imports code the config names."""
+"""Finds the users' own classes by name, and tells their code. The only place that imports code the config names."""
 
+import functools
 import importlib
 import inspect
 import sys
@@ -9,7 +10,7 @@ from typing import Any
 
 from ckptrun.errors import ConfigError
 
-__all__ = ["call_target", "load_target", "require_callable_with"]
+__all__ = ["call_target", "is_of_user", "load_target", "require_callable_with"]
 
 
 def load_target(target: str, *, key: str) -> Callable[..., Any]:
@@ -87,3 +88,15 @@ def _load_file(path: Path, *, key: str) -> Any:
             f"{key}: the name of {path} is taken by {module.__file__}, which Python finds first; rename the file."
         )
     return module
+
+
+def is_of_user(function: Callable[..., Any]) -> bool:
+    """Whether neither torch nor this package has defined ``function``, a method or a hook."""
+    while True:
+        if isinstance(function, functools.partial):
+            function = function.func
+        elif hasattr(function, "hook"):
+            # torch wraps hooks that are given the module.
+            function = function.hook
+        else:
+            return str(getattr(function, "__module__", "")).partition(".")[0] not in ("torch", "ckptrun")

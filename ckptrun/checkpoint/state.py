@@ -50,8 +50,8 @@ _INT_KEY = re.compile(r"#(-?\d+)")
 class Component(Protocol):
     """One named part of the state.
 
-    ``state_dict()`` may return live tensors: they are read, and on load written, in place. ``load_state_dict`` is
-    called once per load, on every rank, in the same order of components on all ranks, so it may use collectives.
+    ``state_dict()`` may return live tensors. ``load_state_dict`` is called once per load, on every rank, in the same
+    order of components on all ranks, so it may use collectives.
     """
 
     def state_dict(self) -> Mapping[str, Any]:
@@ -239,8 +239,8 @@ def as_template(component: Component) -> TemplateComponent:
 class AnyObject:
     """Makes a component of any object with ``state_dict`` and ``load_state_dict``, whose leaves may come and go.
 
-    What the object has is filled in place; what only the checkpoint has is handed to ``load_state_dict`` as new
-    tensors on the CPU, and whether the object took it is seen when the state is digested after the load.
+    ``load_state_dict`` is handed new tensors; what only the checkpoint has comes on the CPU. Whether the object took
+    them is seen when the state is digested after the load.
     """
 
     def __init__(self, wrapped: Component) -> None:
@@ -273,9 +273,10 @@ class AnyObject:
 
 
 def _room_for(leaf: SavedLeaf, live: Any) -> Any:
-    """The live tensor, so that it is filled in place (a wrong dtype is found later); a new one if its size changed."""
+    """A new tensor, laid out as the live one, which changes only if the object's ``load_state_dict`` sees to it."""
     if leaf.dtype is None:
         return leaf.value
     if isinstance(live, torch.Tensor) and (tuple(live.shape) == leaf.shape or live.dtype != leaf.dtype):
-        return live
+        # A wrong dtype is found later.
+        return torch.empty_like(live)
     return torch.empty(leaf.shape, dtype=leaf.dtype)

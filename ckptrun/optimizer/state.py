@@ -24,10 +24,17 @@ from ckptrun.optimizer.flat_parts import FlatParts
 from ckptrun.optimizer.group_options import check_groups, named_groups, read_groups, write_groups
 from ckptrun.optimizer.layouts import exceptional_layout, usual_layout
 from ckptrun.optimizer.leaves import is_tensor_like, make_flat_leaf, make_leaf
+from ckptrun.targets import is_of_user
 from ckptrun.values import encode
 
 __all__ = ["OptimizerState", "SavedLeaf"]
 
+_HOOKS = (
+    "_optimizer_state_dict_pre_hooks",
+    "_optimizer_state_dict_post_hooks",
+    "_optimizer_load_state_dict_pre_hooks",
+    "_optimizer_load_state_dict_post_hooks",
+)
 STATE, GROUPS, LAYOUTS = "state", "param_groups", "layouts"
 
 
@@ -175,6 +182,9 @@ class OptimizerState:
                     _local(made[name][key]).copy_(_local(value))
         self._scatter(made)
         write_groups(self._optimizer, state[GROUPS])
+        if _has_own_code(self._optimizer):
+            # What it makes of a state is what its user gets; the comparison after the load sees it.
+            self._optimizer.load_state_dict(copy.deepcopy(self._optimizer.state_dict()))
 
     def _check(self, state: Mapping[str, Any]) -> None:
         wrong = sorted({STATE, GROUPS, LAYOUTS} ^ state.keys())
@@ -233,6 +243,12 @@ class OptimizerState:
                 }
                 if self._flat.holds_part_of(parameter):
                     self._optimizer.state[parameter] = own
+
+
+def _has_own_code(optimizer: Optimizer) -> bool:
+    """Whether state-dict code of the user's would be called by torch's own save and load."""
+    hooks = [hook for place in _HOOKS for hook in getattr(optimizer, place, {}).values()]
+    return any(map(is_of_user, [type(optimizer).state_dict, type(optimizer).load_state_dict, *hooks]))
 
 
 def _nest(saved: Sequence[SavedLeaf]) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def load_model_state(module: nn.Module, ties: Ties, state: Mapping[str, Any]) ->
     if gathered:
         set_model_state_dict(module, {name: state[name] for name in gathered}, options=StateDictOptions(strict=False))
     for name, tensor in live.items():
-        if isinstance(tensor, Tensor) and name not in gathered:
+        if isinstance(tensor, Tensor) and name not in gathered and not _extra(name):
             _local(tensor).copy_(_local(state[name]))
     for name, _, write in _extra_states(module):
         write(state[name])

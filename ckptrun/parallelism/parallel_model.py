@@ -9,11 +9,13 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
+from ckptrun.errors import ConfigError
 from ckptrun.parallelism.buffers import BufferSync
 from ckptrun.parallelism.gradients import Gradients
 from ckptrun.parallelism.mesh import TENSOR
 from ckptrun.parallelism.model_state import load_model_state, model_state
 from ckptrun.parallelism.naming import Ties
+from ckptrun.parallelism.own_code import has_extra_state, load_by_own_code, own_state_code, state_by_own_code
 
 __all__ = ["ParallelModel"]
 
@@ -49,6 +51,12 @@ class ParallelModel:
         # no_sync of FullyShardedDataParallel loses the gradients of DTensors (RuntimeError: invalid python storage).
         tensor_parallel = mesh is not None and TENSOR in (mesh.mesh_dim_names or ())
         self._can_wait = not (tensor_parallel and isinstance(module, FullyShardedDataParallel))
+        self._own_code = own_state_code(self._inner)
+        if self._own_code and isinstance(module, FullyShardedDataParallel):
+            raise ConfigError(
+                f"The model has state-dict code of its own ({self._own_code[0]}), which FullyShardedDataParallel does "
+                "not call. Use parallelism=fsdp, hsdp, ddp or none."
+            )
         self._gradients = Gradients(self.named_parameters, axes=axes, mesh=mesh)
         self._buffers = BufferSync(self._inner, mesh)
 
@@ -56,6 +64,11 @@ class ParallelModel:
     def inner(self) -> nn.Module:
         """The module whose parts bear the names of the user's model, once cleaned (see ``clean_name``)."""
         return self._inner
+
+    @property
+    def state_comes_and_goes(self) -> bool:
+        """Whether a checkpoint may hold leaves that the fresh model has not: its own code decides what they are."""
+        return bool(self._own_code) or has_extra_state(self._inner)
 
     @property
     def has_buffers(self) -> bool:
@@ -93,9 +106,16 @@ class ParallelModel:
         self._gradients.scale(factor)
 
     def state_dict(self) -> dict[str, Any]:
-        """Every parameter and buffer by name, live where a tensor stands for it; see ``model_state``."""
-        return model_state(self._inner, self._ties)
+        """Every parameter and buffer by name, live where a tensor stands for it; see ``model_state``.
+
+        Of a model with state-dict code of its own: what that code gives.
+        """
+        state = model_state(self._inner, self._ties)
+        return state_by_own_code(self._inner, state) if self._own_code else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Fill the model in place; strict, see ``load_model_state``."""
-        load_model_state(self._inner, self._ties, state)
+        """Fill the model in place; strict, see ``load_model_state``, unless it has state-dict code of its own."""
+        if self._own_code:
+            load_by_own_code(self._inner, model_state(self._inner, self._ties), state)
+        else:
+            load_model_state(self._inner, self._ties, state)

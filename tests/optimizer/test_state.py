@@ -419,3 +419,33 @@ def test_layouts_name_what_does_not_lie_as_its_parameter_does():
     layouts = trained(CONFIGS["adafactor"])[2].state_dict()["layouts"]
     assert layouts["kernel"] == {"row_var": "device", "col_var": "device"}
     assert "norm.weight" not in layouts
+
+
+class Halving(torch.optim.Adam):
+    """Its own load keeps moments in half precision."""
+
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict)
+        for values in self.state.values():
+            values["exp_avg"] = values["exp_avg"].half().float()
+
+
+def _hooked(optimizer: Optimizer) -> Optimizer:
+    optimizer.register_load_state_dict_post_hook(lambda opt: [v["exp_avg"].zero_() for v in opt.state.values()])
+    return optimizer
+
+
+@pytest.mark.parametrize("make", [Halving, lambda groups: _hooked(torch.optim.Adam(groups))], ids=["override", "hook"])
+def test_load_code_of_the_users_is_called_and_what_it_changes_shows(make):
+    components = []
+    for seed in (0, 1):
+        model = tiny(torch.float32, seed)
+        parameters = dict(model.named_parameters())
+        optimizer = make(parameter_groups(parameters, decayed=DECAYED, weight_decay=0.0))
+        if seed == 0:
+            train(model, optimizer, 3)
+        components.append(OptimizerState(optimizer, parameters))
+    saved = store(components[0].state_dict())
+    resume(components[1], saved)
+    was, got = (bits(component.state_dict()) for component in components)
+    assert {name for name in was if was[name] != got[name]} == {name for name in was if name[-1] == "exp_avg"} != set()

@@ -52,6 +52,21 @@ def test_a_component_that_takes_nothing_back_is_different_and_blamed(tmp_path) -
     assert "DIFFERENT" in done.output
 
 
+OWN_CODE = (
+    "model=custom", "model.loss=mse", "data=random", "data.samples=64", "train.micro_batch=4", "train.steps=8",
+    "checkpoint.interval_steps=3", "fault=sigkill", "proof.controls=none", "launch.nproc=2",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize(("name", "blame"), [("CountsInOwnCode", None), ("RoundsInOwnCode", "model")])
+def test_state_dict_code_of_a_model_is_proved_too(name, blame, kind, tmp_path) -> None:
+    run_here(tmp_path, *OWN_CODE, f"model._target_='{MINE}:{name}'", f"parallelism={kind}")
+    found = verdict(tmp_path)
+    assert (found["verdict"], found["blame"]) == ("equal" if blame is None else "different", blame), found["reason"]
+
+
 def test_resuming_into_a_component_that_takes_nothing_back_stops_before_training(tmp_path) -> None:
     memory = (*NET, *PAIRS, "train.steps=3")
     assert run_here(tmp_path, *memory, f"components.memory._target_='{MINE}:Memory'") == 0

@@ -138,3 +138,38 @@ class FailsOnRank1(Net):
         if self.calls == 2 and torch.distributed.get_rank() == 1:
             raise ValueError("the user's own mistake")
         return super().forward(x)
+
+
+class CountsInOwnCode(nn.Module):
+    """Its counter is saved and loaded by state-dict code of its own, as torch allows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.calls = nn.Linear(8, 8), 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.layer(x) / (1 + 0.1 * self.calls)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}calls"] = torch.tensor(self.calls)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        self.calls = int(state_dict.pop(f"{prefix}calls"))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class RoundsInOwnCode(nn.Module):
+    """Its state-dict code rounds weights on their way back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.layer(x)
+
+    def load_state_dict(self, state_dict, strict=True, assign=False):
+        rounded = {name: value.bfloat16().float() for name, value in state_dict.items()}
+        return super().load_state_dict(rounded, strict=strict, assign=assign)
