@@ -161,7 +161,8 @@ class FaultConfig:
         step, rank, share = entry.get("step"), entry.get("rank", ANY_RANK), entry.get("share", self.share)
         kind = _member(FaultKind, entry["kind"], f"{key}.kind")
         point = None if entry.get("point") is None else _member(FaultPoint, entry["point"], f"{key}.point")
-        if kind in (FaultKind.none, FaultKind.chaos) or not isinstance(step, int | None) or (step or 1) < 1:
+        is_step = step is None or (type(step) is int and step >= 1)
+        if kind in (FaultKind.none, FaultKind.chaos) or not is_step:
             raise ConfigError(f"{key} must be a single fault at a step of at least 1, got {dict(entry)}.")
         _check_place(key, kind, point, rank, share)
         return FaultConfig(
@@ -177,10 +178,10 @@ def _member(choices: Any, name: Any, key: str) -> Any:
 
 
 def _check_place(key: str, kind: FaultKind, point: FaultPoint | None, rank: int | str, share: float) -> None:
-    if not (isinstance(rank, int) and rank >= 0) and rank not in (ANY_RANK, ALL_RANKS):
+    if not (type(rank) is int and rank >= 0) and rank not in (ANY_RANK, ALL_RANKS):
         raise ConfigError(f"{key}.rank must be a rank, 'all' or 'any', got {rank!r}.")
-    if not 0 <= share <= 1:
-        raise ConfigError(f"{key}.share must be at least 0 and at most 1, got {share}.")
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        raise ConfigError(f"{key}.share must be at least 0 and at most 1, got {share!r}.")
     if kind.is_storage and point not in (None, FaultPoint.writing):
         raise ConfigError(
             f"{key}.point={point} has no meaning for {key}.kind={kind}: storage fails while it is written to. "

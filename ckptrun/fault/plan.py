@@ -100,6 +100,11 @@ def plan_faults(config: RunConfig, *, world_size: int, in_proof: bool) -> tuple[
     wanted: list[FaultConfig]
     if first.kind is FaultKind.chaos:
         wanted = _chaos(first, saves, config)
+        if not wanted:
+            raise ConfigError(
+                f"fault=chaos draws no failure in train.steps={saves.last} with fault.mean_steps={first.mean_steps:g}, "
+                f"fault.seed={first.seed}: nothing would be proved. Raise train.steps, or lower fault.mean_steps."
+            )
     else:
         named = [("fault", first), *((f"fault.more[{i}]", first.further(i, e)) for i, e in enumerate(first.more))]
         wanted = []

@@ -230,7 +230,7 @@ class _Inquiry:
         )
         if repeated.status is Status.different:
             return Diagnosis(is_deterministic=False, text=f"two references end differently: {repeated.detail}")
-        if self._ends_right_without_saves():
+        if self._ends_right(saves=False) and not self._ends_right(saves=True):
             text = "saving changes the state: every step came out the same, and the end is right if nothing is saved"
             return Diagnosis(is_deterministic=True, text=text, is_of_saving=True)
         return Diagnosis(
@@ -238,14 +238,15 @@ class _Inquiry:
             text="hidden state: every step came out the same, and yet the state at the end is another one",
         )
 
-    def _ends_right_without_saves(self) -> bool:
-        """Whether the run, from the checkpoint of its first resume on, ends as it should when it saves nothing."""
+    def _ends_right(self, *, saves: bool) -> bool:
+        """Whether the run, from the checkpoint of its first resume on and never killed again, ends as it should."""
         checkpoint = next(map(self._checkpoint, self._evidence.resumes), None)
         if checkpoint is None:
             return False
-        config = self._legs.beside("unsaved_run")
+        name = "saving_run" if saves else "unsaved_run"
+        config = self._legs.beside(name)
         config.checkpoint.resume = checkpoint
-        self._run_leg(self._legs, config, "unsaved_run", saves_at_end_only=True)
+        self._run_leg(self._legs, config, name, saves_at_end_only=not saves, saves_after_resume=saves)
         steps = self._evidence.config.train.steps
         ends = compare_checkpoints(
             checkpoint_of(self._reference, steps), checkpoint_of(config.run_dir, steps), step=steps

@@ -42,9 +42,26 @@ def check_proof(config: RunConfig) -> tuple[PlannedFault, ...]:
             f"proof.reference={config.proof.reference}: a proof runs a reference of its own. Leave the key out, or "
             "start the run under torchrun, where it is held against the reference you name."
         )
+    _check_goes_on_whole(config)
     if config.proof.reshapes:
         reshaped(config)
     return plan_faults(config, world_size=config.ranks, in_proof=True)
+
+
+def _check_goes_on_whole(config: RunConfig) -> None:
+    """Every resume of a proof takes the newest checkpoint, and all of it."""
+    for key in ("only", "exclude"):
+        names = list(config.checkpoint.load.get(key) or ())
+        if names and config.checkpoint.selection.source is None:
+            raise ConfigError(
+                f"checkpoint.load.{key}={names}: a resume that leaves components out cannot come out as if nothing had "
+                "happened. Leave the key out; to see that a component matters use proof.controls."
+            )
+    if config.checkpoint.resume == "none" or config.checkpoint.resume_step is not None:
+        raise ConfigError(
+            f"checkpoint.resume={config.checkpoint.resume}: a proof begins anew and resumes by itself. Leave the key "
+            "out, or give the path of another run's checkpoint to begin from."
+        )
 
 
 def check_under_launcher(config: RunConfig) -> None:
