@@ -18,7 +18,7 @@ from ckptrun.launch.leg import Leg
 from ckptrun.launch.local import Outcome, start_ranks
 from ckptrun.launch.overdue import Overdue
 
-__all__ = ["Legs", "TimedOutcome", "claim_folder"]
+__all__ = ["Legs", "TimedOutcome", "check_folder", "claim_folder"]
 
 _MARK = "proof.json"
 _MARGIN_SECONDS = 10.0
@@ -116,21 +116,32 @@ def _is_place(config: RunConfig) -> bool:
     return str(config.checkpoint.resume) not in ("auto", "none") and config.checkpoint.resume_step is None
 
 
-def claim_folder(config: RunConfig) -> None:
-    """Make the run folder one of a proof, empty. One that an earlier proof has left is cleared.
+def check_folder(config: RunConfig) -> None:
+    """Look whether a proof may have the run folder; nothing is touched.
 
     Raises:
-        ConfigError: The folder, or ``checkpoint.path``, holds something that no proof has left.
+        ConfigError: It is a file, or holds something that no proof has left.
     """
-    folder, root = config.run_dir, config.checkpoint_root
-    mark = folder / _MARK
-    is_ours = mark.is_file()
+    folder = config.run_dir
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"run.dir={folder} is no folder. Choose another one.")
     strangers = [path.name for path in folder.iterdir() if path.name not in _LOCKS] if folder.is_dir() else []
-    if strangers and not is_ours:
+    if strangers and not (folder / _MARK).is_file():
         raise ConfigError(
             f"run.dir={folder} holds {sorted(strangers)[0]!r} and was not made by a proof, which begins with an empty "
             "folder. Give the proof a folder of its own: run.name=..."
         )
+
+
+def claim_folder(config: RunConfig) -> None:
+    """Make the run folder, checked, one of a proof, empty. One that an earlier proof has left is cleared.
+
+    Raises:
+        ConfigError: ``checkpoint.path`` holds something that no proof has left.
+    """
+    folder, root = config.run_dir, config.checkpoint_root
+    mark = folder / _MARK
+    is_ours = mark.is_file()
     if config.checkpoint.path is not None:
         _clear_checkpoints(root, is_ours=is_ours and json.loads(mark.read_text()).get("checkpoints") == root)
     for name in _OWN:

@@ -26,6 +26,7 @@ __all__ = [
     "checkpoint_in",
     "checkpoint_of",
     "folders_to_resume",
+    "make_folder",
     "none_is_whole",
     "preflight",
 ]
@@ -49,9 +50,9 @@ def preflight(config: RunConfig, *, world_size: int) -> None:
             "Use parallelism=none, or a path on storage that all ranks see."
         )
     _check_reference(config)
-    _make_folder("run.dir", config)
+    make_folder("run.dir", config)
     if config.checkpoint.mode is not SaveMode.none and not is_remote(config.checkpoint_root):
-        _make_folder("checkpoint.path", config)
+        make_folder("checkpoint.path", config)
     folders = folders_to_resume(config)
     for folder in folders:
         try:
@@ -87,7 +88,12 @@ def none_is_whole(config: RunConfig, damaged: Mapping[str, str]) -> CheckpointDa
     return CheckpointDamagedError(f"{reason} {way_out}", folder=folder)
 
 
-def _make_folder(key: str, config: RunConfig) -> None:
+def make_folder(key: str, config: RunConfig) -> None:
+    """Make the folder that ``key`` names, ``run.dir`` or ``checkpoint.path``.
+
+    Raises:
+        ConfigError: It cannot be made, or not be written to.
+    """
     folder = config.run_dir if key == "run.dir" else Path(config.checkpoint_root.removeprefix("file://"))
     probe = folder / f".writable-{config.run.name and hash(config.run.name) & 0xFFFF:x}"
     try:

@@ -29,8 +29,9 @@ from ckptrun.files import write_json
 from ckptrun.launch.evidence import Evidence
 from ckptrun.launch.judgement import judge, judge_failed
 from ckptrun.launch.leg import Controls, Leg
-from ckptrun.launch.legs import Legs, TimedOutcome, claim_folder
+from ckptrun.launch.legs import Legs, TimedOutcome, check_folder, claim_folder
 from ckptrun.launch.lock import RunLock
+from ckptrun.launch.preflight import make_folder
 from ckptrun.launch.proof_check import check_proof, reshaped
 from ckptrun.launch.proof_view import ProofView
 from ckptrun.proof import Verdict
@@ -58,7 +59,8 @@ def run_proof(config: RunConfig, *, command: Sequence[str]) -> int:
     """
     plan = check_proof(config)
     after = reshaped(config) if config.proof.reshapes else config
-    config.run_dir.mkdir(parents=True, exist_ok=True)
+    check_folder(config)
+    make_folder("run.dir", config)
     with closing(RunLock(config.run_dir, "proof.lock")):
         claim_folder(config)
         try:

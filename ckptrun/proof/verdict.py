@@ -110,11 +110,11 @@ def verdict_of(checks: Sequence[Check]) -> Verdict:
         return Verdict(status=Status.not_verified, checks=(), reason="nothing was checked")
     if not worst:
         return Verdict(status=Status.equal, checks=checks)
-    first = worst[0].first_difference
+    first, is_different = worst[0].first_difference, worst[0].status is Status.different
     return Verdict(
         status=worst[0].status,
         checks=checks,
         first_difference=first,
-        blame=worst[0].blame or (None if first is None else first["component"]),
+        blame=worst[0].blame or (first["component"] if first is not None and is_different else None),
         reason=f"{worst[0].name}: {worst[0].detail}",
     )

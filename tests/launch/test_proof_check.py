@@ -4,6 +4,7 @@ import pytest
 
 from ckptrun.errors import ConfigError
 from ckptrun.launch.proof_check import check_proof
+from ckptrun.launch.prove import run_proof
 from tests.test_config import config_of
 
 
@@ -29,3 +30,14 @@ def test_a_contradiction_is_named(overrides, words) -> None:
 
 def test_weights_of_another_run_may_be_begun_from() -> None:
     assert check_proof(config_of("fault=sigkill", "checkpoint.load={from: /other, only: [model]}"))
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "folder"])
+def test_a_folder_that_is_somebody_elses_is_left_as_it_is(place, tmp_path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/notes.txt").write_text("mine")
+    config = config_of("fault=sigkill", f"run.dir={tmp_path / place}")
+    with pytest.raises(ConfigError, match=r"run\.dir=.*(Choose another|folder of its own)"):
+        run_proof(config, command=[])
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder", "notes.txt"]
