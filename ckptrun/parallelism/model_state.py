@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from ckptrun.errors import StateMismatchError
 from ckptrun.parallelism.naming import Ties, clean_name, named_tensors
 
-__all__ = ["load_model_state", "model_state"]
+__all__ = ["has_extra_state", "load_model_state", "model_state"]
 
 _EXTRA = "_extra_state"
 
@@ -65,6 +65,11 @@ def load_model_state(module: nn.Module, ties: Ties, state: Mapping[str, Any]) ->
             _local(tensor).copy_(_local(state[name]))
     for name, _, write in _extra_states(module):
         write(state[name])
+
+
+def has_extra_state(module: nn.Module) -> bool:
+    """Whether some part has extra state, as torch calls it."""
+    return any(True for _ in _extra_states(module))
 
 
 def _extra_states(module: nn.Module) -> Iterable[tuple[str, Callable[[], Any], Callable[[Any], None]]]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ckptrun.parallelism.naming import clean_name
 from ckptrun.targets import is_of_user
 
-__all__ = ["has_extra_state", "load_by_own_code", "own_state_code", "state_by_own_code"]
+__all__ = ["load_by_own_code", "own_state_code", "state_by_own_code"]
 
 _METHODS = ("state_dict", "load_state_dict", "_save_to_state_dict", "_load_from_state_dict")
 _HOOKS = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
@@ -22,11 +22,6 @@ _HOOKS = ("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_ho
 def own_state_code(module: nn.Module) -> tuple[str, ...]:
     """Where ``module`` or its parts have state-dict code that is not torch's, in words."""
     return tuple(f"{name or 'the model'}: {what}" for name, part in module.named_modules() for what in _code_of(part))
-
-
-def has_extra_state(module: nn.Module) -> bool:
-    """Whether some part has extra state, as torch calls it."""
-    return any(type(part).get_extra_state is not nn.Module.get_extra_state for part in module.modules())
 
 
 def state_by_own_code(module: nn.Module, everything: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from ckptrun.errors import ConfigError
 from ckptrun.parallelism.buffers import BufferSync
 from ckptrun.parallelism.gradients import Gradients
 from ckptrun.parallelism.mesh import TENSOR
-from ckptrun.parallelism.model_state import load_model_state, model_state
+from ckptrun.parallelism.model_state import has_extra_state, load_model_state, model_state
 from ckptrun.parallelism.naming import Ties
-from ckptrun.parallelism.own_code import has_extra_state, load_by_own_code, own_state_code, state_by_own_code
+from ckptrun.parallelism.own_code import load_by_own_code, own_state_code, state_by_own_code
 
 __all__ = ["ParallelModel"]
 

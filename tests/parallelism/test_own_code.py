@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from ckptrun.parallelism.model_state import model_state
-from ckptrun.parallelism.own_code import has_extra_state, load_by_own_code, own_state_code, state_by_own_code
+from ckptrun.parallelism.model_state import has_extra_state, model_state
+from ckptrun.parallelism.own_code import load_by_own_code, own_state_code, state_by_own_code
 
 
 class Counting(nn.Module):
