@@ -64,7 +64,13 @@ class ProofView:
 def text_of(verdict: Verdict) -> str:
     """What a person wants to know of a verdict: every check of one that is equal, else what differs, in ten lines."""
     rows = _equal_rows(verdict) if verdict.status is Status.equal else _other_rows(verdict)
-    return aligned({**rows, "details": f"{verdict.path}/verdict.json"})
+    return aligned({**rows, **_uncovered_rows(verdict), "details": f"{verdict.path}/verdict.json"})
+
+
+def _uncovered_rows(verdict: Verdict) -> dict[str, str]:
+    """What the verdict says nothing of."""
+    said = {"not exercised": verdict.not_exercised, "not covered": verdict.not_covered}
+    return {name: "; ".join(sentences) for name, sentences in said.items() if sentences}
 
 
 def _equal_rows(verdict: Verdict) -> dict[str, str]:

@@ -72,6 +72,10 @@ class Verdict:
     reason: str = field(default="")
     path: str | None = None
     """The run folder."""
+    not_exercised: Sequence[str] = ()
+    """What did not occur in this proof, and so was not looked at: a sentence each."""
+    not_covered: Sequence[str] = ()
+    """What occurred and was left out of the comparisons: a sentence each."""
 
     @property
     def exit_code(self) -> int:
@@ -86,6 +90,8 @@ class Verdict:
             "first_difference": None if self.first_difference is None else dict(self.first_difference),
             "blame": self.blame,
             "reason": self.reason,
+            "not_exercised": list(self.not_exercised),
+            "not_covered": list(self.not_covered),
         }
 
 
@@ -99,6 +105,9 @@ def read_verdict(run_dir: Path) -> Verdict:
         blame=content["blame"],
         reason=content["reason"],
         path=str(run_dir),
+        # A version before these were told has left none.
+        not_exercised=tuple(content.get("not_exercised", ())),
+        not_covered=tuple(content.get("not_covered", ())),
     )
 
 
