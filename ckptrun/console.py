@@ -1,14 +1,16 @@
 """What a person sees: a progress bar on a terminal, plain lines elsewhere, a summary, errors. Torch-free."""
 
+import contextlib
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-__all__ = ["ProgressView", "say", "say_error", "summarise"]
+__all__ = ["ProgressView", "say", "say_error", "short_path", "summarise"]
 
 
 def say(text: str) -> None:
@@ -21,6 +23,13 @@ def say_error(text: str) -> None:
     """Print an error for a person."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
+
+
+def short_path(path: Path | str) -> str:
+    """Return a local path as a user in the working folder would write it."""
+    with contextlib.suppress(ValueError, OSError):
+        return str(Path(path).relative_to(Path.cwd()))
+    return str(path)
 
 
 def aligned(rows: Mapping[str, str]) -> str:

@@ -2,14 +2,40 @@
 
 import contextlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["EVENTS", "append_line", "read_lines", "write_json", "write_text"]
+__all__ = ["EVENTS", "append_line", "json_text", "read_lines", "with_bits", "write_json", "write_text"]
 
 EVENTS = "events.jsonl"
 """What a run folder calls the record of what happened in the run, line by line."""
+
+
+def with_bits(**numbers: float | None) -> dict[str, Any]:
+    """Return each number beside its bits: ``loss`` to plot, ``loss_bits`` (``float.hex()``) to compare."""
+    found: dict[str, Any] = {}
+    for name, number in numbers.items():
+        found[name] = number
+        found[f"{name}_bits"] = None if number is None else float(number).hex()
+    return found
+
+
+def json_text(content: Any, *, indent: int | None = None) -> str:
+    """Return ``content`` as JSON that every reader takes: NaN and infinity, which JSON has not, become null."""
+    try:
+        return json.dumps(content, indent=indent, allow_nan=False)
+    except ValueError:
+        return json.dumps(_without_nan(content), indent=indent, allow_nan=False)
+
+
+def _without_nan(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def write_text(path: Path, text: str) -> None:
@@ -21,13 +47,13 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write ``content`` to ``path`` as JSON, the way ``write_text`` does."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    write_text(path, json_text(content, indent=2) + "\n")
 
 
 def append_line(path: Path, content: Mapping[str, Any]) -> None:
     """Append one line of JSON with a single write, so that lines of several processes do not mix."""
     with path.open("ab", buffering=0) as file:
-        file.write(json.dumps(content).encode() + b"\n")
+        file.write(json_text(content).encode() + b"\n")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 Only rank 0 has one. Must not decide anything.
 """
 
-import json
 import os
 import platform
 import subprocess
@@ -17,7 +16,7 @@ import torch
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-from ckptrun.files import EVENTS
+from ckptrun.files import EVENTS, json_text
 
 __all__ = ["RunRecord", "environment"]
 
@@ -28,13 +27,14 @@ class RunRecord:
     Args:
         folder: The run folder; made if need be.
         first_step: The step the run starts from; what TensorBoard has of later steps is superseded.
+        has_board: Whether anything is written for TensorBoard.
     """
 
-    def __init__(self, folder: Path, *, first_step: int) -> None:
+    def __init__(self, folder: Path, *, first_step: int, has_board: bool = True) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._events: IO[str] = (folder / EVENTS).open("a", buffering=1)
-        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1) if has_board else None
 
     def __enter__(self) -> Self:
         return self
@@ -43,17 +43,20 @@ class RunRecord:
         self.close()
 
     def event(self, kind: str, **facts: Any) -> None:
-        """Append one line to ``events.jsonl``. Floats that carry bits come as ``float.hex()`` strings."""
-        self._events.write(json.dumps({"event": kind, **facts}) + "\n")
+        """Append one line to ``events.jsonl``. What must keep its bits comes with :func:`ckptrun.files.with_bits`."""
+        self._events.write(json_text({"event": kind, **facts}) + "\n")
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write numbers to TensorBoard."""
+        if self._tensorboard is None:
+            return
         for name, value in values.items():
             self._tensorboard.add_scalar(name, value, step)
 
     def text(self, name: str, content: str) -> None:
         """Write a text to TensorBoard."""
-        self._tensorboard.add_text(name, content)
+        if self._tensorboard is not None:
+            self._tensorboard.add_text(name, content)
 
     def config(self, plain: Mapping[str, Any]) -> None:
         """Write the resolved config to ``config.yaml`` and TensorBoard."""
@@ -64,7 +67,8 @@ class RunRecord:
     def close(self) -> None:
         """Flush and close everything."""
         self._events.close()
-        self._tensorboard.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
 
 
 def environment(*, device: str, mesh: Mapping[str, int], world_size: int) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from ckptrun.console import ProgressView, say, say_error
 from ckptrun.errors import InternalError
 from ckptrun.exit_codes import ExitCode
 from ckptrun.fault import FaultInjector, FaultRecord, armed, with_faults
+from ckptrun.files import with_bits
 from ckptrun.launch.controls import run_controls
 from ckptrun.launch.groups import Groups
 from ckptrun.launch.leg import Leg
@@ -86,7 +87,7 @@ class Job:
         self._groups = groups
         self._ranks = Ranks(groups.control)
         self._checks: list[Check] = []
-        self._report = Report(config, mesh_shape=mesh_shape, device=device, command=command, ranks=self._ranks)
+        self._report = Report(config, leg, mesh_shape=mesh_shape, device=device, command=command, ranks=self._ranks)
         self._lock: RunLock | None = None
         self._ranks.decide(self._take_lock)
         start = self._ranks.decide(self._report.launch)
@@ -346,8 +347,7 @@ class Job:
         return {
             "step": progress.step,
             "skipped_steps": progress.skipped_steps,
-            "first_loss": timing.first_loss,
-            "last_loss": timing.last_loss,
+            **with_bits(first_loss=timing.first_loss, last_loss=timing.last_loss),
             "samples_per_second": timing.samples / timing.seconds if timing.seconds else None,
             "checkpoints": len(timing.commits),
             "blocked_seconds": sum(commit.blocked_seconds for commit in timing.commits),

@@ -3,6 +3,7 @@
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from ckptrun.checkpoint.manager import Commit
 from ckptrun.config.model import CustomModelConfig, GPTConfig
 from ckptrun.config.parallelism import MeshShape
 from ckptrun.config.run import RunConfig, to_plain
-from ckptrun.console import say, summarise
-from ckptrun.files import EVENTS, append_line, read_lines, write_json
+from ckptrun.console import say, short_path, summarise
+from ckptrun.files import EVENTS, append_line, read_lines, with_bits, write_json
+from ckptrun.launch.leg import Leg
 from ckptrun.proof import Check, Status, Verdict
 from ckptrun.ranks import Ranks
 from ckptrun.record import RunRecord, environment
@@ -28,6 +30,7 @@ class Report:
 
     Args:
         config: The checked config.
+        leg: What this start is about.
         mesh_shape: For the environment record.
         device: For the environment record.
         command: The command line.
@@ -35,9 +38,18 @@ class Report:
     """
 
     def __init__(
-        self, config: RunConfig, *, mesh_shape: MeshShape, device: torch.device, command: Sequence[str], ranks: Ranks
+        self,
+        config: RunConfig,
+        leg: Leg,
+        *,
+        mesh_shape: MeshShape,
+        device: torch.device,
+        command: Sequence[str],
+        ranks: Ranks,
     ) -> None:
         self._config = config
+        # What a proof runs beside the run would stand beside it in TensorBoard, as if it were another run.
+        self._has_board = leg.name == "run"
         self._mesh = mesh_shape.degrees
         self._device = device
         self._command = command
@@ -68,7 +80,7 @@ class Report:
             "processes": self._processes,
             "command": list(self._command),
         }
-        self._record = RunRecord(self._config.run_dir, first_step=first_step)
+        self._record = RunRecord(self._config.run_dir, first_step=first_step, has_board=self._has_board)
         self._record.config(to_plain(self._config))
         write_json(self._config.run_dir / "environment.json", facts)
         self._record.event(
@@ -78,15 +90,13 @@ class Report:
             self._record.event("skipped", step=first_step, folder=folder, reason=reason)
 
     def step(self, facts: StepFacts) -> None:
-        """Note one step; loss, norm and learning rate with their bits."""
+        """Note one step; loss, norm and learning rate as numbers, and their bits."""
         if self._record is None:
             return
         self._record.event(
             "step",
             step=facts.step,
-            loss=facts.loss.hex(),
-            gradient_norm=facts.gradient_norm.hex(),
-            learning_rate=facts.learning_rate.hex(),
+            **with_bits(loss=facts.loss, gradient_norm=facts.gradient_norm, learning_rate=facts.learning_rate),
             seconds=round(facts.seconds, 6),
             skipped=facts.skipped,
         )
@@ -150,8 +160,8 @@ class Report:
             for check in verdict.checks
             if check.name in _NAMES and check.status is Status.equal
         }
-        rows["run folder"] = str(self._config.run_dir)
-        rows["TensorBoard"] = f"tensorboard --logdir {shlex.quote(str(self._config.run_dir))}"
+        rows["run folder"] = short_path(self._config.run_dir)
+        rows["TensorBoard"] = f"tensorboard --logdir {shlex.quote(short_path(board_folder(self._config)))}"
         say("")
         summarise(rows)
 
@@ -169,6 +179,16 @@ class Report:
         if isinstance(model, CustomModelConfig) and type(self._config.data).__name__ != "CustomDataConfig":
             return "tokens", model.context
         return "samples", 1
+
+
+def board_folder(config: RunConfig) -> Path:
+    """The folder to start TensorBoard with: it names runs by their path from there, so the parent of the run folder.
+
+    Where the user has said where the run folder is, anything may lie beside it.
+    """
+    folder = config.run_dir
+    is_default = folder.parent.parent.name == "outputs" and folder.name == config.run.name
+    return folder.parent if is_default else folder
 
 
 def _outcome(verdict: Verdict) -> str:

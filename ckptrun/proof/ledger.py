@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from ckptrun.files import with_bits
+
 __all__ = ["Ledger", "Line", "Mismatch", "compare", "compare_lines", "ledger_file"]
 
 Line = Mapping[str, Any]
@@ -66,6 +68,13 @@ class Mismatch:
                 return abs((ranks[0] or 0) - (ranks[1] or 0))
         return None
 
+    def _sides(self) -> dict[str, Any]:
+        """What was expected and what came: floats as numbers beside their bits, anything else as the ledger has it."""
+        values = {"expected": self.expected, "got": self.got}
+        if self.field in _FLOATS and all(isinstance(value, str) for value in values.values()):
+            return with_bits(**{side: float.fromhex(value) for side, value in values.items()})
+        return values
+
     def as_difference(self) -> dict[str, Any]:
         """In the form of ``verdict.json``."""
         return {
@@ -74,8 +83,7 @@ class Mismatch:
             "component": self.component,
             "leaf": self.field,
             "index": None,
-            "expected": self.expected,
-            "got": self.got,
+            **self._sides(),
             "ulp": self.ulp,
         }
 

@@ -107,7 +107,7 @@ def trajectory(folder: Path) -> dict[int, tuple[str, str, str]]:
     found: dict[int, tuple[str, str, str]] = {}
     for event in events(folder):
         if event["event"] == "step":
-            bits = (event["loss"], event["gradient_norm"], event["learning_rate"])
+            bits = (event["loss_bits"], event["gradient_norm_bits"], event["learning_rate_bits"])
             assert found.setdefault(event["step"], bits) == bits, f"step {event['step']} did not repeat itself"
     return found
 
