@@ -13,7 +13,15 @@ from ckptrun.errors import ConfigError
 
 __all__ = ["CONF_DIR", "config_from"]
 
-CONF_DIR = Path(__file__).resolve().parents[1] / "conf"
+
+def _conf_dir() -> Path:
+    """Where the choices lie: inside the package when it was installed from a wheel, beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "conf"
+    return inside if (inside / "config.yaml").is_file() else package.parent / "conf"
+
+
+CONF_DIR = _conf_dir()
 _EXPERIMENT = "experiment="
 
 
