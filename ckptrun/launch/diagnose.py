@@ -7,8 +7,12 @@
    it is made of is in no state that is saved.
 3. Where what differs was there before the first operation, it came with the checkpoint: then the start that has saved
    it is looked at in the same way, up to that save, if it had itself been resumed.
+
+A leg that fails shows nothing: what it did not do would compare as equal. Where it is the reference that cannot be run
+again, nobody knows whether the job repeats itself.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +20,11 @@ from typing import Any
 
 from ckptrun.checkpoint.backend import locate
 from ckptrun.checkpoint.commit import is_committed
+from ckptrun.config.run import RunConfig
+from ckptrun.errors import RankFailedError
 from ckptrun.launch.evidence import Evidence
 from ckptrun.launch.leg import TraceWindow
+from ckptrun.launch.leg_end import check_leg
 from ckptrun.launch.legs import Legs, TimedOutcome
 from ckptrun.launch.preflight import checkpoint_of
 from ckptrun.proof import Status
@@ -55,6 +62,8 @@ class Diagnosis:
     first_difference: Mapping[str, Any] | None = None
     is_of_saving: bool = False
     """Whether it is saving that changes what is computed, not a resume."""
+    is_known: bool = True
+    """Whether the reference could be run again, so that something can be said of the resume."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +84,15 @@ def diagnose(suspect: Suspect, evidence: Evidence, *, run_leg: Callable[..., Tim
         evidence: The legs so far.
         run_leg: Starts another leg: (legs, config, name, ...).
     """
-    return _Inquiry(suspect, evidence, run_leg).run()
+    inquiry = _Inquiry(suspect, evidence, run_leg)
+    try:
+        return inquiry.run()
+    except RankFailedError as error:
+        # Before the reference was repeated nothing is known; afterwards only the operation cannot be named.
+        if not inquiry.reference_repeats:
+            text = f"whether the job repeats itself is not known: {error}"
+            return Diagnosis(is_deterministic=False, is_known=False, text=text)
+        return inquiry.unexplained(f"what was run again to find the cause: {error}")
 
 
 class _Inquiry:
@@ -88,6 +105,8 @@ class _Inquiry:
         self._legs: Legs = evidence.later_legs if self._is_later else evidence.legs
         self._ranks = evidence.after.ranks if self._is_later else evidence.config.ranks
         self._reference = evidence.reference_of_later if self._is_later else evidence.legs.folder("reference")
+        self.reference_repeats = False
+        """Whether it is known that the reference comes out the same when it is run again."""
 
     def run(self) -> Diagnosis:
         mismatch, start = self._suspect.mismatch, self._suspect.start
@@ -98,6 +117,7 @@ class _Inquiry:
         repeated = compare_ledgers(self._reference, again, ranks=self._ranks, last_step=mismatch.step)
         if repeated.first is not None:
             return self._not_deterministic(repeated.first)
+        self.reference_repeats = True
         counted_as = step_like(self._reference, self._evidence.config.run_dir, mismatch)
         if counted_as is not None:
             return self._miscounted(mismatch, counted_as)
@@ -106,14 +126,14 @@ class _Inquiry:
                 other for other in self._evidence.resumes if other.index < start.index and self._checkpoint(other)
             ]
             if not others:
-                return self._unexplained("the checkpoint that it was resumed from is gone (checkpoint.keep_last)")
+                return self.unexplained("the checkpoint that it was resumed from is gone (checkpoint.keep_last)")
             # An earlier one will do: what it began with was equal too, and it went on without knowing of the later one.
             start = others[-1]
             window = self._window(start, mismatch.step)
             again = self._reference_again(f"traced_reference_of_start_{start.index + 1}", window)
         found = self._first_operation(start, again, window, name="traced_run")
         if found is None:
-            return self._unexplained("it did not show again when every operation was watched")
+            return self.unexplained("it did not show again when every operation was watched")
         return self._named(self._followed_back(found), mismatch)
 
     def _window(self, start: Start, last_step: int) -> TraceWindow:
@@ -129,8 +149,18 @@ class _Inquiry:
             config.checkpoint.resume = (
                 self._checkpoint(self._evidence.resumes[0]) or self._evidence.config.checkpoint_root
             )
-        self._run_leg(self._legs, config, name, stop_at=window.last_step, saves_at_end_only=True, trace=window)
+        self._run(config, name, stop_at=window.last_step, saves_at_end_only=True, trace=window)
         return config.run_dir
+
+    def _run(self, config: RunConfig, name: str, *, stop_at: int | None = None, **what: object) -> None:
+        """Run one more leg to its end.
+
+        Raises:
+            RankFailedError: It did not come so far.
+        """
+        ended = self._run_leg(self._legs, config, name, stop_at=stop_at, **what)
+        last_step = config.train.steps if stop_at is None else stop_at
+        check_leg(name.replace("_", " "), config, ended, last_step=last_step)
 
     def _first_operation(self, start: Start, reference: Path, window: TraceWindow, *, name: str) -> _Found | None:
         """Run ``start`` once more: from the same checkpoint, without saves if it had one, else with them."""
@@ -141,9 +171,7 @@ class _Inquiry:
             if start.resumed_from is not None:
                 config.checkpoint.resume = self._checkpoint(start) or start.resumed_from
             resumed = start.index > 0
-            self._run_leg(
-                self._legs, config, leg, stop_at=window.last_step, saves_after_resume=saves and resumed, trace=window
-            )
+            self._run(config, leg, stop_at=window.last_step, saves_after_resume=saves and resumed, trace=window)
             operation = first_operation(reference, config.run_dir, ranks=self._ranks)
             if operation is not None:
                 return _Found(operation=operation, start=start, is_of_saving=saves)
@@ -209,7 +237,8 @@ class _Inquiry:
         first = {**mismatch.as_difference(), "component": "progress"}
         return Diagnosis(is_deterministic=True, text=text, blame="progress", first_difference=first)
 
-    def _unexplained(self, why: str) -> Diagnosis:
+    def unexplained(self, why: str) -> Diagnosis:
+        """The reference repeats itself, and what differs has no name."""
         mismatch = self._suspect.mismatch
         blame = mismatch.component if mismatch is not None else None
         if self._suspect.start.resumed_from is None:
@@ -223,13 +252,16 @@ class _Inquiry:
         config = self._legs.beside("repeated_reference")
         if self._is_later:
             config.checkpoint.resume = self._evidence.config.checkpoint_root
-        self._run_leg(self._legs, config, "repeated_reference", saves_at_end_only=True)
+        self._run(config, "repeated_reference", saves_at_end_only=True)
         steps = self._evidence.config.train.steps
         repeated = compare_checkpoints(
             checkpoint_of(self._reference, steps), checkpoint_of(config.run_dir, steps), step=steps
         )
         if repeated.status is Status.different:
             return Diagnosis(is_deterministic=False, text=f"two references end differently: {repeated.detail}")
+        if repeated.status is not Status.equal:
+            raise RankFailedError(f"the end of the repeated reference cannot be compared: {repeated.detail}")
+        self.reference_repeats = True
         if self._ends_right(saves=False) and not self._ends_right(saves=True):
             text = "saving changes the state: every step came out the same, and the end is right if nothing is saved"
             return Diagnosis(is_deterministic=True, text=text, is_of_saving=True)
@@ -246,7 +278,7 @@ class _Inquiry:
         name = "saving_run" if saves else "unsaved_run"
         config = self._legs.beside(name)
         config.checkpoint.resume = checkpoint
-        self._run_leg(self._legs, config, name, saves_at_end_only=not saves, saves_after_resume=saves)
+        self._run(config, name, saves_at_end_only=not saves, saves_after_resume=saves)
         steps = self._evidence.config.train.steps
         ends = compare_checkpoints(
             checkpoint_of(self._reference, steps), checkpoint_of(config.run_dir, steps), step=steps
@@ -256,8 +288,11 @@ class _Inquiry:
     def _not_deterministic(self, mismatch: Mismatch) -> Diagnosis:
         """Two references differ: name the operation, from two more that are watched where they did."""
         window = TraceWindow(first_step=max(1, mismatch.step - 1), last_step=mismatch.step)
-        traced = [self._reference_again(f"traced_reference_{number}", window) for number in (2, 3)]
-        operation = first_operation(traced[0], traced[1], ranks=self._ranks)
+        operation = None
+        with contextlib.suppress(RankFailedError):
+            # That two references differ is known without them.
+            traced = [self._reference_again(f"traced_reference_{number}", window) for number in (2, 3)]
+            operation = first_operation(traced[0], traced[1], ranks=self._ranks)
         where, first = f"two references differ: {describe(mismatch)}", mismatch.as_difference()
         if operation is not None:
             what = operation.text(resumed_at=None)

@@ -71,10 +71,10 @@ def judge(evidence: Evidence, *, run_leg: RunLeg, controls: Callable[[], Sequenc
     return replace(verdict_of(checks), path=str(evidence.config.run_dir))
 
 
-def judge_failed(starts: Sequence[Start], what: str) -> Verdict:
-    """The verdict when the job itself does not run."""
+def judge_failed(starts: Sequence[Start], what: str, *, why: str) -> Verdict:
+    """The verdict when the job itself does not run; ``why`` is for ranks that have not said it themselves."""
     failure = starts[-1].failure if starts else None
-    text = failure.text if failure is not None else "a rank ended without a word"
+    text = failure.text if failure is not None else why
     return Verdict(status=Status.not_verified, checks=(), reason=f"{what} failed: {text}")
 
 
@@ -215,7 +215,7 @@ def _explained(check: Check, diagnosis: Diagnosis) -> Check:
         return check
     first = diagnosis.first_difference or check.first_difference
     if not diagnosis.is_deterministic:
-        detail = f"not deterministic: {diagnosis.text}"
+        detail = f"not deterministic: {diagnosis.text}" if diagnosis.is_known else diagnosis.text
         return replace(check, status=Status.not_verified, detail=detail, first_difference=first, blame=None)
     is_said = is_cause or not diagnosis.text or check.detail in diagnosis.text
     return replace(

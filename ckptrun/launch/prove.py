@@ -23,12 +23,14 @@ from ckptrun.checkpoint.layout import step_folder
 from ckptrun.config.checkpoint import is_remote
 from ckptrun.config.run import RunConfig
 from ckptrun.console import say_error
+from ckptrun.errors import RankFailedError
 from ckptrun.exit_codes import ExitCode
 from ckptrun.fault import FaultRecord, PlannedFault, stop_steps
 from ckptrun.files import write_json
 from ckptrun.launch.evidence import Evidence
 from ckptrun.launch.judgement import judge, judge_failed
 from ckptrun.launch.leg import Controls, Leg
+from ckptrun.launch.leg_end import check_leg, why_incomplete
 from ckptrun.launch.legs import Legs, TimedOutcome, check_folder, claim_folder
 from ckptrun.launch.lock import RunLock
 from ckptrun.launch.preflight import make_folder
@@ -99,9 +101,15 @@ class _Proof:
         samples = self._config.proof.reshapes
         reference = self._legs.beside("reference")
         ended = self._start(self._legs, reference, "reference", saves_at_end_only=True, samples=samples)
-        if ended.outcome.exit_code != ExitCode.done:
-            return self._failed(read_starts(reference.run_dir), ended, "the reference, in which nothing was to fail,")
-        failure = self._run_under_proof()
+        why = why_incomplete(reference, ended, last_step=self._config.train.steps)
+        if why is not None:
+            what = "the reference, in which nothing was to fail,"
+            return self._failed(read_starts(reference.run_dir), ended, what, why=why)
+        try:
+            failure = self._run_under_proof()
+        except RankFailedError as error:
+            what = "the uninterrupted run on the other mesh, in which nothing was to fail,"
+            return self._failed([], None, what, why=str(error))
         starts = read_starts(self._config.run_dir)
         if failure is not None and failure.index == 0:
             return self._failed(starts, None, "the run, before anything was to fail,")
@@ -169,7 +177,8 @@ class _Proof:
         if self._config.proof.reshapes and steps:
             again = self._later_legs.beside("resumed_reference")
             again.checkpoint.resume = root
-            self._start(self._later_legs, again, "resumed_reference", saves_at_end_only=True, samples=True)
+            ended = self._start(self._later_legs, again, "resumed_reference", saves_at_end_only=True, samples=True)
+            check_leg("resumed reference", again, ended, last_step=self._config.train.steps)
 
     def _controls(self, starts: Sequence[Start]) -> Sequence[Start]:
         """Run the controls from the checkpoint of the first resume; return what they say."""
@@ -199,14 +208,22 @@ class _Proof:
             self._view.leg(name, ended)
         return ended
 
-    def _failed(self, starts: Sequence[Start], ended: TimedOutcome | None, what: str) -> int:
+    def _failed(
+        self,
+        starts: Sequence[Start],
+        ended: TimedOutcome | None,
+        what: str,
+        *,
+        why: str = "a rank ended without a word",
+    ) -> int:
         """The job does not run at all: nothing is proved, and the error is its own."""
-        verdict = judge_failed(starts, what)
+        verdict = judge_failed(starts, what, why=why)
         self._write(verdict, starts)
         failure = starts[-1].failure if starts else None
-        say_error(f"ckptrun: {what} failed: {failure.text if failure else 'a rank ended without a word'}")
+        say_error(f"ckptrun: {what} failed: {failure.text if failure else why}")
         say_error(f"         what its ranks printed: {self._config.run_dir}/logs, {self._config.run_dir}/proof/*/logs")
-        return ended.outcome.exit_code if ended is not None else ExitCode.failed
+        # A rank that ends in the middle of its work may say 0.
+        return (ended.outcome.exit_code if ended is not None else 0) or ExitCode.failed
 
     def _finish(self, verdict: Verdict, starts: Sequence[Start]) -> int:
         self._write(verdict, starts)

@@ -218,6 +218,9 @@ def check_invisible(found: LedgerComparison, *, saves: int) -> Check:
     if not saves:
         detail = "nothing was saved before the last step"
         return Check(name=name, status=Status.not_verified, detail=detail, covered=covered, is_needed=False)
+    if not found.steps:
+        detail = "no step of the run has a counterpart in the reference"
+        return Check(name=name, status=Status.not_verified, detail=detail, covered=covered)
     detail = f"{found.steps} steps beside {saves} saves came out as in a run that saves nothing before its end"
     return Check(name=name, status=Status.equal, detail=detail, covered=covered)
 
@@ -257,8 +260,10 @@ def check_controls(starts: Sequence[Start], *, asked: bool) -> Check:
         detail = "switched off (proof.controls=none)"
         return Check(name="controls", status=Status.not_verified, detail=detail, is_needed=False)
     controls = [control for start in starts for control in start.controls]
-    if not controls:
-        detail = "the controls did not run to their end"
+    if not controls or starts[-1].ended is None:
+        failure = starts[-1].failure if starts else None
+        why = "" if failure is None else f": rank {failure.rank}: {failure.text}"
+        detail = f"the controls did not run to their end{why}"
         return Check(name="controls", status=Status.not_verified, detail=detail)
     covered = {"controls": len(controls)}
     vacuous = [control for control in controls if not control["is_found"]]

@@ -1,0 +1,53 @@
+"""Whether a leg came to its end: one that did not is evidence of nothing, neither of a difference nor of its absence.
+
+What is missing compares as equal, step by step: so an exit code of 0 is not enough, the ledgers must be there too.
+Torch-free.
+"""
+
+from pathlib import Path
+
+from ckptrun.config.run import RunConfig
+from ckptrun.errors import RankFailedError
+from ckptrun.exit_codes import ExitCode
+from ckptrun.files import read_lines
+from ckptrun.launch.legs import TimedOutcome
+from ckptrun.proof.ledger import ledger_file
+from ckptrun.proof.starts import read_failures
+
+__all__ = ["check_leg", "why_incomplete"]
+
+
+def check_leg(name: str, config: RunConfig, ended: TimedOutcome, *, last_step: int) -> None:
+    """See that a leg which nothing was to happen to has taken its steps.
+
+    Args:
+        name: Of the leg, for people.
+        config: That it ran with.
+        ended: How its ranks ended.
+        last_step: The step that it was to end after.
+
+    Raises:
+        RankFailedError: It has not; the message has the words of a rank that failed.
+    """
+    why = why_incomplete(config, ended, last_step=last_step)
+    if why is not None:
+        raise RankFailedError(f"{name} failed: {why}")
+
+
+def why_incomplete(config: RunConfig, ended: TimedOutcome, *, last_step: int) -> str | None:
+    """Say why a leg has not taken its steps up to ``last_step``; None: it has."""
+    if ended.outcome.exit_code != ExitCode.done:
+        return _words(config.run_dir, ended)
+    for rank in range(config.ranks):
+        last = max((line["step"] for line in read_lines(ledger_file(config.run_dir, rank))), default=0)
+        if last < last_step:
+            return f"rank {rank} ended with exit code 0 after step {last} of {last_step}"
+    return None
+
+
+def _words(run_dir: Path, ended: TimedOutcome) -> str:
+    said = read_failures(run_dir)
+    if said:
+        return f"rank {said[-1].rank}: {said[-1].text}"
+    killed = [f"rank {rank} was ended by signal {number}" for rank, number in sorted(ended.outcome.killed.items())]
+    return "; ".join(killed) or f"its ranks ended with exit code {ended.outcome.exit_code} without a word"

@@ -1,0 +1,134 @@
+"""What failed legs say of the resume: nothing. Legs are made by hand, as files; no rank is started."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ckptrun.launch.diagnose import Suspect, diagnose
+from ckptrun.launch.evidence import Evidence
+from ckptrun.launch.leg_end import why_incomplete
+from ckptrun.launch.legs import Legs, TimedOutcome
+from ckptrun.launch.local import Outcome
+from ckptrun.proof import Status
+from ckptrun.proof.judge import LedgerComparison, check_controls, check_invisible
+from ckptrun.proof.ledger import Mismatch
+from ckptrun.proof.starts import Failure, Start
+from tests.test_config import config_of
+
+STEPS = 6
+
+
+def line(step: int, loss: float = 1.0, start: int = 0) -> dict[str, object]:
+    digits = {name: float(loss).hex() for name in ("loss", "gradient_norm", "learning_rate")}
+    return {"step": step, "start": start, **digits, "skipped": False, "batch": f"batch {step}", "rng": {}}
+
+
+def write_ledger(folder: Path, steps: int) -> None:
+    (folder / "ledger").mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(line(step)) + "\n" for step in range(1, steps + 1))
+    (folder / "ledger/rank_00000.jsonl").write_text(text)
+
+
+def write_failure(folder: Path, text: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    event = {"event": "failure", "rank": 0, "text": text, "leaves": [], "component": None}
+    (folder / "events.jsonl").write_text(json.dumps(event) + "\n")
+
+
+def ended(code: int) -> TimedOutcome:
+    return TimedOutcome(outcome=Outcome(exit_code=code), seconds=0.1)
+
+
+def evidence_in(folder: Path) -> Evidence:
+    config = config_of(f"run.dir={folder}", "fault=sigkill", "parallelism=none", f"train.steps={STEPS}")
+    legs = Legs(config, command=["ckptrun"])
+    write_ledger(legs.folder("reference"), STEPS)
+    starts = [Start(index=0), Start(index=1, step=3, resumed_from=f"{folder}/checkpoints/step_00000003")]
+    return Evidence(
+        config=config,
+        after=config,
+        legs=legs,
+        later_legs=legs,
+        starts=starts,
+        planned=(),
+        fired=(),
+        failure=None,
+        kept={},
+    )
+
+
+def suspect_of(evidence: Evidence, *, step: int | None = 5) -> Suspect:
+    mismatch = (
+        None if step is None else Mismatch(step=step, rank=0, field="loss", expected="0x1p0", got="0x1p1", start=1)
+    )
+    return Suspect(mismatch=mismatch, start=evidence.starts[1])
+
+
+@pytest.mark.parametrize("code", [1, 0])
+def test_a_reference_that_fails_when_it_is_repeated_proves_no_determinism(code, tmp_path) -> None:
+    evidence = evidence_in(tmp_path)
+
+    def run_leg(legs, config, name, **what):
+        if code:
+            write_failure(config.run_dir, "ValueError: the cache is locked")
+        else:
+            write_ledger(config.run_dir, 2)
+        return ended(code)
+
+    found = diagnose(suspect_of(evidence), evidence, run_leg=run_leg)
+    assert (found.is_known, found.is_deterministic, found.blame) == (False, False, None)
+    assert "not known" in found.text
+    assert ("the cache is locked" if code else "after step 2 of 5") in found.text
+
+
+def test_an_end_that_cannot_be_compared_proves_no_determinism(tmp_path) -> None:
+    evidence = evidence_in(tmp_path)
+    found = diagnose(suspect_of(evidence, step=None), evidence, run_leg=lambda legs, config, name, **what: ended(1))
+    assert (found.is_known, found.is_deterministic) == (False, False)
+
+
+def test_a_start_that_fails_when_it_is_watched_leaves_the_difference_without_a_name(tmp_path) -> None:
+    evidence = evidence_in(tmp_path)
+    asked = []
+
+    def run_leg(legs, config, name, **what):
+        asked.append(name)
+        if "reference" in name:
+            write_ledger(config.run_dir, STEPS)
+            return ended(0)
+        return ended(1)
+
+    # The checkpoint of the resume is there.
+    folder = tmp_path / "checkpoints/step_00000003"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{}")
+    found = diagnose(suspect_of(evidence), evidence, run_leg=run_leg)
+    assert asked[0] == "traced_reference"
+    assert (found.is_known, found.is_deterministic) == (True, True)
+    assert "traced run failed: its ranks ended with exit code 1" in found.text
+
+
+def test_a_leg_is_whole_only_with_every_step_of_every_rank(tmp_path) -> None:
+    config = config_of(f"run.dir={tmp_path}", "parallelism=ddp", "launch.nproc=2")
+    write_ledger(tmp_path, STEPS)
+    assert why_incomplete(config, ended(0), last_step=STEPS) == "rank 1 ended with exit code 0 after step 0 of 6"
+    (tmp_path / "ledger/rank_00001.jsonl").write_text((tmp_path / "ledger/rank_00000.jsonl").read_text())
+    assert why_incomplete(config, ended(0), last_step=STEPS) is None
+    killed = TimedOutcome(outcome=Outcome(exit_code=1, killed={1: 9}), seconds=0.1)
+    assert why_incomplete(config, killed, last_step=STEPS) == "rank 1 was ended by signal 9"
+
+
+def test_controls_that_fail_half_way_are_not_made(tmp_path) -> None:
+    control = {"component": "rng", "is_found": True, "blamed": ["rng"], "detail": "without rng: loss differed"}
+    start = Start(index=0, controls=[control], failure=Failure(rank=0, text="ValueError: no"))
+    check = check_controls([start], asked=True)
+    assert (check.status, check.is_needed) == (Status.not_verified, True)
+    assert "ValueError: no" in check.detail
+    start.ended, start.failure = "stopped", None
+    assert check_controls([start], asked=True).status is Status.equal
+
+
+def test_no_step_in_common_is_no_proof_that_saving_is_invisible() -> None:
+    nothing = LedgerComparison(steps=0, lines=0, repeated=0, ranks=1, first=None)
+    assert check_invisible(nothing, saves=2).status is Status.not_verified
