@@ -3,7 +3,7 @@
 The layers, each importing only from those above it in this list:
 
 =====  ============================================================================================================
-L0     config, errors, exit_codes, values, targets, console, files, processes, ranks, digest, elements
+L0     config, errors, exit_codes, values, targets, console, files, processes, public_names, ranks, digest, elements
 L1     model, data, optimizer, schedule, precision, parallelism, state, checkpoint, fault, record
 L2     trainer, proof
 L3     build
@@ -12,10 +12,14 @@ L5     app, __main__, pytest_plugin
 =====  ============================================================================================================
 
 The public names are imported on first use, so that ``import ckptrun`` and ``ckptrun --help`` load no torch.
+``ckptrun.digest`` is the function, whatever was imported before; see ``ckptrun.public_names``.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from ckptrun.public_names import Package
 
 if TYPE_CHECKING:
     from ckptrun.checkpoint.planner import PlanCache
@@ -42,3 +46,6 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'ckptrun' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+sys.modules[__name__].__class__ = Package

@@ -20,6 +20,7 @@ LAYERS = [
         "console",
         "files",
         "processes",
+        "public_names",
         "ranks",
         "digest",
         "elements",
