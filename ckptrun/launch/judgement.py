@@ -11,9 +11,11 @@ from ckptrun.files import read_lines
 from ckptrun.launch.diagnose import Diagnosis, Suspect, diagnose
 from ckptrun.launch.evidence import Evidence
 from ckptrun.launch.legs import TimedOutcome
+from ckptrun.launch.occurred import occurred
 from ckptrun.launch.preflight import checkpoint_of
 from ckptrun.proof import Check, Status, Verdict, check_faults, verdict_of
 from ckptrun.proof.checkpoints import compare_checkpoints
+from ckptrun.proof.finite import check_finite
 from ckptrun.proof.judge import (
     LedgerComparison,
     check_controls,
@@ -26,6 +28,7 @@ from ckptrun.proof.judge import (
     compare_ledgers,
 )
 from ckptrun.proof.ledger import ledger_file
+from ckptrun.proof.not_exercised import not_exercised
 from ckptrun.proof.nothing_lost import check_nothing_lost
 from ckptrun.proof.saved import check_saved
 from ckptrun.proof.saves_differ import check_saves_differ
@@ -45,6 +48,7 @@ def judge(evidence: Evidence, *, run_leg: RunLeg, controls: Callable[[], Sequenc
         controls: Runs the controls.
     """
     checks = [check_faults(evidence.planned, evidence.fired)] if evidence.planned else []
+    checks += check_finite(read_lines(ledger_file(evidence.legs.folder("reference"), 0)))
     checks += _noisy(evidence.starts)
     checks += [check_saved(_committed(evidence), damaged=_still_damaged(evidence)), check_loads(evidence.starts)]
     checks.append(check_nothing_lost(evidence.starts, damaged=_damage(evidence), last_step=evidence.config.train.steps))
@@ -68,7 +72,11 @@ def judge(evidence: Evidence, *, run_leg: RunLeg, controls: Callable[[], Sequenc
     else:
         checks.append(check_controls(controls() if asked else [], asked=asked))
     checks += _damage_unnoticed(evidence)
-    return replace(verdict_of(checks), path=str(evidence.config.run_dir))
+    return replace(
+        verdict_of(checks),
+        path=str(evidence.config.run_dir),
+        not_exercised=not_exercised(occurred(evidence)),
+    )
 
 
 def judge_failed(starts: Sequence[Start], what: str, *, why: str) -> Verdict:

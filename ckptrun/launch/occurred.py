@@ -1,0 +1,44 @@
+"""Gathers what occurred in a proof, for what the verdict says of the rest. Reads files only."""
+
+import contextlib
+from typing import Any
+
+from ckptrun.checkpoint.backend import locate
+from ckptrun.checkpoint.commit import list_committed
+from ckptrun.checkpoint.layout import step_folder
+from ckptrun.checkpoint.manifest import read_manifest
+from ckptrun.errors import CheckpointError
+from ckptrun.files import read_lines
+from ckptrun.launch.evidence import Evidence
+from ckptrun.proof.ledger import ledger_file
+from ckptrun.proof.not_exercised import Occurred
+
+__all__ = ["occurred"]
+
+
+def occurred(evidence: Evidence) -> Occurred:
+    """Return the facts of a proof whose legs are over."""
+    root = evidence.config.checkpoint_root
+    steps = list_committed(root)
+    there = {str(locate(step_folder(root, step))) for step in steps}
+    committed = {str(locate(folder)) for start in evidence.starts for folder in start.committed}
+    resumed = next((start.resumed_from for start in evidence.resumes), None)
+    at_resume = None if resumed is None else evidence.kept.get(str(locate(resumed)), resumed)
+    return Occurred(
+        config=evidence.config,
+        lines=read_lines(ledger_file(evidence.legs.folder("reference"), 0)),
+        starts=evidence.starts,
+        fired=evidence.fired,
+        removed=len(committed - there),
+        at_resume=_values(at_resume),
+        at_end=_values(step_folder(root, steps[-1]) if steps else None),
+    )
+
+
+def _values(folder: str | None) -> dict[str, Any]:
+    """The plain leaves of a checkpoint; none of one that is gone or damaged."""
+    with contextlib.suppress(CheckpointError, OSError):
+        if folder is not None:
+            leaves = read_manifest(locate(folder)).leaves.values()
+            return {leaf.name: leaf.value for leaf in leaves if not leaf.is_tensor}
+    return {}
