@@ -1,7 +1,7 @@
 """One start of a run on one rank: build, resume, train, check, report."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -50,6 +50,7 @@ from ckptrun.proof import (
     check_trajectory,
     verdict_of,
 )
+from ckptrun.proof.trained import fingerprints
 from ckptrun.ranks import Ranks
 from ckptrun.state import preserved
 from ckptrun.trainer import Trainer
@@ -103,7 +104,11 @@ class Job:
             ranks=self._ranks,
             report=self._report,
             points=self._points,
-            line=Line(start=start, share=self._builder.share if leg.samples else None),
+            line=Line(
+                start=start,
+                share=self._builder.share if leg.samples else None,
+                trained=self._trained if leg.in_proof else None,
+            ),
             state_digests=lambda: digest_state(self._built.training.state.leaves()),
         )
         self._manager = self._make_manager(mesh_shape)
@@ -306,6 +311,11 @@ class Job:
                 )
             finally:
                 fresh.close()
+
+    def _trained(self) -> Mapping[str, str | None]:
+        """What a proof wants to know of each step: whether there was anything new to save."""
+        training = self._built.training
+        return fingerprints(training.model.named_parameters.values(), training.optimizer)
 
     @staticmethod
     def _state_of(built: Built) -> TrainingState:

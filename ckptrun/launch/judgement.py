@@ -27,7 +27,7 @@ from ckptrun.proof.judge import (
     check_steps,
     compare_ledgers,
 )
-from ckptrun.proof.ledger import ledger_file
+from ckptrun.proof.ledger import Line, ledger_file
 from ckptrun.proof.not_exercised import not_exercised
 from ckptrun.proof.nothing_lost import check_nothing_lost
 from ckptrun.proof.saved import check_saved
@@ -53,7 +53,7 @@ def judge(evidence: Evidence, *, run_leg: RunLeg, controls: Callable[[], Sequenc
     checks += [check_saved(_committed(evidence), damaged=_still_damaged(evidence)), check_loads(evidence.starts)]
     checks.append(check_nothing_lost(evidence.starts, damaged=_damage(evidence), last_step=evidence.config.train.steps))
     checks += _failed_resume(evidence)
-    differ = check_saves_differ(_committed(evidence), read_lines(ledger_file(evidence.config.run_dir, 0)))
+    differ = check_saves_differ(_committed(evidence), _ledgers(evidence))
     checks.append(differ or _only_one_save())
     found = _against_reference(evidence)
     compared = _compared(evidence, found)
@@ -89,6 +89,12 @@ def judge_failed(starts: Sequence[Start], what: str, *, why: str) -> Verdict:
 def _committed(evidence: Evidence) -> list[str]:
     root = evidence.config.checkpoint_root
     return [step_folder(root, step) for step in list_committed(root)]
+
+
+def _ledgers(evidence: Evidence) -> list[list[Line]]:
+    """Of every rank that has taken a step in any start of the run under proof."""
+    ranks = range(max(evidence.config.ranks, evidence.after.ranks))
+    return [[*read_lines(ledger_file(evidence.config.run_dir, rank))] for rank in ranks]
 
 
 def _damage(evidence: Evidence) -> dict[str, Fired]:

@@ -43,16 +43,24 @@ class Line:
     Args:
         start: How often the run had been started before.
         share: Which samples of a global micro-batch this rank takes; None: single samples are not noted.
+        trained: Takes the fingerprints of weights and moments; None: they are not noted.
     """
 
-    def __init__(self, *, start: int, share: Share | None) -> None:
+    def __init__(
+        self, *, start: int, share: Share | None, trained: Callable[[], Mapping[str, str | None]] | None = None
+    ) -> None:
         self._start = start
         self._share = share
+        self._trained = trained
+        self._began_with: Mapping[str, str | None] | None = None
+        self._has_begun = False
         self._batches: list[str] = []
         self._samples: list[list[str]] = []
 
     def batch(self, inputs: Tensor, targets: Tensor) -> None:
         """Note what the rank is going to compute with: the bits, not their place in an epoch."""
+        if self._trained is not None and not self._has_begun:
+            self._began_with, self._has_begun = self._trained(), True
         self._batches.append(f"{content_digest(inputs)} {content_digest(targets)}")
         if self._share is not None:
             samples = zip(inputs, targets, strict=True)
@@ -72,6 +80,10 @@ class Line:
             "batch": batches[0] if len(batches) == 1 else xxhash.xxh3_128_hexdigest(" ".join(batches).encode()),
             "rng": stream_digests(),
         }
+        if self._trained is not None:
+            line["trained"] = dict(self._trained())
+        if self._began_with is not None:
+            line["trained_before"], self._began_with = dict(self._began_with), None
         if self._share is not None:
             line["data"] = {
                 "position": facts.samples_before,

@@ -2,9 +2,11 @@
 
 A line holds the bits of loss, gradient norm and learning rate (``float.hex()``), the digest of what the rank's batches
 held (content, not position), a digest of each random stream after the step, and how often the run had been started
-before (``start``). After every ``proof.digest_every_steps`` steps it also holds the digest of each leaf (``leaves``). A
-line is written with one call, so a kill leaves at most one that is cut; a resumed run goes on in the same file. Steps
-that are done again after a resume stand there again, and must say the same.
+before (``start``). In a proof it also holds fingerprints of the rank's part of weights and moments after the step
+(``trained``; in the first line of a start those before it, too: ``trained_before``). After every
+``proof.digest_every_steps`` steps it also holds the digest of each leaf (``leaves``). A line is written with one call,
+so a kill leaves at most one that is cut; a resumed run goes on in the same file. Steps that are done again after a
+resume stand there again, and must say the same.
 
 Torch-free: reports read ledgers too.
 """
