@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from ckptrun.console import say_error
-from ckptrun.errors import CheckpointDamagedError, CkptrunError
+from ckptrun.errors import CheckpointDamagedError, CkptrunError, UnsupportedLeafError
 from ckptrun.exit_codes import ExitCode, exit_code_of
 from ckptrun.tools.text import printable
 
@@ -55,4 +55,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _code_of(error: Exception) -> int:
+    if isinstance(error, UnsupportedLeafError):
+        # The file is whole, and of a kind that is not read: another one, or a part of it, would do.
+        return ExitCode.config
     return ExitCode.different if isinstance(error, CheckpointDamagedError) else exit_code_of(error)

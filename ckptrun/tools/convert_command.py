@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from ckptrun.errors import ConfigError, UnsupportedLeafError
 from ckptrun.exit_codes import ExitCode
 from ckptrun.tools.convert_options import DTYPES, FORMATS, Options
+from ckptrun.tools.incomplete import add_incomplete, require_whole
 from ckptrun.tools.output import Output, add_output_arguments
 from ckptrun.tools.places import place_of
 from ckptrun.tools.text import bytes_text, joined
@@ -58,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="safetensors only: a folder of files of at most this size, such as 5GB or 500MiB, with an index",
     )
+    add_incomplete(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint that is at DST")
     parser.add_argument("--no-check", action="store_true", help="do not read DST back and compare it")
     add_output_arguments(parser)
@@ -83,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
     output = Output(plain=args.no_color)
     place, target = place_of(args.source), place_of(args.target)
+    require_whole(place, incomplete=args.incomplete)
     options = Options(
         to=args.to,
         only=args.only,
@@ -94,7 +97,11 @@ def run(args: argparse.Namespace) -> int:
     )
     began = time.monotonic()
     try:
-        with warnings.catch_warnings(), open_source(place) as source, output.progress(target.name) as started:
+        with (
+            warnings.catch_warnings(),
+            open_source(place, incomplete=args.incomplete) as source,
+            output.progress(target.name) as started,
+        ):
             # torch remarks that few of its operators know complex32; copying is one of them.
             warnings.simplefilter("ignore", UserWarning)
             conversion = convert(source, place, target, options, started=started)

@@ -14,12 +14,14 @@ found, but not every leaf could be compared.
 """
 
 import argparse
+import functools
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ckptrun.errors import ConfigError
 from ckptrun.exit_codes import ExitCode
+from ckptrun.tools.incomplete import add_incomplete
 from ckptrun.tools.near_names import near_names
 from ckptrun.tools.output import Column, Output, add_output_arguments
 from ckptrun.tools.pairing import hint_of_prefixes, keep_only, strip_prefix
@@ -56,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help=f"take of {side.upper()} what is below PREFIX, and compare it without it: 'model' makes "
             "'model.blocks.0.weight' 'blocks.0.weight'",
         )
+    add_incomplete(parser)
     add_output_arguments(parser)
 
 
@@ -66,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
     from ckptrun.tools.source import open_source
 
     output = Output(plain=args.no_color)
-    with open_source(args.a) as a, open_source(args.b) as b:
+    opened = functools.partial(open_source, incomplete=args.incomplete)
+    with opened(args.a) as a, opened(args.b) as b:
         sides = [
             Side(source, strip_prefix(source.leaves, prefix, option=option))
             for source, prefix, option in ((a, args.prefix_a, "--prefix-a"), (b, args.prefix_b, "--prefix-b"))

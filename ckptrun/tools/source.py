@@ -6,7 +6,9 @@ import struct
 from ckptrun.checkpoint.backend import Location, Url, locate, read_file
 from ckptrun.checkpoint.commit import list_committed
 from ckptrun.checkpoint.layout import MANIFEST, step_name
-from ckptrun.errors import CheckpointNotFoundError, ConfigError
+from ckptrun.errors import CheckpointNotFoundError, ConfigError, ForeignFileError
+from ckptrun.tools.folder_kind import folder_kind
+from ckptrun.tools.part_names import is_index_name
 from ckptrun.tools.sources.interface import Origin, Source, SourceLeaf
 from ckptrun.tools.text import joined
 
@@ -23,12 +25,16 @@ _SHOWN = 8
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
 
 
-def open_source(path_or_url: Url) -> Source:
-    """Open a checkpoint folder (ckptrun, DCP, safetensors) or file (safetensors, ``torch.save``).
+def open_source(path_or_url: Url, *, incomplete: bool = False) -> Source:
+    """Open a folder (ckptrun, DCP, safetensors, parts of torch.save), a file (safetensors, torch.save) or an index.
+
+    Args:
+        path_or_url: Where it lies.
+        incomplete: Whether to go on with what is there where an index or the names of files say that more should be.
 
     Raises:
         CheckpointNotFoundError: There is no checkpoint of any of these formats; says what is there.
-        CheckpointDamagedError: There is one, and it cannot be trusted.
+        CheckpointDamagedError: There is one, and it cannot be trusted, or is not whole.
         ConfigError: It is a URL that nothing here can open.
     """
     place = _locate(path_or_url)
@@ -39,13 +45,23 @@ def open_source(path_or_url: Url) -> Source:
 
             return CkptrunSource(place)
         case "dcp":
+            from ckptrun.tools.file_kind import require_fetched
             from ckptrun.tools.sources.dcp_format import DcpSource
 
-            return DcpSource(place)
+            try:
+                return DcpSource(place)
+            except ForeignFileError:
+                # Perhaps a pointer to a file that was not fetched.
+                require_fetched(place.child(_DCP_METADATA))
+                raise
         case "safetensors":
             from ckptrun.tools.sources.safetensors_format import SafetensorsSource
 
-            return SafetensorsSource(place)
+            return SafetensorsSource(place, incomplete=incomplete)
+        case "torch parts":
+            from ckptrun.tools.sources.torch_folder import TorchFolderSource
+
+            return TorchFolderSource(place, incomplete=incomplete)
         case _:
             from ckptrun.tools.sources.torch_format import TorchSource
 
@@ -60,19 +76,13 @@ def _locate(path_or_url: Url) -> Location:
 
 
 def format_of(place: Location) -> str:
-    """Return the format of what lies at ``place``, ``ckptrun``, ``dcp``, ``torch`` or ``safetensors``.
+    """Return the format of what lies at ``place``: ``ckptrun``, ``dcp``, ``safetensors``, ``torch``, ``torch parts``.
 
     Raises:
         CheckpointNotFoundError: It is none of them; says what is there.
     """
     names = place.backend.list_names(place.path)
-    if MANIFEST in names:
-        return "ckptrun"
-    if _DCP_METADATA in names:
-        return "dcp"
-    if any(name.endswith(_SAFETENSORS) for name in names):
-        return "safetensors"
-    found = None if names else _format_of_file(place)
+    found = _format_of_folder(place, names) if names else _format_of_file(place)
     if found is None:
         raise CheckpointNotFoundError(
             f"{place} is no checkpoint: no folder of ckptrun (manifest.json), of DCP (.metadata) or of .safetensors "
@@ -80,6 +90,18 @@ def format_of(place: Location) -> str:
             folder=str(place),
         )
     return found
+
+
+def _format_of_folder(place: Location, names: list[str]) -> str | None:
+    if MANIFEST in names:
+        return "ckptrun"
+    if _DCP_METADATA in names:
+        return "dcp"
+    if any(name.endswith(_SAFETENSORS) or f"{_SAFETENSORS}.index" in name for name in names):
+        return "safetensors"
+    from ckptrun.tools.sources.torch_folder import is_shard_folder
+
+    return "torch parts" if folder_kind(names) is None and is_shard_folder(place, names) else None
 
 
 def _format_of_file(place: Location) -> str | None:
@@ -90,10 +112,31 @@ def _format_of_file(place: Location) -> str | None:
         if error.errno not in _NO_FILE and not isinstance(error, FileNotFoundError):
             raise
         return None
+    index = _format_of_index(place)
+    if index is not None:
+        return index
+    from ckptrun.tools.file_kind import require_kind
+
+    require_kind(place)
     if place.name.endswith(_SAFETENSORS) or _looks_like_safetensors(head, length):
         return "safetensors"
     if head.startswith((_ZIP, _PICKLE)) or place.name.endswith(_TORCH_SUFFIXES):
         return "torch"
+    return None
+
+
+def _format_of_index(place: Location) -> str | None:
+    from ckptrun.tools.sources.files import Files
+    from ckptrun.tools.sources.shard_set import shard_set
+    from ckptrun.tools.sources.torch_folder import TORCH_SUFFIXES
+
+    if not is_index_name(place.name):
+        return None
+    names = place.parent.backend.list_names(place.parent.path)
+    with Files(place.parent) as files:
+        for format, suffixes in (("safetensors", (_SAFETENSORS,)), ("torch parts", TORCH_SUFFIXES)):
+            if shard_set(files, names, suffixes=suffixes, only_index=place.name).indexes:
+                return format
     return None
 
 
@@ -108,6 +151,11 @@ def _what_is_there(place: Location, names: list[str]) -> str:
             return f"it holds checkpoints; name one, the newest is {root.child(step_name(steps[-1]))}"
     if any(name.endswith(".metadata") for name in names):
         return "its ranks saved with use_collectives=False, each with metadata of its own, which is not supported"
+    kind = folder_kind(names)
+    if kind is not None:
+        return f"it is {kind[0]}: {kind[1]}"
     if names:
-        return f"there are: {joined(names, _SHOWN)}"
+        states = [name for name in names if name.endswith(_TORCH_SUFFIXES)]
+        advice = f"; name a file, such as {place.child(states[0])}" if states else ""
+        return f"there are: {joined(names, _SHOWN)}{advice}"
     return "it does not exist, is empty, or is another kind of file"

@@ -14,6 +14,8 @@ __all__ = ["PartCount", "load_plain"]
 
 # How torch names what it refused, where the file is not one that it can list.
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+) (?:was not|whose module)")
+_UNPICKLER = re.compile(r"WeightsUnpickler error:\s*([^\n]+)")
+_INSIDES = re.compile(r"\[enforce fail at [^\]]*\]\s*\.?|PytorchStreamReader")
 _MAX_PARTS = 20_000_000
 
 
@@ -39,10 +41,19 @@ def load_plain(file: IO[bytes] | str, *, what: str, mmap: bool = False) -> Any:
                 "the file's choice. Nothing was run. Load it where you trust it, replace them by tensors and plain "
                 "values, and save it again."
             ) from error
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ForeignFileError(
-            f"{what} cannot be read, it is damaged or no file of torch.save: {lines[0][:300]}"
-        ) from (error)
+            f"{what} cannot be read, it is damaged or no file of torch.save: {_reason(error)}."
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What torch says is wrong, without its advice to run whatever the file names, and without its own insides."""
+    text = str(error)
+    if "weights_only" in text:
+        found = _UNPICKLER.search(text)
+        return f"its pickle is not in order ({found[1].strip()[:200]})" if found else "its pickle is not in order"
+    lines = _INSIDES.sub("", text).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300].rstrip(".")
 
 
 def _refused(file: IO[bytes] | str) -> list[str]:

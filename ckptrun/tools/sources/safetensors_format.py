@@ -16,48 +16,61 @@ from torch import Tensor
 
 from ckptrun.checkpoint.backend import Location
 from ckptrun.errors import CheckpointNotFoundError, ForeignFileError
+from ckptrun.tools.file_kind import require_kind
+from ckptrun.tools.part_names import is_index_name
 from ckptrun.tools.sources.files import Files
 from ckptrun.tools.sources.interface import Origin, SourceLeaf, row_shape
 from ckptrun.tools.sources.pieces import check_boxes, read_rows
 from ckptrun.tools.sources.safetensors_header import MAX_HEADER_BYTES, Entry, Header, parse_header
-from ckptrun.tools.text import cut, joined
+from ckptrun.tools.sources.shard_set import ShardSet, check_promises, remark_of_part, settled, shard_set
+from ckptrun.tools.text import cut
 
 __all__ = ["INDEX_NAME", "SUFFIX", "SafetensorsSource"]
 
 SUFFIX = ".safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 
-_MAX_INDEX_BYTES = 256 * 2**20
 _SHARDING = "DCP_SHARDING_INFO"
 
 
 class SafetensorsSource:
     """See :class:`~ckptrun.tools.sources.interface.Source`.
 
+    Args:
+        place: A file, a folder, or an index in it, where there are several.
+        incomplete: Whether to go on with what is there where files or tensors are missing.
+
     Raises:
         ForeignFileError: A file cannot be trusted, or is missing.
-        CheckpointNotFoundError: It is what is left of a checkpoint of ckptrun, or a part of one.
+        CheckpointNotFoundError: It is what is left of a checkpoint of ckptrun, or a part of one; or holds several.
     """
 
     format = "safetensors"
 
-    def __init__(self, place: Location) -> None:
+    def __init__(self, place: Location, *, incomplete: bool = False) -> None:
         self.address = str(place)
         self.shared: tuple[tuple[str, ...], ...] = ()
         self.origin = Origin()
-        names = place.backend.list_names(place.path)
-        shards = [name for name in names if name.endswith(SUFFIX)]
-        self._files = Files(place if names else place.parent)
+        only_index = place.name if is_index_name(place.name) else None
+        folder = place.parent if only_index is not None else place
+        names = folder.backend.list_names(folder.path)
+        self._files = Files(folder if names else place.parent)
+        self._pieces: dict[str, list[_Piece]] = defaultdict(list)
         with self._files:
-            index = self._read_index() if INDEX_NAME in names else None
-            chosen = sorted(set(index.values())) if index is not None else shards or [place.name]
-            self._pieces: dict[str, list[_Piece]] = defaultdict(list)
-            for file in chosen:
+            found = (
+                shard_set(self._files, names, suffixes=(SUFFIX,), only_index=only_index)
+                if names
+                else ShardSet(files=[place.name], remarks=remark_of_part(place))
+            )
+            for file in found.files:
                 self._add(file)
-        left = [name for name in shards if name not in chosen]
-        self.remarks: tuple[str, ...] = (f"{INDEX_NAME} does not name {joined(left)}: not read.",) if left else ()
-        self._check_index(index)
-        self.leaves: Mapping[str, SourceLeaf] = {name: self._leaf(name) for name in index or self._pieces}
+        mapped = found.mapped
+        check_promises(found, self._held(), sum(self._bytes.values()))
+        self.remarks: tuple[str, ...] = settled(found, address=self.address, incomplete=incomplete)
+        named = [name for name in mapped or () if name in self._pieces]
+        self.leaves: Mapping[str, SourceLeaf] = {
+            name: self._leaf(name) for name in dict.fromkeys([*named, *self._pieces])
+        }
 
     def __enter__(self) -> Self:
         return self
@@ -69,22 +82,21 @@ class SafetensorsSource:
         """See ``Source``."""
         return read_rows(self.leaves[name], self._pieces[name], first, count, address=self.address)
 
-    def _read_index(self) -> dict[str, str]:
-        """Return the file of each tensor."""
-        length = self._files.length(INDEX_NAME)
-        if length > _MAX_INDEX_BYTES:
-            raise self._damaged(f"{INDEX_NAME} has {length} bytes; at most {_MAX_INDEX_BYTES} are read")
-        try:
-            index = json.loads(self._files.bytes(INDEX_NAME, 0, length))
-        except (ValueError, RecursionError) as error:
-            raise self._damaged(f"{INDEX_NAME} is no JSON ({error})") from error
-        found = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
-            raise self._damaged(f"{INDEX_NAME} has no weight_map of text to text")
-        return found
+    def _held(self) -> dict[str, set[str]]:
+        """The files that each tensor is in."""
+        return {name: {piece.file for piece in pieces} for name, pieces in self._pieces.items()}
+
+    @property
+    def _bytes(self) -> dict[str, int]:
+        return {name: sum(piece.bytes for piece in pieces) for name, pieces in self._pieces.items()}
 
     def _add(self, file: str) -> None:
-        header, begin = _read_header(self._files, file)
+        try:
+            header, begin = _read_header(self._files, file)
+        except ForeignFileError:
+            # Perhaps it is none at all, such as a pointer to a file that was not fetched.
+            require_kind(self._files.place(file))
+            raise
         if "ckptrun_format" in header.metadata:
             raise CheckpointNotFoundError(
                 f"{self._files.place(file)} is a shard file of ckptrun: only with the manifest.json of its folder does "
@@ -94,9 +106,10 @@ class SafetensorsSource:
         offsets = self._offsets(header, file)
         for name, entry in header.entries.items():
             at = offsets.get(name, ()) if offsets is not None else (0,) * len(entry.shape)
+            is_placed = offsets is not None
             if len(at) != len(entry.shape):
                 raise self._damaged(f"{file} does not say where its chunk of {cut(name, 80)} belongs")
-            self._pieces[name].append(_Piece(self._files, file, begin, entry, at))
+            self._pieces[name].append(_Piece(self._files, file, begin, entry, at, is_placed=is_placed))
 
     def _offsets(self, header: Header, file: str) -> dict[str, tuple[int, ...]] | None:
         """Where DCP says that the chunks of a file start in their tensors; None where it says nothing."""
@@ -108,18 +121,15 @@ class SafetensorsSource:
         except (ValueError, AttributeError, RecursionError) as error:
             raise self._damaged(f"{file} has a {_SHARDING} that is none ({error})") from error
 
-    def _check_index(self, index: Mapping[str, str] | None) -> None:
-        if index is None:
-            return
-        for name, file in index.items():
-            if all(piece.file != file for piece in self._pieces.get(name, ())):
-                raise self._damaged(f"{INDEX_NAME} says that {cut(name, 80)} is in {file}, where it is not")
-        more = [name for name in self._pieces if name not in index]
-        if more:
-            raise self._damaged(f"{INDEX_NAME} does not name {joined(more)}, which the files that it names hold")
-
     def _leaf(self, name: str) -> SourceLeaf:
         pieces = self._pieces[name]
+        if len(pieces) > 1 and not any(piece.is_placed for piece in pieces):
+            one, other = (self._files.place(piece.file) for piece in pieces[:2])
+            raise CheckpointNotFoundError(
+                f"{self.address} holds several checkpoints: {cut(name, 80)} is in {one.name} and in {other.name}. Name "
+                f"the file that is meant, such as {one}.",
+                folder=self.address,
+            )
         if len({(piece.dtype, len(piece.sizes)) for piece in pieces}) > 1:
             raise self._damaged(f"chunks of {cut(name, 80)} have different dtypes or dims")
         # As torch's own reader does it: nothing says how large the whole is.
@@ -154,11 +164,16 @@ def _read_header(files: Files, file: str) -> tuple[Header, int]:
 class _Piece:
     """A tensor of a file, or the chunk that it is; see :class:`~ckptrun.tools.sources.pieces.Piece`."""
 
-    def __init__(self, files: Files, file: str, data_begin: int, entry: Entry, offsets: tuple[int, ...]) -> None:
+    def __init__(
+        self, files: Files, file: str, data_begin: int, entry: Entry, offsets: tuple[int, ...], *, is_placed: bool
+    ) -> None:
         self.file = file
+        self.is_placed = is_placed
+        """Whether the file says where it belongs."""
         self.offsets = offsets
         self.sizes = entry.shape
         self.dtype = entry.dtype
+        self.bytes = entry.bytes
         self._files = files
         self._begin = data_begin + entry.begin
 

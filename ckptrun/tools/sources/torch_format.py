@@ -10,7 +10,7 @@ from torch import Tensor
 from ckptrun.checkpoint.backend import Location
 from ckptrun.checkpoint.local import LocalBackend
 from ckptrun.checkpoint.tensor_bytes import dtype_name, plain_tensor, require_storable
-from ckptrun.errors import ForeignFileError
+from ckptrun.errors import ForeignFileError, UnsupportedLeafError
 from ckptrun.tools.sources.files import Files, RangeFile
 from ckptrun.tools.sources.flatten import FlatState, flatten
 from ckptrun.tools.sources.interface import Origin, SourceLeaf, check_rows, row_shape
@@ -21,6 +21,7 @@ from ckptrun.tools.text import joined
 __all__ = ["TorchSource"]
 
 _MAX_REPEATED_BYTES = 2**30
+_LAST_PROTOCOL = 5
 _ONLY_LEAF = "value"
 
 
@@ -91,13 +92,24 @@ def _load(place: Location) -> Any:
         if not is_local:
             stream = io.BytesIO(stream.read())
         # Before version 1.6 torch wrote pickles one after the other, which nothing can map.
-        is_archive = stream.read(2) == b"PK"
+        head = stream.read(2)
+        is_archive = head == b"PK"
         if is_archive:
-            check_archive(stream, length, what=what)
+            head = check_archive(stream, length, what=what)
+        _require_protocol(head, what=what)
         if is_local:
             return load_plain(place.path, what=what, mmap=is_archive)
         stream.seek(0)
         return load_plain(cast("io.BytesIO", stream), what=what)
+
+
+def _require_protocol(head: bytes, *, what: str) -> None:
+    """Refuse pickles that torch reads only by running what they name; ``head``: the first two bytes of the pickle."""
+    if len(head) == 2 and head[0] == 0x80 and 2 < head[1] <= _LAST_PROTOCOL:
+        raise UnsupportedLeafError(
+            f"{what} was saved with pickle protocol {head[1]}, which can be read only in a way that runs what the file "
+            "names, so it was not read. Load it where you trust it, and save it again without pickle_protocol."
+        )
 
 
 def _follow(state: Any, paths: Mapping[str, tuple[str | int, ...]], source: str) -> FlatState:

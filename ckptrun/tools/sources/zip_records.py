@@ -63,16 +63,25 @@ def _locate(stream: io.IOBase, entries: list[zipfile.ZipInfo], length: int) -> I
         yield ZipRecord(name=entry.filename.partition("/")[2], begin=begin, bytes=entry.file_size, crc=entry.CRC)
 
 
-def check_archive(stream: io.IOBase, length: int, *, what: str) -> None:
+def check_archive(stream: io.IOBase, length: int, *, what: str) -> bytes:
     """Check every record of an archive, and that ``torch.load`` needs no more memory for it than it is long.
+
+    Returns:
+        The first two bytes of its pickle; none where it has no pickle.
 
     Raises:
         ForeignFileError: It is damaged, or no archive.
     """
-    for record in read_records(stream, length, what=what).values():
+    records = read_records(stream, length, what=what)
+    for record in records.values():
         if record.name.endswith(".pkl") and record.bytes > _MAX_PICKLE_BYTES:
             raise ForeignFileError(f"{what} has a pickle of more than {_MAX_PICKLE_BYTES} bytes.", folder=what)
         check_record(stream, record, what=what)
+    first = records.get("data.pkl")
+    if first is None:
+        return b""
+    stream.seek(first.begin)
+    return bytes(stream.read(2))
 
 
 def read_record(stream: io.IOBase, record: ZipRecord, *, what: str) -> bytes:
