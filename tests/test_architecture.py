@@ -21,6 +21,7 @@ LAYERS = [
         "files",
         "processes",
         "public_names",
+        "forks",
         "ranks",
         "digest",
         "elements",

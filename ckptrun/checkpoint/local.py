@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ckptrun.checkpoint.owner import is_alive
 from ckptrun.checkpoint.system_calls import SystemCalls
+from ckptrun.forks import this_process
 
 __all__ = ["LocalBackend"]
 
@@ -115,8 +116,14 @@ class LocalBackend:
             descriptor = self._hold(path, note)
             if descriptor is not None:
                 break
+        process = this_process()
+        _HELD[descriptor] = self.calls
 
         def release() -> None:
+            if process is not this_process():
+                # A forked child's copy, which is collected there: the save is its parent's.
+                return
+            _HELD.pop(descriptor, None)
             try:
                 self.calls.unlink(path)
             finally:
@@ -173,6 +180,20 @@ class LocalBackend:
 
     def _sync(self, folder: str) -> None:
         sync_folder(self.calls, folder)
+
+
+_HELD: dict[int, SystemCalls] = {}
+
+
+def _let_go() -> None:
+    """In a forked child, which would hold the locks of its parent on when that is gone."""
+    for descriptor, calls in _HELD.items():
+        with contextlib.suppress(OSError):
+            calls.close(descriptor)
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def sync_folder(calls: SystemCalls, folder: str) -> None:

@@ -38,6 +38,7 @@ from ckptrun.config.checkpoint import SaveMode
 from ckptrun.config.fault import FaultPoint
 from ckptrun.digest import digest_leaves
 from ckptrun.errors import CheckpointError, CkptrunError, InternalError
+from ckptrun.forks import this_process
 from ckptrun.ranks import Ranks
 
 __all__ = ["CheckpointManager", "Commit", "SaveRequest", "conflicts_of", "digest_state"]
@@ -146,6 +147,7 @@ class CheckpointManager:
         self._on_commit = on_commit
         self._in_flight: _InFlight | None = None
         self._last: Commit | None = None
+        self._process = this_process()
 
     @property
     def last_commit(self) -> Commit | None:
@@ -256,6 +258,11 @@ class CheckpointManager:
         Raises:
             CheckpointError: It failed; earlier checkpoints are whole.
         """
+        if self._process is not this_process():
+            raise CheckpointError(
+                "A process that was forked from a rank cannot save for it, nor wait for its saves: what writes them is "
+                "in the rank. Save with a ShardWriter of its own."
+            )
         flight = self._in_flight
         if flight is None:
             return

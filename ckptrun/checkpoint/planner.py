@@ -11,6 +11,7 @@ planner a list came from: two states saved in turn would share one cache.)
 """
 
 import dataclasses
+import os
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -41,6 +42,9 @@ class _Plans:
 
 # A save in another process gets planner and cache by pickle each time; what they remember stays in that process.
 _REMEMBERED: dict[str, _Plans] = {}
+
+# A forked child saves with other ranks, or alone: what its parent's rank remembers is a part of another plan.
+os.register_at_fork(after_in_child=_REMEMBERED.clear)
 
 
 class PlanCache:
@@ -80,7 +84,8 @@ class _CachingSavePlanner(DefaultSavePlanner):
     def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
         """See ``SavePlanner``. Rank 0."""
         plans = self._plans
-        if plans.metadata is not None and not any(plan.usable for plan in all_plans):
+        is_same = len(all_plans) == len(plans.local)
+        if plans.metadata is not None and is_same and not any(plan.usable for plan in all_plans):
             return [SavePlan([], usable=False)] * len(all_plans), plans.metadata
         merged = [plan if plan.usable else self._known(rank) for rank, plan in enumerate(all_plans)]
         plans.local, plans.metadata = [], None

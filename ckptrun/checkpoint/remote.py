@@ -7,12 +7,14 @@ and a file is written in order. S3 has a backend of its own.
 import contextlib
 import errno
 import os
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fsspec.spec import AbstractBufferedFile
 
 from ckptrun.checkpoint.owner import is_alive
+from ckptrun.forks import this_process
 
 if TYPE_CHECKING:
     from ckptrun.checkpoint.backend import Backend
@@ -44,18 +46,46 @@ class ProcessFileSystem:
 
     def __init__(self, file_system: Any) -> None:
         self._file_system = file_system
-        self._pid = os.getpid()
+        self._process = this_process()
+        _MADE.add(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ProcessFileSystem, (self._file_system,)
 
     def get(self) -> Any:
         """Return the one of this process."""
-        if self._pid != os.getpid():
+        if self._process is not this_process():
             make, arguments, *state = self._file_system.__reduce__()
             made = make(*arguments)
             for attributes in state:
                 vars(made).update(attributes)
             self._file_system = made
-            self._pid = os.getpid()
+            self._process = this_process()
         return self._file_system
+
+    def keep(self) -> None:
+        """In a forked child: leave what is its parent's as it is, for as long as the child lives.
+
+        Collected, or at the end of the child, it would close connections that the parent still uses: both see one
+        ``epoll``, and what the child takes out of it the parent is not told of any more.
+        """
+        _INHERITED.append(self._file_system)
+        for finalizer in list(getattr(weakref.finalize, "_registry", ())):
+            found = finalizer.peek()
+            if found is not None and found[0] is self._file_system:
+                finalizer.detach()
+
+
+_MADE: "weakref.WeakSet[ProcessFileSystem]" = weakref.WeakSet()
+_INHERITED: list[Any] = []
+
+
+def _keep_all() -> None:
+    for files in list(_MADE):
+        files.keep()
+
+
+os.register_at_fork(after_in_child=_keep_all)
 
 
 @contextlib.contextmanager
@@ -138,8 +168,12 @@ class FsspecBackend:
         """See ``Backend``. Nothing takes it back when this process dies; whoever looks judges by the note."""
         with self._fresh(path) as files:
             files.pipe_file(path, note.encode())
+        process = this_process()
 
         def release() -> None:
+            if process is not this_process():
+                # A forked child's copy, which is collected there: the save is its parent's.
+                return
             # May be called while the interpreter shuts down. What stays is a leftover once this process is gone.
             with contextlib.suppress(OSError):
                 self.remove(path)

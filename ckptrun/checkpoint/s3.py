@@ -20,6 +20,7 @@ from ckptrun.checkpoint.layout import parse_save_file
 from ckptrun.checkpoint.owner import is_alive
 from ckptrun.checkpoint.remote import Scatter
 from ckptrun.checkpoint.s3_requests import Body, S3Requests, Send, error_code
+from ckptrun.forks import this_process
 
 __all__ = ["S3Backend"]
 
@@ -124,8 +125,12 @@ class S3Backend:
         """See ``Backend``. Nothing takes it back when this process dies; whoever looks judges by the note."""
         _, key = self._requests.split(path)
         self._requests.send("put_object", path, Key=key, Body=note.encode())
+        process = this_process()
 
         def release() -> None:
+            if process is not this_process():
+                # A forked child's copy, which is collected there: the save is its parent's.
+                return
             # May be called while the interpreter shuts down. What stays is a leftover once this process is gone.
             with contextlib.suppress(OSError):
                 self._requests.send("delete_object", path, Key=key)

@@ -11,9 +11,10 @@
 
 import functools
 import json
+import math
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ckptrun.checkpoint.dtypes import item_bytes, stored_as
 from ckptrun.errors import ShardFileError
@@ -38,14 +39,12 @@ class PlannedChunk:
     """Of the full tensor."""
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
+    # No cached_property: it has a lock, which a forked child may find held.
+    bytes: int = field(init=False)
+    """How long it is."""
 
-    @functools.cached_property
-    def bytes(self) -> int:
-        """How long it is."""
-        count = item_bytes(self.dtype)
-        for size in self.sizes:
-            count *= size
-        return count
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bytes", item_bytes(self.dtype) * math.prod(self.sizes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +55,11 @@ class FilePlan:
     header: bytes
     chunks: tuple[PlannedChunk, ...]
     """In the order of the file."""
+    bytes: int = field(init=False)
+    """Length of the whole file."""
 
-    @functools.cached_property
-    def bytes(self) -> int:
-        """Length of the whole file."""
-        return len(self.header) + sum(chunk.bytes for chunk in self.chunks)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bytes", len(self.header) + sum(chunk.bytes for chunk in self.chunks))
 
 
 def plan_file(file: str, chunks: Iterable[PlannedChunk], *, save_id: str) -> FilePlan:

@@ -19,6 +19,7 @@ from torch.distributed.remote_device import _remote_device
 from torch.distributed.tensor import DTensor
 
 from ckptrun.checkpoint.host_memory import Lease, shared_memory
+from ckptrun.errors import CheckpointError
 
 __all__ = ["StagedState", "Survey"]
 
@@ -109,6 +110,35 @@ def _build(notes: Any, memory: Tensor) -> Any:
     return notes
 
 
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A live tensor that is to be copied, and what tells whether it was changed since."""
+
+    tensor: Tensor
+    path: tuple[Any, ...]
+    watched: Tensor
+    """What the user's program changes: where ``tensor`` is a part of it, only its counter goes up."""
+    versions: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: Tensor, path: tuple[Any, ...], watched: Tensor) -> "_Source":
+        return cls(tensor, path, watched, (_version(tensor), _version(watched)))
+
+    def require_unchanged(self) -> None:
+        if (_version(self.tensor), _version(self.watched)) != self.versions:
+            name = ".".join(map(str, self.path))
+            raise CheckpointError(
+                f"Leaf '{name}' was changed while it was copied for a save, so the copy may be of neither the one "
+                "moment nor the other. Nothing is saved of it. Wait for the copy before the state is changed: "
+                "HostStager.wait(), or overlapped_staging=false."
+            )
+
+
+def _version(tensor: Tensor) -> int:
+    """How often it was changed in place; 0 where torch does not count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 @dataclass(slots=True)
 class Survey:
     """What there is to copy, and to where."""
@@ -116,7 +146,7 @@ class Survey:
     notes: dict[str, Any] = field(default_factory=dict)
     bytes: int = 0
     """How much memory the copy takes."""
-    sources: list[Tensor] = field(default_factory=list)
+    _sources: list[_Source] = field(default_factory=list)
     _places: list[_Plain] = field(default_factory=list)
     _known: dict[Any, _Plain] = field(default_factory=dict)
 
@@ -124,36 +154,47 @@ class Survey:
     def of(cls, state_dict: Mapping[str, Any]) -> "Survey":
         """Walk ``state_dict``. Plain values are copied now."""
         survey = cls()
-        survey.notes = survey._note(state_dict)
+        survey.notes = survey._note(state_dict, ())
         return survey
 
+    @property
+    def devices(self) -> set[torch.device]:
+        """Where the tensors lie."""
+        return {source.tensor.device for source in self._sources}
+
     def fill(self, lease: Lease) -> StagedState:
-        """Copy all tensors into ``lease``. They must not change meanwhile."""
+        """Copy all tensors into ``lease``. They must not change meanwhile.
+
+        Raises:
+            CheckpointError: One has changed since the survey, before its copy was complete; names it.
+        """
         memory = torch.from_numpy(lease.array)
-        for source, place in zip(self.sources, self._places, strict=True):
-            place.build(memory).copy_(source)
+        for source, place in zip(self._sources, self._places, strict=True):
+            place.build(memory).copy_(source.tensor)
+            # One that changes after its copy does no harm.
+            source.require_unchanged()
         return StagedState(self.notes, lease)
 
-    def _note(self, value: Any) -> Any:
+    def _note(self, value: Any, path: tuple[Any, ...]) -> Any:
         if isinstance(value, Tensor):
-            return self._note_tensor(value)
+            return self._note_tensor(value, path, value)
         if isinstance(value, Mapping):
-            return {key: self._note(item) for key, item in value.items()}
+            return {key: self._note(item, (*path, key)) for key, item in value.items()}
         if type(value) in (list, tuple):
-            return type(value)(self._note(item) for item in value)
+            return type(value)(self._note(item, (*path, index)) for index, item in enumerate(value))
         return copy.deepcopy(value)
 
-    def _note_tensor(self, tensor: Tensor) -> Any:
+    def _note_tensor(self, tensor: Tensor, path: tuple[Any, ...], watched: Tensor) -> Any:
         if isinstance(tensor, DTensor):
-            return _Distributed(self._note_tensor(tensor._local_tensor), tensor._spec)
+            return _Distributed(self._note_tensor(tensor._local_tensor, path, watched), tensor._spec)
         if isinstance(tensor, ShardedTensor):
-            return self._note_sharded(tensor)
+            return self._note_sharded(tensor, path)
         bare = tensor.detach()
         if type(bare) is not Tensor or bare.layout is not torch.strided or bare.is_quantized or bare.is_nested:
             return _Copied(bare.to("cpu", copy=True))
-        return self._note_plain(bare)
+        return self._note_plain(bare, path, watched)
 
-    def _note_plain(self, tensor: Tensor) -> _Plain:
+    def _note_plain(self, tensor: Tensor, path: tuple[Any, ...], watched: Tensor) -> _Plain:
         # The same memory seen the same way is one tensor: tied weights stay tied.
         bits = (tensor.dtype, tensor.is_conj(), tensor.is_neg())
         memory = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), bits)
@@ -162,12 +203,12 @@ class Survey:
         place = _Plain(self.bytes, tensor.numel() * tensor.element_size(), tensor.dtype, tensor.shape)
         self.bytes += -(-place.bytes // _ALIGNMENT) * _ALIGNMENT
         if place.bytes:
-            self.sources.append(tensor)
+            self._sources.append(_Source.of(tensor, path, watched))
             self._places.append(place)
             self._known[memory] = place
         return place
 
-    def _note_sharded(self, tensor: ShardedTensor) -> _Sharded:
+    def _note_sharded(self, tensor: ShardedTensor, path: tuple[Any, ...]) -> _Sharded:
         metadata = copy.deepcopy(tensor.metadata())
         metadata.tensor_properties.pin_memory = False
         metadata.tensor_properties.requires_grad = False
@@ -177,7 +218,7 @@ class Survey:
         for shard in tensor.local_shards():
             shard_metadata = copy.deepcopy(shard.metadata)
             shard_metadata.placement = _on_cpu(shard_metadata.placement)
-            shards.append((self._note_tensor(shard.tensor), shard_metadata))
+            shards.append((self._note_tensor(shard.tensor, path, shard.tensor), shard_metadata))
         return _Sharded(tuple(shards), metadata)
 
 

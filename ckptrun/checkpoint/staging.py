@@ -6,7 +6,7 @@ thread; what it returns, or the result of the future that it returns, goes to DC
 Where the bytes go is in ``host_memory``; what a tensor looks like without them is in ``staged_state``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from functools import partial
@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch.distributed.checkpoint.staging import AsyncStager
 
 from ckptrun.checkpoint.host_memory import HostMemory, Lease
 from ckptrun.checkpoint.staged_state import Survey
 from ckptrun.errors import ConfigError
+from ckptrun.forks import OfProcess
 
 __all__ = ["HostStager", "require_cpu_backend"]
 
@@ -48,7 +48,11 @@ class HostStager(AsyncStager):
     """Copies every tensor of a state dict to host memory.
 
     DTensors keep mesh and placements, tied tensors stay tied, of a view only its own elements are copied, plain values
-    are copied at the call. One stager belongs to one thread. ``close()`` it after the last save.
+    are copied at the call. One stager belongs to one thread; in a forked child it takes memory and thread of its own.
+    ``close()`` it after the last save.
+
+    A tensor that is changed while it is copied fails the save: the copy, or its future, raises, and names the leaf. So
+    far as torch counts the change: not through ``.data``, NumPy or a raw pointer.
 
     Args:
         cached: Keep host memory from save to save. It is used again only once nothing refers to any tensor of the
@@ -60,13 +64,19 @@ class HostStager(AsyncStager):
 
     Attributes:
         on_copy: Called, in the thread that copies, when memory is there and nothing is copied yet.
+        on_copied: Called likewise with the copy, before anybody else gets it. What it raises fails the save.
+        overlapped: Whether it copies in a thread.
     """
 
     def __init__(self, *, cached: bool = True, overlapped: bool = False, shared: bool = False) -> None:
-        self._memory = HostMemory(cached=cached, shared=shared)
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="HostStager") if overlapped else None
-        self._copying: Future[dict[str, Any]] | None = None
+        self._own = OfProcess(lambda: _OfProcess(cached=cached, overlapped=overlapped, shared=shared))
+        self.overlapped = overlapped
         self.on_copy: Callable[[], None] = _nothing
+        self.on_copied: Callable[[Mapping[str, Any]], None] = _nothing
+
+    @property
+    def _memory(self) -> HostMemory:
+        return self._own.get().memory
 
     def prepare(self, state_dict: dict[str, Any]) -> None:
         """Take the memory for ``state_dict`` now, and touch every page of it, so that the first save need not.
@@ -80,25 +90,28 @@ class HostStager(AsyncStager):
 
         Raises:
             MemoryError, RuntimeError: There is not enough host memory.
+            CheckpointError: A leaf was changed meanwhile; it is named.
         """
-        if self._copying is not None:
+        own = self._own.get()
+        if own.copying is not None:
             # What went wrong with it is told by its own future.
-            wait_for([self._copying])
-            self._copying = None
+            wait_for([own.copying])
+            own.copying = None
         survey = Survey.of(state_dict)
         lease = self._memory.take(survey.bytes)
         # Kernels that produce the values may still run; another thread's stream would not wait for them.
-        ready = _record_streams(survey.sources)
+        ready = _record_streams(survey.devices)
         before = [*ready, self.on_copy]
-        if self._executor is None:
-            return _copy(survey, lease, before)
-        self._copying = self._executor.submit(_copy, survey, lease, before)
-        return self._copying
+        if own.executor is None:
+            return _copy(survey, lease, before, self.on_copied)
+        own.copying = own.executor.submit(_copy, survey, lease, before, self.on_copied)
+        return own.copying
 
     def wait(self) -> None:
         """Return once nothing is copied from live tensors any more. Raises what copying raised."""
-        if self._copying is not None:
-            copying, self._copying = self._copying, None
+        own = self._own.get()
+        if own.copying is not None:
+            copying, own.copying = own.copying, None
             copying.result()
 
     def synchronize_staging(self) -> None:
@@ -107,15 +120,25 @@ class HostStager(AsyncStager):
 
     def close(self) -> None:
         """Wait for copying and give the memory back. Tensors that were handed out stay valid."""
-        if self._executor is not None:
-            self._executor.shutdown(wait=True)
+        own = self._own.get()
+        if own.executor is not None:
+            own.executor.shutdown(wait=True)
         self._memory.close()
 
 
-def _record_streams(sources: list[Tensor]) -> list[Callable[[], None]]:
-    """Return what a thread must call before it may read ``sources``."""
+class _OfProcess:
+    """What a stager has in one process."""
+
+    def __init__(self, *, cached: bool, overlapped: bool, shared: bool) -> None:
+        self.memory = HostMemory(cached=cached, shared=shared)
+        self.executor = ThreadPoolExecutor(1, thread_name_prefix="HostStager") if overlapped else None
+        self.copying: Future[dict[str, Any]] | None = None
+
+
+def _record_streams(devices: Iterable[torch.device]) -> list[Callable[[], None]]:
+    """Return what a thread must call before it may read tensors on ``devices``."""
     waits: list[Callable[[], None]] = []
-    for device in {source.device for source in sources if source.is_cuda}:
+    for device in (device for device in devices if device.type == "cuda"):
         event = torch.cuda.current_stream(device).record_event()
         waits.append(partial(_wait_for_event, device, event))
     return waits
@@ -125,12 +148,16 @@ def _wait_for_event(device: torch.device, event: torch.cuda.Event) -> None:
     torch.cuda.current_stream(device).wait_event(event)
 
 
-def _nothing() -> None:
+def _nothing(*_: object) -> None:
     """Nobody wants to know."""
 
 
 @torch.no_grad()
-def _copy(survey: Survey, lease: Lease, before: list[Callable[[], None]]) -> dict[str, Any]:
+def _copy(
+    survey: Survey, lease: Lease, before: list[Callable[[], None]], after: Callable[[Mapping[str, Any]], None]
+) -> dict[str, Any]:
     for call in before:
         call()
-    return survey.fill(lease)
+    copied = survey.fill(lease)
+    after(copied)
+    return copied

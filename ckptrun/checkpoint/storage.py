@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
+from ckptrun.checkpoint import dcp_process as dcp_process  # for what it does in forked children
 from ckptrun.checkpoint.backend import Url, locate
 from ckptrun.checkpoint.collection import collection_paused
 from ckptrun.checkpoint.commit import commit, hold_save, require_free, working_folder
@@ -32,6 +33,7 @@ from ckptrun.checkpoint.read_rank import read_rank, to_metadata
 from ckptrun.checkpoint.save_report import RankReport, SaveFacts, build_manifest
 from ckptrun.checkpoint.write_rank import SaveTarget, check_plan, write_rank
 from ckptrun.errors import CheckpointError, InternalError
+from ckptrun.forks import Process, this_process
 
 __all__ = ["ShardReader", "ShardWriter"]
 
@@ -92,6 +94,8 @@ class ShardWriter(StorageWriter):
         self._reached = reached
         self._ticket: _Ticket | None = None
         self._lock: weakref.finalize[Any, Any] | None = None
+        self._process: Process | None = None
+        """That of the save that is planned."""
 
     def __getstate__(self) -> dict[str, Any]:
         # A save in another process takes its lock there.
@@ -119,7 +123,7 @@ class ShardWriter(StorageWriter):
                 f"{self._target} cannot be saved with use_collectives=False: a commit needs all ranks. Leave it out.",
                 folder=str(self._target),
             )
-        self._ticket = None
+        self._ticket, self._process = None, this_process()
         # One of an earlier save that ended between plan and write must not be taken for ours.
         _ARRIVED.ticket = None
 
@@ -155,6 +159,7 @@ class ShardWriter(StorageWriter):
             CheckpointError: The plan does not fit the state.
             OSError: From the storage.
         """
+        self._require_own_process()
         ticket = getattr(_ARRIVED, "ticket", None) or self._ticket
         _ARRIVED.ticket = None
         if ticket is None:
@@ -178,6 +183,7 @@ class ShardWriter(StorageWriter):
             CheckpointError: What the ranks wrote does not make a checkpoint.
             OSError: From the storage.
         """
+        self._require_own_process()
         if self._ticket is None:
             raise InternalError("finish() was called for a save that was not planned here.")
         reports = [cast("RankReport", result.storage_data) for rank in results for result in rank]
@@ -187,6 +193,14 @@ class ShardWriter(StorageWriter):
             commit(self._target, manifest, reached=self._reached)
         finally:
             self._release()
+
+    def _require_own_process(self) -> None:
+        if self._process is not this_process():
+            raise CheckpointError(
+                f"The save of {self._target} was planned in another process, from which this one was forked; only that "
+                "one can go on with it. Start a save of its own here.",
+                folder=str(self._target),
+            )
 
     def _release(self) -> None:
         lock, self._lock = self._lock, None

@@ -17,6 +17,7 @@ save to save; nothing is held beside them, however large the state. Must not kno
 import contextlib
 import functools
 import mmap
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,7 @@ from ckptrun.checkpoint.backend import FileWriter, Location
 from ckptrun.checkpoint.manifest import Chunk, ShardFile
 from ckptrun.checkpoint.shard_file import FilePlan, PlannedChunk, block_bytes_of
 from ckptrun.errors import InternalError
+from ckptrun.forks import Process, this_process
 
 __all__ = ["ByteSource", "WrittenFile", "write_files"]
 
@@ -77,6 +79,7 @@ def write_files(
         OSError: From the storage.
     """
     writers: list[FileWriter] = []
+    process = this_process()
     try:
         for plan in plans:
             writers.append(folder.backend.create(folder.child(plan.name).path, plan.bytes))
@@ -86,7 +89,8 @@ def write_files(
                 written.append(_write(plan, writer, blocks, functools.partial(source_of, plan), reached))
             blocks.wait()
     except BaseException:
-        for writer in writers:
+        # A process that was forked in here, and leaves by an error, must not take its parent's files away.
+        for writer in writers if process is this_process() else ():
             # What went wrong first is what counts; what stays is a leftover.
             with contextlib.suppress(OSError):
                 writer.abort()
@@ -225,6 +229,7 @@ class _Blocks:
         self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
         self._running: set[Future[None]] = set()
         self._owned: list[mmap.mmap] = []
+        self._process: Process = this_process()
 
     def __enter__(self) -> "_Blocks":
         self._owned = _take_blocks(self._threads + _SPARE_BLOCKS, self._size)
@@ -233,6 +238,8 @@ class _Blocks:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._process is not this_process():
+            return
         self._executor.shutdown(wait=True, cancel_futures=True)
         while not self._free.empty():
             self._free.get().release()
@@ -240,6 +247,7 @@ class _Blocks:
 
     def take(self) -> memoryview:
         """Return a free block; raise what a write raised."""
+        self._require_own_process()
         self._reap(timeout_s=0)
         while True:
             try:
@@ -257,7 +265,13 @@ class _Blocks:
 
     def wait(self) -> None:
         """Return when all is written; raise what a write raised."""
+        self._require_own_process()
         self._reap(timeout_s=None)
+
+    def _require_own_process(self) -> None:
+        if self._process is not this_process():
+            # The threads that write are the parent's.
+            raise InternalError("A forked process cannot go on with a save of its parent; it can start one of its own.")
 
     def _reap(self, *, timeout_s: float | None) -> None:
         done, self._running = wait(self._running, timeout_s, return_when=FIRST_EXCEPTION)
@@ -267,6 +281,16 @@ class _Blocks:
 
 _LOCK = threading.Lock()
 _KEPT: dict[int, list[mmap.mmap]] = {}
+
+
+def _start_anew() -> None:
+    """In a forked child: the blocks are its parent's, and a thread that is not here may hold the lock."""
+    global _LOCK  # one for the whole process
+    _LOCK = threading.Lock()
+    _KEPT.clear()
+
+
+os.register_at_fork(after_in_child=_start_anew)
 
 
 def _take_blocks(count: int, size: int) -> list[mmap.mmap]:
@@ -281,7 +305,8 @@ def _take_blocks(count: int, size: int) -> list[mmap.mmap]:
 
 def _new_blocks(count: int, size: int) -> Iterator[mmap.mmap]:
     for _ in range(count):
-        yield mmap.mmap(-1, size)
+        # Private, or a forked child would write into the same memory.
+        yield mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def _give_back(blocks: list[mmap.mmap], size: int) -> None:

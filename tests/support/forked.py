@@ -15,7 +15,7 @@ from typing import Any, NoReturn, Self
 from tests.support.fork_server import Printed
 from tests.support.run_ranks import CONTEXT
 
-__all__ = ["Forker", "Outcome"]
+__all__ = ["Forker", "Outcome", "fork"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +62,11 @@ def _serve(pipe: multiprocessing.connection.Connection) -> None:
             function, args, timeout_s = pipe.recv()
         except EOFError:
             return
-        pipe.send(_fork(function, args, timeout_s))
+        pipe.send(fork(function, args, timeout_s))
 
 
-def _fork(function: Callable[..., Any], args: tuple[Any, ...], timeout_s: float) -> tuple[Outcome, str]:
+def fork(function: Callable[..., Any], args: tuple[Any, ...], timeout_s: float) -> tuple[Outcome, str]:
+    """Call ``function(*args)`` in a child of this process; return how it ended, and its traceback."""
     ours, theirs = os.pipe()
     pid = os.fork()
     if pid == 0:
