@@ -154,7 +154,7 @@ class Builder:
             scaler=scaler,
             ema=ema,
             progress=progress,
-            extra=list(extra.values()),
+            extra=extra,
             state=TrainingState(components),
             device=self._device,
         )

@@ -1,7 +1,7 @@
 """The loop: train, save, until the last step. Knows no config, no files, no launcher."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -35,8 +35,8 @@ class Training:
     scaler: LossScaler
     ema: ExponentialMovingAverage | None
     progress: Progress
-    extra: Sequence[Any]
-    """Components of the user's own; those with ``on_step(step=, loss=)`` are told of each step."""
+    extra: Mapping[str, Any]
+    """Components of the user's own, by name; those with ``on_step(step=, loss=)`` are told of each step."""
     state: TrainingState
     device: torch.device
 
@@ -78,7 +78,7 @@ class Observer(Protocol):
 
     On every rank, in this order: ``before_step``; for each micro-batch ``on_batch`` and ``after_forward``, and
     ``mid_accumulation`` between two; ``after_backward``, ``after_optimizer``, ``on_step``; then what the save that may
-    be due comes by.
+    be due comes by. Beside these, each part of a step when it is over.
     """
 
     def reached(self, point: FaultPoint, step: int) -> None:
@@ -86,6 +86,13 @@ class Observer(Protocol):
 
     def on_batch(self, inputs: Tensor, targets: Tensor) -> None:
         """Take note of what this rank is going to compute with."""
+
+    def on_part(self, part: str, owner: str) -> None:
+        """Take note that a part of the step is over, in which code of the component ``owner`` ran.
+
+        ``forward`` and ``backward`` of each micro-batch, ``update``, ``schedule``, ``ema``, and ``on_step`` of each
+        component that has it.
+        """
 
     def on_step(self, facts: StepFacts) -> bool:
         """Take note of ``facts``, before they are saved; True, on all ranks alike, ends the loop after this step."""
@@ -152,19 +159,23 @@ class Trainer:
         step = training.progress.step + 1
         self._observer.reached(FaultPoint.after_backward, step)
         norm, skipped = self._update()
+        self._observer.on_part("update", "optimizer")
         self._observer.reached(FaultPoint.after_optimizer, step)
         learning_rate = training.optimizer.param_groups[0]["lr"]
         training.schedule.step()
+        self._observer.on_part("schedule", "schedule")
         if training.ema is not None:
             training.ema.update()
+            self._observer.on_part("ema", "ema")
         progress = training.progress
         progress.step += 1
         progress.samples += self._plan.samples_per_step
         progress.skipped_steps += skipped
         mean_loss, shall_end = self._agree(loss)
-        for component in training.extra:
+        for name, component in training.extra.items():
             if hasattr(component, "on_step"):
                 component.on_step(step=progress.step, loss=mean_loss)
+                self._observer.on_part("on_step", name)
         return StepFacts(
             step=progress.step,
             loss=mean_loss,
@@ -191,12 +202,15 @@ class Trainer:
             self._observer.on_batch(inputs, targets)
             with training.model.accumulating(last=index == passes - 1):
                 loss = training.loss(training.model.module, inputs, targets) / passes
+                self._observer.on_part("forward", "model")
                 self._observer.reached(FaultPoint.after_forward, step)
                 training.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach().float()
             if index < passes - 1:
+                self._observer.on_part("backward", "model")
                 self._observer.reached(FaultPoint.mid_accumulation, step)
         training.model.sync_buffers()
+        self._observer.on_part("backward", "model")
         return total
 
     def _update(self) -> tuple[Tensor, bool]:

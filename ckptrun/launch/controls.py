@@ -175,6 +175,9 @@ class _Watcher:
         """See ``Observer``."""
         self._line.batch(inputs, targets)
 
+    def on_part(self, part: str, owner: str) -> None:
+        """See ``Observer``."""
+
     def on_step(self, facts: StepFacts) -> bool:
         """See ``Observer``."""
         line, expected = self._line.of(facts), self._reference.get(facts.step)

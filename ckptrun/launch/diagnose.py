@@ -31,15 +31,14 @@ from ckptrun.proof import Status
 from ckptrun.proof.checkpoints import compare_checkpoints
 from ckptrun.proof.judge import compare_ledgers, describe, step_like
 from ckptrun.proof.ledger import Mismatch
+from ckptrun.proof.operation import Operation, What, first_operation
 from ckptrun.proof.starts import Start
-from ckptrun.proof.trace import Operation, first_operation
 
 __all__ = ["Diagnosis", "Suspect", "diagnose"]
 
-# More steps than these are not watched from the resume on, only the two in which the difference shows.
+# More steps than these are not watched from the resume on, only the two in which the difference shows; of those before,
+# one line each tells whether it was there already.
 _WATCHED_STEPS = 8
-# What a step begins with, or comes to before its loss is known: a step that is skipped for these is not to blame.
-_BEFORE_BACKWARD = ("random stream", "weight", "batch", "input", "output")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +131,12 @@ class _Inquiry:
             window = self._window(start, mismatch.step)
             again = self._reference_again(f"traced_reference_of_start_{start.index + 1}", window)
         found = self._first_operation(start, again, window, name="traced_run")
+        if found is not None and found.operation.what is What.state:
+            # It was there before anything was watched.
+            step = found.operation.step
+            window = TraceWindow(first_step=max(start.step + 1, step - 1), last_step=step)
+            again = self._reference_again("traced_reference_earlier", window)
+            found = self._first_operation(start, again, window, name="traced_run_earlier")
         if found is None:
             return self.unexplained("it did not show again when every operation was watched")
         return self._named(self._followed_back(found), mismatch)
@@ -219,6 +224,7 @@ class _Inquiry:
                 "expected": operation.expected,
                 "got": operation.got,
                 "ulp": None,
+                **({} if operation.element is None else operation.element.as_json()),
                 "operation": what,
                 "ledger": mismatch.as_difference(),
             }
@@ -303,6 +309,4 @@ class _Inquiry:
 
 def _is_decided_before(mismatch: Mismatch, operation: Operation) -> bool:
     """Whether what the ledger says is nearer to the cause than the operation."""
-    if mismatch.field == "skipped":
-        return operation.what not in _BEFORE_BACKWARD
-    return mismatch.field == "learning_rate"
+    return mismatch.field == "skipped" and not operation.comes_before_backward

@@ -34,12 +34,11 @@ from ckptrun.launch.preflight import checkpoint_of
 from ckptrun.launch.report import Report
 from ckptrun.launch.resume import EVERYTHING, Restorer, Resume
 from ckptrun.launch.stop import StopSignal
-from ckptrun.parallelism import clean_name
+from ckptrun.launch.tracing import Originals
 from ckptrun.proof import (
     Check,
     Ledger,
     Status,
-    Tracer,
     check_faults,
     check_final_state,
     check_loaded,
@@ -98,6 +97,7 @@ class Job:
         self._points = Points(injector, passed=stop.passed)
         self._builder = Builder(config, mesh_shape=mesh_shape, device=device, rank=self._ranks.rank)
         self._built = self._builder.build()
+        self._originals = Originals(self._built.training)
         self._observer = StepObserver(
             config,
             leg,
@@ -170,16 +170,7 @@ class Job:
         self._report.begin(first_step=step, damaged=resume.damaged, resumed_from=resumed_from)
         self._observer.ledger = Ledger(self._config.run_dir, rank, first_step=step)
         if self._leg.trace is not None:
-            model, window = self._built.training.model, self._leg.trace
-            self._observer.tracer = Tracer(
-                self._config.run_dir,
-                rank,
-                steps=range(window.first_step, window.last_step + 1),
-                module=model.inner,
-                parameters=model.named_parameters,
-                name_of=clean_name,
-                is_compiled=self._config.train.compile,
-            )
+            self._observer.tracer = self._originals.tracer(self._config, self._leg.trace, rank=rank)
         if resume.started_from is not None:
             self._note(resume.started_from)
         resume.start_streams(loaded)

@@ -133,30 +133,24 @@ class StepObserver:
 
     def reached(self, point: FaultPoint, step: int) -> None:
         """See ``Observer``."""
-        if self.tracer is not None:
-            self._trace(self.tracer, point, step)
+        if self.tracer is not None and point is FaultPoint.before_step:
+            self.tracer.begin(step)
+        if self.tracer is not None and point is FaultPoint.mid_accumulation:
+            self.tracer.micro_batch_done()
         if point is FaultPoint.before_step and self.manager is not None and self._points.injector.settles_before(step):
             self.manager.wait()
         self._points(point, step)
-
-    def _trace(self, tracer: Tracer, point: FaultPoint, step: int) -> None:
-        match point:
-            case FaultPoint.before_step:
-                tracer.begin(step)
-            case FaultPoint.mid_accumulation:
-                tracer.micro_batch_done()
-            case FaultPoint.after_backward:
-                tracer.backward_done()
-            case FaultPoint.after_optimizer:
-                tracer.update_done()
-            case _:
-                return
 
     def on_batch(self, inputs: Tensor, targets: Tensor) -> None:
         """See ``Observer``."""
         self._line.batch(inputs, targets)
         if self.tracer is not None:
             self.tracer.batch(inputs, targets)
+
+    def on_part(self, part: str, owner: str) -> None:
+        """See ``Observer``."""
+        if self.tracer is not None:
+            self.tracer.part_done(part, owner)
 
     def on_step(self, facts: StepFacts) -> bool:
         """See ``Observer``."""

@@ -91,6 +91,10 @@ class OptimizerState:
         state = self._read_state()
         return {STATE: state, GROUPS: read_groups(self._optimizer, self._name_of), LAYOUTS: self._layouts(state)}
 
+    def is_of(self, optimizer: Optimizer) -> bool:
+        """Whether it is the state of this very object."""
+        return self._optimizer is optimizer
+
     def _name_of(self, parameter: Any) -> str:
         if id(parameter) not in self._names:
             raise InternalError("The optimizer has a parameter that OptimizerState was not given a name for.")

@@ -3,7 +3,7 @@
 from ckptrun.proof.ledger import Ledger
 from ckptrun.proof.planned import check_faults
 from ckptrun.proof.reload import Difference, check_loaded, check_reload, check_replicas, check_resumed
-from ckptrun.proof.trace import Tracer
+from ckptrun.proof.trace import Tracer, Watched
 from ckptrun.proof.trajectory import check_final_state, check_repeats, check_trajectory
 from ckptrun.proof.verdict import Check, Status, Verdict, verdict_of
 
@@ -14,6 +14,7 @@ __all__ = [
     "Status",
     "Tracer",
     "Verdict",
+    "Watched",
     "check_faults",
     "check_final_state",
     "check_loaded",
