@@ -51,6 +51,13 @@ class ProofConfig:
     """Resume under another choice of ``parallelism``, e.g. ``fsdp``."""
     resume_nproc: int | None = None
     """Resume on another number of ranks."""
+    shared: list[str] = field(default_factory=list)
+    """Files outside the run folder that one leg of a proof may write and another one read, as nothing depends on who
+    wrote them: paths, folders, or patterns with ``*``, e.g. ``[/data/cache/*]``. Bytecode, and caches of compilers and
+    downloads, always may. Any other such file makes the verdict not_verified."""
+    private: list[str] = field(default_factory=list)
+    """Files and folders outside the run folder of which each leg of a proof gets a copy of its own, as they were before
+    the proof; that is also how they are left. E.g. ``[/data/cache]``."""
 
     def __post_init__(self) -> None:
         at_least("proof.digest_every_steps", self.digest_every_steps, 1)

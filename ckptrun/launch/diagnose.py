@@ -154,7 +154,8 @@ class _Inquiry:
             config.checkpoint.resume = (
                 self._checkpoint(self._evidence.resumes[0]) or self._evidence.config.checkpoint_root
             )
-        self._run(config, name, stop_at=window.last_step, saves_at_end_only=True, trace=window)
+        begins_as = self._evidence.resumes[0].index if self._is_later else None
+        self._run(config, name, stop_at=window.last_step, saves_at_end_only=True, trace=window, begins_as=begins_as)
         return config.run_dir
 
     def _run(self, config: RunConfig, name: str, *, stop_at: int | None = None, **what: object) -> None:
@@ -176,7 +177,8 @@ class _Inquiry:
             if start.resumed_from is not None:
                 config.checkpoint.resume = self._checkpoint(start) or start.resumed_from
             resumed = start.index > 0
-            self._run(config, leg, stop_at=window.last_step, saves_after_resume=saves and resumed, trace=window)
+            what = {"saves_after_resume": saves and resumed, "begins_as": start.index or None}
+            self._run(config, leg, stop_at=window.last_step, trace=window, **what)
             operation = first_operation(reference, config.run_dir, ranks=self._ranks)
             if operation is not None:
                 return _Found(operation=operation, start=start, is_of_saving=saves)
@@ -258,7 +260,8 @@ class _Inquiry:
         config = self._legs.beside("repeated_reference")
         if self._is_later:
             config.checkpoint.resume = self._evidence.config.checkpoint_root
-        self._run(config, "repeated_reference", saves_at_end_only=True)
+        begins_as = self._evidence.resumes[0].index if self._is_later else None
+        self._run(config, "repeated_reference", saves_at_end_only=True, begins_as=begins_as)
         steps = self._evidence.config.train.steps
         repeated = compare_checkpoints(
             checkpoint_of(self._reference, steps), checkpoint_of(config.run_dir, steps), step=steps
@@ -284,7 +287,8 @@ class _Inquiry:
         name = "saving_run" if saves else "unsaved_run"
         config = self._legs.beside(name)
         config.checkpoint.resume = checkpoint
-        self._run(config, name, saves_at_end_only=not saves, saves_after_resume=saves)
+        begins_as = self._evidence.resumes[0].index
+        self._run(config, name, saves_at_end_only=not saves, saves_after_resume=saves, begins_as=begins_as)
         steps = self._evidence.config.train.steps
         ends = compare_checkpoints(
             checkpoint_of(self._reference, steps), checkpoint_of(config.run_dir, steps), step=steps

@@ -7,6 +7,7 @@ from pathlib import Path
 from ckptrun.config.run import RunConfig
 from ckptrun.fault import Fired, PlannedFault
 from ckptrun.launch.legs import Legs
+from ckptrun.launch.outside_files import OutsideFiles
 from ckptrun.proof.starts import Start
 
 __all__ = ["Evidence"]
@@ -27,6 +28,8 @@ class Evidence:
     """A start that ended in a way that was not planned."""
     kept: Mapping[str, str]
     """Checkpoint -> a copy that nobody removes."""
+    outside: OutsideFiles
+    """Knows which files legs have in common."""
 
     @property
     def resumes(self) -> list[Start]:

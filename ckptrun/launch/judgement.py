@@ -55,18 +55,17 @@ def judge(evidence: Evidence, *, run_leg: RunLeg, controls: Callable[[], Sequenc
     checks += _failed_resume(evidence)
     differ = check_saves_differ(_committed(evidence), _ledgers(evidence))
     checks.append(differ or _only_one_save())
+    outside, not_covered = evidence.outside.judge()
+    checks.append(outside)
     found = _against_reference(evidence)
     compared = _compared(evidence, found)
-    suspect = _suspect(evidence, found, compared, loads=checks)
-    diagnosis = None if suspect is None else diagnose(suspect, evidence, run_leg=run_leg)
-    if diagnosis is not None:
-        compared = [_explained(check, diagnosis) for check in compared]
+    if outside.status is Status.equal:
+        compared = _diagnosed(evidence, found, compared, loads=checks, run_leg=run_leg)
+    else:
+        compared = [_unjudged(check) for check in compared]
     known = {check.name for check in checks}
     checks += [check for check in compared if check.name not in known]
-    checks += [
-        check_starts_replicas(evidence.starts),
-        check_second_resume(evidence.starts, checks, failed=evidence.failure),
-    ]
+    checks += [check_starts_replicas(evidence.starts), check_second_resume(evidence.starts, checks)]
     asked = evidence.config.proof.controls != []
     is_different = any(check.status is Status.different for check in checks)
     if is_different and asked:
@@ -79,6 +78,7 @@ def judge(evidence: Evidence, *, run_leg: RunLeg, controls: Callable[[], Sequenc
         verdict_of(checks),
         path=str(evidence.config.run_dir),
         not_exercised=not_exercised(occurred(evidence)),
+        not_covered=not_covered,
     )
 
 
@@ -141,7 +141,7 @@ def _failed_resume(evidence: Evidence) -> list[Check]:
     if start is None:
         return []
     failure = start.failure
-    text = failure.text if failure is not None else "its ranks ended with exit code 0 before they were done"
+    text = failure.text if failure is not None else "a rank ended without a word"
     leaf = failure.leaves[0] if failure is not None and failure.leaves else None
     component = failure.component if failure is not None else None
     first = {
@@ -210,6 +210,25 @@ def _compared(evidence: Evidence, found: _Found) -> list[Check]:
 def _only_one_save() -> Check:
     detail = "there are no two checkpoints, one after the other"
     return Check(name="saves_differ", status=Status.not_verified, detail=detail, is_needed=False)
+
+
+def _diagnosed(
+    evidence: Evidence, found: _Found, compared: Sequence[Check], *, loads: Sequence[Check], run_leg: RunLeg
+) -> list[Check]:
+    """The comparisons with the reference, with the cause of a difference."""
+    suspect = _suspect(evidence, found, compared, loads=loads)
+    if suspect is None:
+        return list(compared)
+    diagnosis = diagnose(suspect, evidence, run_leg=run_leg)
+    return [_explained(check, diagnosis) for check in compared]
+
+
+def _unjudged(check: Check) -> Check:
+    """A comparison of legs that were not independent: what differs may be what one of them left to the other."""
+    if check.status is not Status.different:
+        return check
+    detail = f"not judged, as legs shared files: {check.detail}"
+    return replace(check, status=Status.not_verified, detail=detail, blame=None)
 
 
 def _suspect(evidence: Evidence, found: _Found, compared: Sequence[Check], *, loads: Sequence[Check]) -> Suspect | None:

@@ -6,6 +6,7 @@ The folder of a proof::
         proof.json                  says that the folder belongs to a proof, which may do it anew
         faults/                     what has fired
         logs/                       what ranks printed, a file per start and rank
+        files/                      what ranks opened outside of the run folder, likewise
         proof/reference/            the run that nothing happens to; likewise controls/, traced_reference/ ...
 """
 
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptrun.fault.plan import PlannedFault
+from ckptrun.launch.file_watch import FileWatch
 
 __all__ = ["Controls", "Leg", "TraceWindow"]
 
@@ -52,6 +54,8 @@ class Leg:
         trace: Steps to write the operations of.
         controls: Train with components left out, instead of running.
         log: Where what is printed goes, a file per rank; None: to the terminal.
+        files: What is noted of the files that ranks open; None: nothing.
+        begins_as: The start of the run whose private files it finds; None: as they were before the proof.
     """
 
     name: str = "run"
@@ -65,7 +69,13 @@ class Leg:
     trace: TraceWindow | None = None
     controls: Controls | None = None
     log: Path | None = None
+    files: FileWatch | None = None
+    begins_as: int | None = None
 
     def log_file(self, rank: int) -> Path | None:
         """Where ``rank`` prints to."""
-        return None if self.log is None else self.log / f"start_{self.start:05d}.rank_{rank:05d}.log"
+        return None if self.log is None else self.log / f"{self.rank_name(rank)}.log"
+
+    def rank_name(self, rank: int) -> str:
+        """What files of one rank in one start are called."""
+        return f"start_{self.start:05d}.rank_{rank:05d}"

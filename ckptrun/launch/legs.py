@@ -30,6 +30,7 @@ _OWN = (
     "environment.json",
     EVENTS,
     "faults",
+    "files",
     "ledger",
     "logs",
     "proof",
@@ -133,8 +134,11 @@ def check_folder(config: RunConfig) -> None:
         )
 
 
-def claim_folder(config: RunConfig) -> None:
+def claim_folder(config: RunConfig) -> dict[str, int]:
     """Make the run folder, checked, one of a proof, empty. One that an earlier proof has left is cleared.
+
+    Returns:
+        What the earlier one found legs to share: path -> when it had last been changed (see ``outside_files``).
 
     Raises:
         ConfigError: ``checkpoint.path`` holds something that no proof has left.
@@ -142,6 +146,7 @@ def claim_folder(config: RunConfig) -> None:
     folder, root = config.run_dir, config.checkpoint_root
     mark = folder / _MARK
     is_ours = mark.is_file()
+    known: dict[str, int] = json.loads(mark.read_text()).get("outside", {}) if is_ours else {}
     if config.checkpoint.path is not None:
         _clear_checkpoints(root, is_ours=is_ours and json.loads(mark.read_text()).get("checkpoints") == root)
     for name in _OWN:
@@ -151,7 +156,8 @@ def claim_folder(config: RunConfig) -> None:
         else:
             path.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(mark, {"checkpoints": root})
+    write_json(mark, {"checkpoints": root, "outside": known})
+    return known
 
 
 def _clear_checkpoints(root: str, *, is_ours: bool) -> None:

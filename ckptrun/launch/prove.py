@@ -15,6 +15,7 @@ import shutil
 import signal
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from ckptrun.checkpoint.backend import locate
@@ -33,10 +34,11 @@ from ckptrun.launch.leg import Controls, Leg
 from ckptrun.launch.leg_end import check_leg, why_incomplete
 from ckptrun.launch.legs import Legs, TimedOutcome, check_folder, claim_folder
 from ckptrun.launch.lock import RunLock
+from ckptrun.launch.outside_files import OutsideFiles
 from ckptrun.launch.preflight import make_folder
+from ckptrun.launch.private_files import PrivateFiles, check_private
 from ckptrun.launch.proof_check import check_proof, reshaped
 from ckptrun.launch.proof_view import ProofView
-from ckptrun.launch.silent_end import spoken_or_seen
 from ckptrun.proof import Verdict
 from ckptrun.proof.judge import second_resumes
 from ckptrun.proof.starts import Start, read_failures, read_starts
@@ -63,15 +65,20 @@ def run_proof(config: RunConfig, *, command: Sequence[str]) -> int:
     plan = check_proof(config)
     after = reshaped(config) if config.proof.reshapes else config
     check_folder(config)
+    check_private(config)
     make_folder("run.dir", config)
     with closing(RunLock(config.run_dir, "proof.lock")):
-        claim_folder(config)
+        outside = OutsideFiles(config, known=claim_folder(config))
+        private = PrivateFiles(config)
         try:
-            return _Proof(config, after, plan=plan, command=command).run()
+            private.keep()
+            return _Proof(config, after, plan=plan, command=command, outside=outside, private=private).run()
         except (Interrupted, KeyboardInterrupt) as ended:
             by = f" by {ended}" if isinstance(ended, Interrupted) else ""
             say_error(f"ckptrun: the proof was interrupted{by}. Run the same command again to do it anew.")
             return ExitCode.failed
+        finally:
+            private.put_back()
 
 
 class _Proof:
@@ -82,12 +89,23 @@ class _Proof:
         after: The config of the run once it was resumed: the same, or on another mesh.
         plan: What fails; empty with ``proof=full``, where starts end by themselves.
         command: The command line, for the record.
+        outside: Knows which files legs have in common.
+        private: Puts each leg's own copies in place.
     """
 
     def __init__(
-        self, config: RunConfig, after: RunConfig, *, plan: tuple[PlannedFault, ...], command: Sequence[str]
+        self,
+        config: RunConfig,
+        after: RunConfig,
+        *,
+        plan: tuple[PlannedFault, ...],
+        command: Sequence[str],
+        outside: OutsideFiles,
+        private: PrivateFiles,
     ) -> None:
         self._config = config
+        self._private = private
+        self._outside = outside
         self._after = after
         self._plan = plan
         self._legs = Legs(config, command=command)
@@ -124,6 +142,7 @@ class _Proof:
             fired=self._record.fired(),
             failure=failure,
             kept=self._kept,
+            outside=self._outside,
         )
         verdict = judge(evidence, run_leg=self._start, controls=lambda: self._controls(starts))
         return self._finish(verdict, starts)
@@ -150,7 +169,7 @@ class _Proof:
             last = starts[-1] if len(starts) > index else Start(index=index)
             # Ranks that failed before they could say that they were there belong to this start, not to the last one.
             said = read_failures(self._config.run_dir)[failures:]
-            last.failure = spoken_or_seen(said, ended.outcome, run_dir=self._config.run_dir, start=index)
+            last.failure = said[0] if said else None
             struck = [f for f in self._record.fired() if f.index not in known and not f.kind.is_silent]
             self._view.started(last, struck, ended)
             if last.ended == "end" and not self._wants_another(starts, ended):
@@ -178,7 +197,8 @@ class _Proof:
         if self._config.proof.reshapes and steps:
             again = self._later_legs.beside("resumed_reference")
             again.checkpoint.resume = root
-            ended = self._start(self._later_legs, again, "resumed_reference", saves_at_end_only=True, samples=True)
+            what = {"saves_at_end_only": True, "samples": True, "begins_as": 1}
+            ended = self._start(self._later_legs, again, "resumed_reference", **what)
             check_leg("resumed reference", again, ended, last_step=self._config.train.steps)
 
     def _controls(self, starts: Sequence[Start]) -> Sequence[Start]:
@@ -196,12 +216,14 @@ class _Proof:
         )
         legs = self._later_legs if reshapes else self._legs
         config = legs.beside("controls", saves=False)
-        self._start(legs, config, "controls", controls=controls)
+        self._start(legs, config, "controls", controls=controls, begins_as=source.index)
         return read_starts(config.run_dir)
 
     def _start(self, legs: Legs, config: RunConfig, name: str, **what: object) -> TimedOutcome:
         """Start the ranks of one leg; what they print goes to a file."""
         leg = Leg(name=name, in_proof=True, log=config.run_dir / "logs", **what)  # type: ignore[arg-type]
+        self._private.begin(name, leg.start, begins_as=leg.begins_as)
+        leg = replace(leg, files=self._outside.begin(name, leg.start, config.run_dir))
         ended = legs.start(config, leg)
         if ended.outcome.interrupted_by is not None:
             raise Interrupted(ended.outcome.interrupted_by)
@@ -215,7 +237,7 @@ class _Proof:
         ended: TimedOutcome | None,
         what: str,
         *,
-        why: str = "its ranks ended with exit code 0 before they were done",
+        why: str = "a rank ended without a word",
     ) -> int:
         """The job does not run at all: nothing is proved, and the error is its own."""
         verdict = judge_failed(starts, what, why=why)

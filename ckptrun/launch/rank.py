@@ -20,6 +20,7 @@ from ckptrun.exit_codes import ExitCode, exit_code_of
 from ckptrun.fault import plan_faults
 from ckptrun.launch.determinism import make_deterministic
 from ckptrun.launch.failure import report_once
+from ckptrun.launch.file_watch import watch_files
 from ckptrun.launch.groups import Groups, choose_device, hosted_by_agent, open_groups
 from ckptrun.launch.job import Job
 from ckptrun.launch.leg import Leg
@@ -36,6 +37,8 @@ def elastic_rank(config: RunConfig, command: Sequence[str], leg: Leg) -> None:
     log = leg.log_file(int(os.environ["RANK"]))
     if log is not None:
         _print_to(log)
+    if leg.files is not None:
+        watch_files(leg.files, name=leg.rank_name(int(os.environ["RANK"])))
     sys.exit(run_rank(config, command=command, leg=leg))
 
 

@@ -20,8 +20,6 @@ class Failure:
     leaves: Sequence[str] = ()
     component: str | None = None
     """The component that was being loaded, or that the leaves are of."""
-    is_secondary: bool = False
-    """Whether the rank has only seen that another one was gone."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -70,13 +68,7 @@ def read_failures(run_dir: Path) -> list[Failure]:
 
 
 def _failure(facts: Mapping[str, Any]) -> Failure:
-    return Failure(
-        rank=facts["rank"],
-        text=facts["text"],
-        leaves=facts["leaves"],
-        component=facts["component"],
-        is_secondary=facts.get("secondary", False),
-    )
+    return Failure(rank=facts["rank"], text=facts["text"], leaves=facts["leaves"], component=facts["component"])
 
 
 def _add(start: Start, kind: str, facts: Mapping[str, Any]) -> None:

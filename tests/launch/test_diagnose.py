@@ -10,6 +10,7 @@ from ckptrun.launch.evidence import Evidence
 from ckptrun.launch.leg_end import why_incomplete
 from ckptrun.launch.legs import Legs, TimedOutcome
 from ckptrun.launch.local import Outcome
+from ckptrun.launch.outside_files import OutsideFiles
 from ckptrun.proof import Status
 from ckptrun.proof.judge import LedgerComparison, check_controls, check_invisible
 from ckptrun.proof.ledger import Mismatch
@@ -55,6 +56,7 @@ def evidence_in(folder: Path) -> Evidence:
         fired=(),
         failure=None,
         kept={},
+        outside=OutsideFiles(config, known={}),
     )
 
 

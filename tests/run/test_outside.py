@@ -1,0 +1,61 @@
+"""Proofs of jobs that keep something outside of the run folder. Each is a real one; which files were seen is theirs to say."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.support.jobs import run_here, verdict
+
+pytestmark = [pytest.mark.distributed, pytest.mark.crash]
+
+OUTSIDE = Path(__file__).parent / "user code" / "outside.py"
+JOB = (
+    "model=mlp", "model.features=[8,8,8]", "model.loss=mse", "parallelism=none", "fault=sigkill", "train.steps=8",
+    "train.micro_batch=4", "checkpoint.interval_steps=3", "proof.controls=none", "data=custom",
+)  # fmt: skip
+
+
+def prove(folder, name: str, *overrides: str):
+    data = (f"data._target_='{OUTSIDE}:{name}'", f"data.args.path={folder}/kept")
+    done = run_here(folder / "run", *JOB, *data, *overrides)
+    return done, verdict(folder / "run")
+
+
+def test_a_cache_that_one_leg_filled_and_another_read_proves_nothing_however_often_one_asks(tmp_path) -> None:
+    for _ in range(2):
+        done, found = prove(tmp_path, "Cached", "data.num_workers=1")
+        assert (done, found["verdict"]) == (4, "not_verified"), done.errors
+        assert found["reason"].startswith(f"outside_files: {tmp_path}/kept/")
+        assert f"proof.private=[{tmp_path}/kept]" in found["reason"]
+        assert found["blame"] is None
+
+
+@pytest.mark.slow
+def test_with_a_copy_of_its_own_for_each_leg_what_the_cache_hid_is_found(tmp_path) -> None:
+    done, found = prove(tmp_path, "Cached", f"proof.private=[{tmp_path}/kept]")
+    assert (done, found["verdict"], found["blame"]) == (3, "different", "data")
+    assert not (tmp_path / "kept").exists()
+
+
+@pytest.mark.slow
+def test_a_cache_that_may_be_shared_is_not_covered_and_no_matter(tmp_path) -> None:
+    done, found = prove(tmp_path, "Cached", f"proof.shared=[{tmp_path}/kept/*]")
+    assert (done, found["verdict"]) == (0, "equal"), found["reason"]
+    (sentence,) = found["not_covered"]
+    assert sentence.startswith(f"files that legs shared (proof.shared): {tmp_path}/kept/")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Counted", "Native", "Mapped", "Sqlite", "ByProcess", "Folder"])
+def test_whatever_writes_and_reads_it_a_shared_file_is_found(name, tmp_path) -> None:
+    done, found = prove(tmp_path, name)
+    assert (done, found["verdict"], found["blame"]) == (4, "not_verified", None), found["reason"]
+    assert found["reason"].startswith(f"outside_files: {tmp_path}/kept")
+
+
+@pytest.mark.slow
+def test_what_each_leg_makes_for_itself_is_no_matter(tmp_path) -> None:
+    done, found = prove(tmp_path, "Scratch")
+    assert (done, found["verdict"]) == (0, "equal"), found["reason"]
+    shutil.rmtree(tmp_path / "run")
