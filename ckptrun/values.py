@@ -1,16 +1,22 @@
 """Plain values as JSON and back, without losing a bit or a type.
 
-A plain value is ``None``, a bool, int, float, str, bytes, BytesIO, or a list, tuple or dict of plain values (dict keys:
-str or int). What JSON cannot say is tagged: an object with one key that starts with ``$``.
+A plain value is ``None``, a bool, int, float, str, bytes, BytesIO, or a list, tuple, dict, OrderedDict, Counter or
+defaultdict of plain values; a small tensor in a tuple, which cannot be taken apart into leaves, is one too, as an
+:class:`EmbeddedTensor`. What JSON cannot say is tagged: an object with one key that starts with ``$``.
 
 =============  =================================================
 value          JSON
 =============  =================================================
+int            a number of up to 4300 digits; larger ones are refused
 bytes          ``{"$bytes": "<base64>"}``
 BytesIO        ``{"$bytesio": ["<base64>", position]}``
 float          a number; ``{"$float": "inf|-inf"}``, ``{"$nan": "<16 hex digits of its bits>"}``
 tuple          ``{"$tuple": [...]}``
-dict           an object; ``{"$dict": [[key, value]...]}`` when a key is an int or starts with ``$``
+dict           an object; ``{"$dict": [[key, value]...]}`` when a key is no text or starts with ``$``
+OrderedDict    ``{"$ordereddict": [[key, value]...]}``
+Counter        ``{"$counter": [[key, value]...]}``
+defaultdict    ``{"$defaultdict": ["<name of the factory, empty for None>", [[key, value]...]]}``
+tensor         ``{"$tensor": ["<dtype>", [sizes], "<base64>"]}``
 =============  =================================================
 
 Must not know torch, files or ranks.
@@ -22,13 +28,45 @@ import io
 import json
 import math
 import struct
+import sys
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ckptrun.errors import ManifestError, UnsupportedLeafError
 
-__all__ = ["canonical_bytes", "decode", "encode"]
+__all__ = [
+    "EmbeddedTensor",
+    "canonical_bytes",
+    "decode",
+    "dict_kind",
+    "encode",
+    "is_container_kind",
+    "kind_name",
+    "make_dict",
+    "require_key",
+]
 
 _MAX_DEPTH = 64
+_MAX_DIGITS = 4300
+
+# What a defaultdict may make its missing values with, by name.
+_FACTORIES: Mapping[str, Callable[[], Any] | None] = {
+    "": None,
+    **{kind.__name__: kind for kind in (bool, int, float, str, bytes, list, tuple, dict, set, Counter, OrderedDict)},
+}
+_DICTS: Mapping[type, str] = {dict: "dict", OrderedDict: "ordereddict", Counter: "counter", defaultdict: "defaultdict"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddedTensor:
+    """A tensor inside of a plain value: its elements as bytes, little-endian and row-major."""
+
+    dtype: str
+    """As torch names it, without ``torch.``."""
+    shape: tuple[int, ...]
+    content: bytes
 
 
 def encode(value: Any, *, name: str, depth: int = 0) -> Any:
@@ -41,14 +79,10 @@ def encode(value: Any, *, name: str, depth: int = 0) -> Any:
         raise UnsupportedLeafError(f"Leaf '{name}' is nested more than {_MAX_DEPTH} levels deep.")
     # Exact types: a subclass (numpy.float64 is a float, an enum may be an int) would come back as its base.
     kind = type(value)
-    if value is None or kind in (bool, int, str):
+    if value is None or kind in (bool, str):
         return value
-    if kind is float:
-        return value if math.isfinite(value) else _encode_not_finite(value)
-    if kind is bytes:
-        return {"$bytes": base64.b64encode(value).decode("ascii")}
-    if kind is io.BytesIO:
-        return {"$bytesio": [base64.b64encode(value.getvalue()).decode("ascii"), value.tell()]}
+    if kind in _ENCODERS:
+        return _ENCODERS[kind](value, name)
     if kind is list:
         return [encode(item, name=name, depth=depth + 1) for item in value]
     if kind is tuple:
@@ -56,26 +90,131 @@ def encode(value: Any, *, name: str, depth: int = 0) -> Any:
     if isinstance(value, dict):
         return _encode_dict(value, name=name, depth=depth)
     raise UnsupportedLeafError(
-        f"Leaf '{name}' is a {kind.__module__}.{kind.__qualname__}, which is neither a tensor nor a plain value "
+        f"Leaf '{name}' is a {kind_name(value)}, which is neither a tensor nor a plain value "
         "(None, bool, int, float, str, bytes, BytesIO, list, tuple, dict) and could only be stored with pickle. "
         "Return a tensor or a plain value from state_dict()."
     )
 
 
-def _encode_not_finite(value: float) -> dict[str, str]:
+def kind_name(value: Any) -> str:
+    """The full name of the class of ``value``, for messages."""
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _encode_int(value: int, name: str) -> int:
+    # 0 stands for no limit; others than this process may read what is written.
+    limit = min(sys.get_int_max_str_digits() or _MAX_DIGITS, _MAX_DIGITS)
+    if value.bit_length() > 3 * limit and abs(value) >= 10**limit:
+        raise UnsupportedLeafError(
+            f"Leaf '{name}' is or holds an integer of more than {limit} digits ({value.bit_length()} bits), which "
+            "cannot be written as a number. Save it as bytes: value.to_bytes(length, 'little', signed=True)."
+        )
+    return value
+
+
+def _encode_float(value: float, _: str) -> float | dict[str, str]:
+    if math.isfinite(value):
+        return value
     return {"$nan": struct.pack(">d", value).hex()} if math.isnan(value) else {"$float": repr(value)}
 
 
+def _encode_bytes(value: bytes, _: str) -> dict[str, str]:
+    return {"$bytes": _base64(value)}
+
+
+def _encode_stream(value: io.BytesIO, _: str) -> dict[str, list[Any]]:
+    return {"$bytesio": [_base64(value.getvalue()), value.tell()]}
+
+
+def _encode_tensor(value: EmbeddedTensor, _: str) -> dict[str, list[Any]]:
+    return {"$tensor": [value.dtype, list(value.shape), _base64(value.content)]}
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
+
+
+_ENCODERS: Mapping[type, Callable[[Any, str], Any]] = {
+    int: _encode_int,
+    float: _encode_float,
+    bytes: _encode_bytes,
+    io.BytesIO: _encode_stream,
+    EmbeddedTensor: _encode_tensor,
+}
+
+
+def require_key(key: Any, *, name: str) -> None:
+    """Check that ``key`` of a dict in leaf ``name`` comes back as what it is.
+
+    Raises:
+        UnsupportedLeafError: It is neither None, bool, int, float, str or bytes nor a tuple of these; names the leaf.
+    """
+    kind = type(key)
+    if kind is tuple:
+        for item in key:
+            require_key(item, name=name)
+    elif key is not None and kind not in (bool, int, float, str, bytes):
+        raise UnsupportedLeafError(
+            f"Leaf '{name}' has a dict key {key!r} of type {kind_name(key)}; "
+            "use None, bool, int, float, str or bytes keys, or tuples of these."
+        )
+
+
 def _encode_dict(value: dict[Any, Any], *, name: str, depth: int) -> Any:
+    kind, _, factory = dict_kind(value, name=name).partition(":")
     for key in value:
-        if type(key) not in (str, int):
-            raise UnsupportedLeafError(
-                f"Leaf '{name}' has a dict key {key!r} of type {type(key).__qualname__}; use str or int keys."
-            )
-    items = [(key, encode(item, name=name, depth=depth + 1)) for key, item in value.items()]
-    if all(isinstance(key, str) and not key.startswith("$") for key, _ in items):
-        return dict(items)
-    return {"$dict": [[key, item] for key, item in items]}
+        require_key(key, name=name)
+    pairs = [
+        [encode(key, name=name, depth=depth + 1), encode(item, name=name, depth=depth + 1)]
+        for key, item in value.items()
+    ]
+    if kind == "dict" and all(type(key) is str and not key.startswith("$") for key in value):
+        return dict(pairs)
+    return {f"${kind}": [factory, pairs] if kind == "defaultdict" else pairs}
+
+
+def dict_kind(value: Any, *, name: str) -> str:
+    """Return what :func:`make_dict` makes a dict like ``value`` of: ``dict``, ``counter``, ``defaultdict:int``, ...
+
+    Raises:
+        UnsupportedLeafError: It would come back as another kind of dict; names the leaf.
+    """
+    if type(value) not in _DICTS:
+        raise UnsupportedLeafError(
+            f"Leaf '{name}' is or holds a {kind_name(value)}, which would come back as a plain dict. "
+            "Return {**value} from state_dict(), and make the other kind anew in load_state_dict()."
+        )
+    if not isinstance(value, defaultdict):
+        return _DICTS[type(value)]
+    for known, factory in _FACTORIES.items():
+        if value.default_factory is factory:
+            return f"defaultdict:{known}"
+    raise UnsupportedLeafError(
+        f"Leaf '{name}' is or holds a defaultdict that makes missing values with {value.default_factory!r}, which "
+        f"cannot be stored without pickle; these can: {', '.join(filter(None, _FACTORIES))}. "
+        "Return {**value} from state_dict(), a plain dict, and make the defaultdict anew in load_state_dict()."
+    )
+
+
+def is_container_kind(kind: str) -> bool:
+    """Whether it is a kind of container: ``tuple``, or of a dict, see :func:`dict_kind`."""
+    head, _, factory = kind.partition(":")
+    return kind in ("tuple", *_DICTS.values()) or (head == "defaultdict" and factory in _FACTORIES)
+
+
+def make_dict(kind: str, items: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    """Return a dict of ``kind``, which is what :func:`dict_kind` returns, of (key, value) pairs in their order.
+
+    Raises:
+        ValueError: There is no such kind.
+    """
+    kind, _, factory = kind.partition(":")
+    if kind == "defaultdict" and factory in _FACTORIES:
+        return defaultdict(_FACTORIES[factory], items)
+    if kind not in ("dict", "ordereddict", "counter"):
+        raise ValueError(f"no dict is called {kind!r}")
+    # Counter(items) would count the pairs.
+    return Counter(dict(items)) if kind == "counter" else OrderedDict(items) if kind == "ordereddict" else dict(items)
 
 
 def decode(encoded: Any, *, name: str, depth: int = 0) -> Any:
@@ -101,27 +240,42 @@ def decode(encoded: Any, *, name: str, depth: int = 0) -> Any:
 
 
 def _decode_tagged(tag: str, body: Any, *, name: str, depth: int) -> Any:
-    match tag:
-        case "$float":
-            return float(body)
-        case "$nan":
-            return float(struct.unpack(">d", bytes.fromhex(body))[0])
-        case "$bytes":
-            return base64.b64decode(body, validate=True)
-        case "$bytesio":
-            return _stream(*body)
-        case "$tuple":
-            return tuple(decode(item, name=name, depth=depth) for item in body)
-        case "$dict":
-            return {key: decode(item, name=name, depth=depth) for key, item in body}
-        case _:
-            raise ManifestError(f"Value of leaf '{name}' has the unknown tag {tag!r}.")
+    if tag in _DECODERS:
+        return _DECODERS[tag](body)
+    if tag == "$tuple":
+        return tuple(decode(item, name=name, depth=depth) for item in body)
+    kind = tag[1:]
+    if kind not in _DICTS.values():
+        raise ManifestError(f"Value of leaf '{name}' has the unknown tag {tag!r}.")
+    if kind == "defaultdict":
+        factory, body = body
+        kind = f"{kind}:{factory}"
+    return make_dict(
+        kind, [(decode(key, name=name, depth=depth), decode(item, name=name, depth=depth)) for key, item in body]
+    )
 
 
-def _stream(content: str, position: int) -> io.BytesIO:
+def _decode_tensor(body: Any) -> EmbeddedTensor:
+    dtype, shape, content = body
+    if type(dtype) is not str or not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f"{dtype!r} and {shape!r} are no dtype and no shape")
+    return EmbeddedTensor(dtype=dtype, shape=tuple(shape), content=base64.b64decode(content, validate=True))
+
+
+def _decode_stream(body: Any) -> io.BytesIO:
+    content, position = body
     stream = io.BytesIO(base64.b64decode(content, validate=True))
     stream.seek(position)
     return stream
+
+
+_DECODERS: Mapping[str, Callable[[Any], Any]] = {
+    "$float": float,
+    "$nan": lambda body: float(struct.unpack(">d", bytes.fromhex(body))[0]),
+    "$bytes": lambda body: base64.b64decode(body, validate=True),
+    "$bytesio": _decode_stream,
+    "$tensor": _decode_tensor,
+}
 
 
 def canonical_bytes(value: Any, *, name: str) -> bytes:

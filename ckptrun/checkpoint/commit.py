@@ -66,7 +66,9 @@ def require_free(target: Location, *, overwrite: bool) -> None:
     if is_committed(target):
         if not overwrite:
             raise CheckpointExistsError(
-                f"{target} is a committed checkpoint. Save to another folder, or pass overwrite=True to replace it.",
+                # The first three words are DCP's own: there are callers that look for them.
+                f"Checkpoint already exists: {target} is committed. Save to another folder, or pass overwrite=True to "
+                "replace it.",
                 folder=str(target),
             )
         return

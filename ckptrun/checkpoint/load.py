@@ -82,7 +82,7 @@ def load(
     digests = [(name, digest) for name, digest in saved_digests if digest is not None]
     # Leaves that the checkpoint need not have stay as they are; components want to see all of theirs.
     kept = {path: value for path, value in templates.items() if path not in matched and not is_per_rank(path)}
-    state.load({**kept, **matched})
+    state.load({**kept, **matched}, manifest.containers or {})
     return Loaded(
         folder=folder,
         step=step,

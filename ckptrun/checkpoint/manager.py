@@ -191,7 +191,7 @@ class CheckpointManager:
             raise InternalError("save() was called with checkpoint=none.")
         began = time.perf_counter()
         self.wait()
-        leaves = state.leaves()
+        leaves, containers = state.collect()
         request = self._request(leaves, step)
         self._reached(FaultPoint.at_request, step)
         if self._stager is not None:
@@ -202,6 +202,7 @@ class CheckpointManager:
             overwrite=request.folder in self._replaceable,
             digests=self._merged_digests,
             paths=paths,
+            containers=containers,
             run={"step": step, "world_size": self._ranks.world_size, **self._facts},
             reached=_SavePoints(self._reached, step),
         )

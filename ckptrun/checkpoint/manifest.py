@@ -22,7 +22,7 @@ from ckptrun.checkpoint.geometry import overlap
 from ckptrun.checkpoint.json_fields import MAX_INDEX, Fields
 from ckptrun.checkpoint.layout import MANIFEST, is_save_id, is_shard_file_name
 from ckptrun.errors import CheckpointNotFoundError, ManifestError
-from ckptrun.values import decode, encode
+from ckptrun.values import decode, encode, is_container_kind
 
 __all__ = [
     "FORMAT",
@@ -127,6 +127,9 @@ class Manifest:
     leaves: Mapping[str, Leaf]
     shared: tuple[tuple[str, ...], ...]
     """Names of leaves that were the same memory (tied weights); each is stored in full."""
+    containers: Mapping[tuple[str | int, ...], str] | None = None
+    """Path -> kind of each container on the way to leaves that is no plain dict and no list. None where the writer knew
+    nothing of containers; otherwise leaves are in the order of the state."""
 
 
 def read_manifest(url: Url) -> Manifest:
@@ -189,6 +192,8 @@ def _body(manifest: Manifest) -> Iterator[str]:
         "run": encode(dict(manifest.run), name="run"),
         "shared": manifest.shared,
     }
+    if manifest.containers is not None:
+        head["containers"] = [{"path": path, "kind": kind} for path, kind in manifest.containers.items()]
     yield json.dumps(head, allow_nan=False)[:-1]
     files = [
         {
@@ -249,10 +254,17 @@ def from_bytes(raw: bytes, *, source: str) -> Manifest:
         files=by_name,
         leaves={leaf.name: leaf for leaf in leaves},
         shared=fields.lists_of_texts("shared"),
+        containers=_containers(fields),
     )
     if len(manifest.leaves) != len(leaves):
         raise ManifestError(f"{source}: field 'leaves' names a leaf twice.", folder=source)
     return manifest
+
+
+def _containers(fields: Fields) -> dict[tuple[str | int, ...], str] | None:
+    if not fields.has("containers"):
+        return None
+    return {item.path("path"): item.text("kind", is_container_kind) for item in fields.objects("containers")}
 
 
 def _checked_body(raw: bytes, source: str) -> bytes:

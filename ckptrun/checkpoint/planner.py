@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan
 from torch.distributed.tensor import DTensor
 
+from ckptrun.checkpoint.checkpointable import chunks_of, is_checkpointable
 from ckptrun.errors import InternalError
 
 __all__ = ["PlanCache"]
@@ -117,6 +118,8 @@ def _structure_of(state: Mapping[str, Any], mappings: Mapping[str, Any], *, is_c
 
 
 def _kind_of(value: Any) -> tuple[Any, ...]:
+    if is_checkpointable(value):
+        return type(value), value.dtype, tuple(value.shape), chunks_of(value)
     if isinstance(value, DTensor):
         mesh = value.device_mesh
         coordinate = tuple(mesh.get_coordinate() or ())

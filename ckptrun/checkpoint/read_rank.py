@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION
 from torch.distributed.checkpoint.metadata import (
     STORAGE_TYPES,
     BytesStorageMetadata,
@@ -27,11 +28,13 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.distributed.tensor import DTensor
 
 from ckptrun.checkpoint.backend import Location
+from ckptrun.checkpoint.checkpointable import held_elements, is_checkpointable
 from ckptrun.checkpoint.manifest import Chunk, Leaf, Manifest
-from ckptrun.checkpoint.nested import place
+from ckptrun.checkpoint.nested import Places
 from ckptrun.checkpoint.read_chunks import Box, read_boxes, torch_dtype
 from ckptrun.checkpoint.read_files import ShardFiles
 from ckptrun.checkpoint.tensor_bytes import dtype_name
+from ckptrun.embedded import restore
 from ckptrun.errors import StateMismatchError
 
 __all__ = ["read_rank", "to_metadata"]
@@ -44,6 +47,7 @@ def to_metadata(manifest: Manifest) -> Metadata:
     return Metadata(
         state_dict_metadata={name: _to_storage_type(leaf) for name, leaf in manifest.leaves.items()},
         planner_data={name: leaf.path for name, leaf in manifest.leaves.items()},
+        version=CURRENT_DCP_VERSION,
     )
 
 
@@ -90,8 +94,7 @@ def read_rank(plan: LoadPlan, planner: LoadPlanner, folder: Location, manifest: 
         read_boxes(files, [Box(read.leaf, read.chunk, read.item.storage_offsets, read.target) for read in reads])
     for read in reads:
         planner.commit_tensor(read.item, read.target)
-    for item in values:
-        _load_value(item, planner, manifest.leaves[item.storage_index.fqn].value)
+    _load_values(values, planner, manifest)
 
 
 def _state(planner: LoadPlanner) -> Mapping[str, Any]:
@@ -128,6 +131,8 @@ def _require_whole(items: list[ReadItem], planner: LoadPlanner, folder: Location
 
 
 def _local_elements(value: Tensor) -> int:
+    if is_checkpointable(value):
+        return held_elements(value)
     if isinstance(value, ShardedTensor):
         return sum(shard.tensor.numel() for shard in value.local_shards())
     return (value.to_local() if isinstance(value, DTensor) else value).numel()
@@ -182,17 +187,38 @@ def _require_fit(reads: list[_Read], folder: Location) -> None:
         )
 
 
-def _load_value(item: ReadItem, planner: LoadPlanner, value: Any) -> None:
-    """Hand over a plain value. ``DefaultLoadPlanner.load_bytes`` would unpickle, so what it does next is done here."""
-    name = item.dest_index.fqn
-    if isinstance(planner, DefaultLoadPlanner) and type(planner).load_bytes is DefaultLoadPlanner.load_bytes:
-        if planner.flatten_state_dict:
-            place(planner.original_state_dict, planner.mappings[name], value)
-        else:
-            planner.state_dict[name] = value
+def _load_values(items: list[ReadItem], planner: LoadPlanner, manifest: Manifest) -> None:
+    """Hand over plain values. ``DefaultLoadPlanner.load_bytes`` would unpickle, so what it does next is done here."""
+    live = _state(planner)
+    values: dict[str, Any] = {}
+    for item in items:
+        leaf = manifest.leaves[item.storage_index.fqn]
+        values[item.dest_index.fqn] = restore(leaf.value, name=leaf.name, like=live.get(item.dest_index.fqn))
+    if not isinstance(planner, DefaultLoadPlanner) or type(planner).load_bytes is not DefaultLoadPlanner.load_bytes:
+        for item in items:
+            # Another planner expects what torch.save writes; these bytes are made here from a value that was never
+            # pickled.
+            raw = io.BytesIO()
+            torch.save(values[item.dest_index.fqn], raw)
+            raw.seek(0)
+            planner.load_bytes(item, raw)
+    elif planner.flatten_state_dict:
+        _place(values, planner, manifest)
+    else:
+        planner.state_dict.update(values)
+
+
+def _place(values: Mapping[str, Any], planner: DefaultLoadPlanner, manifest: Manifest) -> None:
+    """Put plain values at their places in the nested state, and keys of dicts into the order of the save."""
+    places, paths = Places(planner.original_state_dict), planner.mappings
+    for name, value in values.items():
+        places.put(paths[name], value)
+    if manifest.containers is None:
+        # Written before leaves stood in the order of the state.
         return
-    # Another planner expects what torch.save writes; these bytes are made here from a value that was never pickled.
-    raw = io.BytesIO()
-    torch.save(value, raw)
-    raw.seek(0)
-    planner.load_bytes(item, raw)
+    here, saved = (
+        [name for name in paths if name in manifest.leaves],
+        [name for name in manifest.leaves if name in paths],
+    )
+    if here != saved:
+        places.put_in_order(paths[name] for name in saved)

@@ -9,12 +9,13 @@ from typing import Any
 
 from ckptrun.checkpoint.backend import Url, locate
 from ckptrun.checkpoint.manifest import Leaf, Manifest, read_manifest
-from ckptrun.checkpoint.nested import place
+from ckptrun.checkpoint.nested import Places
 from ckptrun.checkpoint.read_chunks import read_whole
 from ckptrun.checkpoint.read_files import ShardFiles
+from ckptrun.embedded import restore
 from ckptrun.errors import StateMismatchError
 
-__all__ = ["read_state"]
+__all__ = ["read_leaf", "read_state"]
 
 _SHOWN = 20
 
@@ -22,7 +23,8 @@ _SHOWN = 20
 def read_state(url: Url, keys: Sequence[str] | None = None) -> dict[str, Any]:
     """Return the leaves under ``keys``, nested as they were saved; all of them without ``keys``.
 
-    Tied tensors come back as tensors of their own. Parts of a list that were not asked for are None.
+    Tied tensors come back as tensors of their own, keys of dicts as text, and what holds leaves as plain dicts and
+    lists. Parts of a list that were not asked for are None.
 
     Args:
         url: The folder of the checkpoint: a local path or any fsspec URL.
@@ -37,10 +39,25 @@ def read_state(url: Url, keys: Sequence[str] | None = None) -> dict[str, Any]:
     manifest = read_manifest(folder)
     leaves = list(manifest.leaves.values()) if keys is None else _under(manifest, keys, str(folder))
     state: dict[str, Any] = {}
+    places = Places(state)
     with ShardFiles(folder, manifest.files) as files:
         for leaf in leaves:
-            place(state, leaf.path, read_whole(files, leaf) if leaf.is_tensor else leaf.value)
+            places.put(leaf.path, _read(files, leaf))
     return state
+
+
+def read_leaf(url: Url, name: str) -> Any:
+    """Return the tensor or plain value of leaf ``name``; raises as :func:`read_state` does."""
+    folder = locate(url)
+    manifest = read_manifest(folder)
+    if name not in manifest.leaves:
+        raise StateMismatchError(f"{folder} holds no leaf '{name}'.", leaves=[name], folder=str(folder))
+    with ShardFiles(folder, manifest.files) as files:
+        return _read(files, manifest.leaves[name])
+
+
+def _read(files: ShardFiles, leaf: Leaf) -> Any:
+    return read_whole(files, leaf) if leaf.is_tensor else restore(leaf.value, name=leaf.name)
 
 
 def _under(manifest: Manifest, keys: Sequence[str], folder: str) -> list[Leaf]:

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,6 +23,7 @@ class SaveFacts:
     digests: Mapping[str, str]
     paths: Mapping[str, tuple[str | int, ...]]
     run: Mapping[str, Any]
+    containers: Mapping[tuple[str | int, ...], str] = field(default_factory=dict)
 
     def about(self, names: Iterable[str]) -> "SaveFacts":
         """Return the part that other ranks may not know: that about these leaves."""
@@ -31,6 +32,7 @@ class SaveFacts:
             digests={name: digest for name, digest in self.digests.items() if name in wanted},
             paths={name: path for name, path in self.paths.items() if name in wanted},
             run={},
+            containers=self.containers,
         )
 
 
@@ -60,15 +62,20 @@ def build_manifest(metadata: Metadata, reports: list[RankReport], facts: SaveFac
     chunks: dict[str, list[Chunk]] = defaultdict(list)
     values: dict[str, Any] = {}
     digests, paths = dict(facts.digests), _planner_paths(metadata) | dict(facts.paths)
+    containers = dict(facts.containers)
     for rank, report in enumerate(reports):
         for name, chunk in report.chunks:
             chunks[name].append(chunk)
         values |= report.values
         paths |= report.facts.paths
+        containers |= report.facts.containers
         _add_digests(digests, report.facts.digests, rank)
+    # DCP lists them by the rank that writes them; the order of a dict's keys is part of the state.
+    position = {name: index for index, name in enumerate(paths)}
+    stored = metadata.state_dict_metadata
     leaves = [
-        _leaf(name, stored, chunks[name], values, path=paths.get(name, (name,)), digest=digests.get(name))
-        for name, stored in metadata.state_dict_metadata.items()
+        _leaf(name, stored[name], chunks[name], values, path=paths.get(name, (name,)), digest=digests.get(name))
+        for name in sorted(stored, key=lambda name: position.get(name, len(position)))
     ]
     return Manifest(
         save_id=save_id,
@@ -78,6 +85,7 @@ def build_manifest(metadata: Metadata, reports: list[RankReport], facts: SaveFac
         run=facts.run,
         files={file.name: file for report in reports for file in report.files},
         leaves={leaf.name: leaf for leaf in leaves},
+        containers=containers,
         shared=tuple(sorted(tuple(sorted(group)) for group in frozenset().union(*(r.shared for r in reports)))),
     )
 

@@ -7,19 +7,26 @@ what a process may have.
 """
 
 import copy
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed._shard.sharded_tensor.shard import Shard
+from torch.distributed.checkpoint.planner import WriteItem
 from torch.distributed.remote_device import _remote_device
 from torch.distributed.tensor import DTensor
 
+from ckptrun.checkpoint.checkpointable import StagedShards, is_checkpointable, shards_of
 from ckptrun.checkpoint.host_memory import Lease, shared_memory
-from ckptrun.errors import CheckpointError
+from ckptrun.checkpoint.tensor_bytes import detached
+from ckptrun.embedded import holds_tensor
+from ckptrun.errors import CheckpointError, UnsupportedLeafError
+from ckptrun.values import kind_name
 
 __all__ = ["StagedState", "Survey"]
 
@@ -75,6 +82,33 @@ class _Sharded:
         return ShardedTensor._init_from_local_shards_and_global_metadata(shards, self.metadata)
 
 
+@dataclass(frozen=True, slots=True)
+class _Shards:
+    """A tensor of DCP's protocol: the plain tensors that it hands out, and what it says of them."""
+
+    items: tuple[WriteItem, ...]
+    shards: tuple[Any, ...]
+    size: torch.Size
+    dtype: torch.dtype
+
+    def build(self, memory: Tensor) -> StagedShards:
+        return StagedShards(self.items, [note.build(memory) for note in self.shards], self.size, self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A plain value that is no scalar; already a copy."""
+
+    value: Any
+
+    def build(self, memory: Tensor) -> Any:
+        return self.value
+
+
+_NOTES = (_Plain, _Copied, _Distributed, _Sharded, _Shards, _Kept)
+_SCALARS = (type(None), bool, int, float, str, bytes)
+
+
 class StagedState(dict[str, Any]):
     """The staged copy: a plain dict to everyone who reads it.
 
@@ -89,6 +123,7 @@ class StagedState(dict[str, Any]):
         self._owner = lease.owner
 
     def __reduce__(self) -> tuple[Any, ...]:
+        _require_picklable(self._notes, ())
         memory = self._owner
         if not memory.is_shared():  # type: ignore[no-untyped-call]
             # Pickling it as it is would move it to shared memory under the tensors that were made on it.
@@ -101,13 +136,49 @@ def _rebuild(notes: dict[str, Any], memory: Tensor) -> dict[str, Any]:
 
 
 def _build(notes: Any, memory: Tensor) -> Any:
-    if isinstance(notes, _Plain | _Copied | _Distributed | _Sharded):
+    if isinstance(notes, _NOTES):
         return notes.build(memory)
     if isinstance(notes, dict):
-        return {key: _build(value, memory) for key, value in notes.items()}
-    if type(notes) in (list, tuple):
-        return type(notes)(_build(value, memory) for value in notes)
+        return _like(notes, {key: _build(value, memory) for key, value in notes.items()})
+    if isinstance(notes, list | tuple):
+        return _like(notes, [_build(value, memory) for value in notes])
     return notes
+
+
+def _like(container: Any, content: Any) -> Any:
+    """A container of the kind of ``container``, where that can be told; ``content`` is a dict or a list."""
+    kind = type(container)
+    if isinstance(container, defaultdict):
+        return defaultdict(container.default_factory, content) if kind is defaultdict else content
+    if kind in (OrderedDict, Counter):
+        return kind(content)
+    if isinstance(container, tuple):
+        return kind(*content) if hasattr(kind, "_fields") else tuple(content)
+    return content
+
+
+def _name_of(path: tuple[Any, ...]) -> str:
+    return ".".join(map(str, path))
+
+
+def _require_picklable(notes: Any, path: tuple[Any, ...]) -> None:
+    """Name the leaf that cannot go to another process; multiprocessing would not.
+
+    Raises:
+        UnsupportedLeafError: Names it.
+    """
+    value = notes.value if isinstance(notes, _Kept) else notes
+    if value is notes and isinstance(notes, dict | list | tuple):
+        for key, item in notes.items() if isinstance(notes, dict) else enumerate(notes):
+            _require_picklable(item, (*path, key))
+    elif not isinstance(value, _NOTES) and type(value) not in _SCALARS:
+        try:
+            ForkingPickler.dumps(value)
+        except Exception as error:
+            raise UnsupportedLeafError(
+                f"Leaf '{_name_of(path)}' is or holds a {kind_name(value)} that cannot be handed to the process that "
+                f"saves ({type(error).__name__}: {error}). Return a tensor or a plain value from state_dict()."
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +197,10 @@ class _Source:
 
     def require_unchanged(self) -> None:
         if (_version(self.tensor), _version(self.watched)) != self.versions:
-            name = ".".join(map(str, self.path))
             raise CheckpointError(
-                f"Leaf '{name}' was changed while it was copied for a save, so the copy may be of neither the one "
-                "moment nor the other. Nothing is saved of it. Wait for the copy before the state is changed: "
-                "HostStager.wait(), or overlapped_staging=false."
+                f"Leaf '{_name_of(self.path)}' was changed while it was copied for a save, so the copy may be of "
+                "neither the one moment nor the other. Nothing is saved of it. Wait for the copy before the "
+                "state is changed: HostStager.wait(), or overlapped_staging=false."
             )
 
 
@@ -179,19 +249,24 @@ class Survey:
         if isinstance(value, Tensor):
             return self._note_tensor(value, path, value)
         if isinstance(value, Mapping):
-            return {key: self._note(item, (*path, key)) for key, item in value.items()}
-        if type(value) in (list, tuple):
-            return type(value)(self._note(item, (*path, index)) for index, item in enumerate(value))
-        return copy.deepcopy(value)
+            return _like(value, {key: self._note(item, (*path, key)) for key, item in value.items()})
+        if isinstance(value, list | tuple) and holds_tensor(value):
+            return _like(value, [self._note(item, (*path, index)) for index, item in enumerate(value)])
+        return value if type(value) in _SCALARS else _Kept(_copy_of(value, _name_of(path)))
 
     def _note_tensor(self, tensor: Tensor, path: tuple[Any, ...], watched: Tensor) -> Any:
+        name = _name_of(path)
+        if is_checkpointable(tensor):
+            shards = shards_of(tensor, name=name)
+            notes = tuple(self._note_tensor(shard, path, shard) for _, shard in shards)
+            return _Shards(tuple(item for item, _ in shards), notes, tensor.size(), tensor.dtype)
         if isinstance(tensor, DTensor):
             return _Distributed(self._note_tensor(tensor._local_tensor, path, watched), tensor._spec)
         if isinstance(tensor, ShardedTensor):
             return self._note_sharded(tensor, path)
-        bare = tensor.detach()
+        bare = detached(tensor, name=name)
         if type(bare) is not Tensor or bare.layout is not torch.strided or bare.is_quantized or bare.is_nested:
-            return _Copied(bare.to("cpu", copy=True))
+            return _Copied(_copied(bare, name))
         return self._note_plain(bare, path, watched)
 
     def _note_plain(self, tensor: Tensor, path: tuple[Any, ...], watched: Tensor) -> _Plain:
@@ -220,6 +295,26 @@ class Survey:
             shard_metadata.placement = _on_cpu(shard_metadata.placement)
             shards.append((self._note_tensor(shard.tensor, path, shard.tensor), shard_metadata))
         return _Sharded(tuple(shards), metadata)
+
+
+def _copied(tensor: Tensor, name: str) -> Tensor:
+    try:
+        return tensor.to("cpu", copy=True)
+    except (NotImplementedError, RuntimeError, TypeError) as error:
+        raise UnsupportedLeafError(
+            f"Leaf '{name}' is a {kind_name(tensor)} that cannot be copied to the host "
+            f"({type(error).__name__}: {error}). Return plain tensors from state_dict()."
+        ) from error
+
+
+def _copy_of(value: Any, name: str) -> Any:
+    try:
+        return copy.deepcopy(value)
+    except Exception as error:
+        raise UnsupportedLeafError(
+            f"Leaf '{name}' is or holds a {kind_name(value)} that cannot be copied ({type(error).__name__}: {error}). "
+            "Return a tensor or a plain value from state_dict()."
+        ) from error
 
 
 def _on_cpu(placement: Any) -> Any:

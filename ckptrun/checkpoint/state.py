@@ -14,6 +14,8 @@ Each component is there because leaving it out changes what the next step comput
 ==============  ==============================================================================================
 """
 
+import ast
+import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +24,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 import torch.distributed as dist
 
+from ckptrun.embedded import holds_tensor
 from ckptrun.errors import StateMismatchError, UnsupportedLeafError
+from ckptrun.values import dict_kind, kind_name, make_dict, require_key
 
 __all__ = [
     "AnyObject",
@@ -42,8 +46,6 @@ Path = tuple[str | int, ...]
 
 _RNG = "rng"
 _RANK_ELEMENT = re.compile(r"(?:\w+_)?rank_(\d{5})")
-# A path element of type int is an index into a list; the int key of a dict is spelled like this.
-_INT_KEY = re.compile(r"#(-?\d+)")
 
 
 @runtime_checkable
@@ -105,11 +107,20 @@ class TrainingState:
         Raises:
             StateMismatchError: Two leaves have one name; names it.
         """
+        return self.collect()[0]
+
+    def collect(self) -> tuple[dict[Path, Any], dict[Path, str]]:
+        """The leaves, in the order of the state, and path -> kind of what holds them: see ``flatten``.
+
+        Raises:
+            StateMismatchError: Two leaves have one name; names it.
+        """
         found: dict[Path, Any] = {}
+        containers: dict[Path, str] = {}
         for name, component in self.components.items():
-            found.update(flatten(component.state_dict(), (name,)))
+            found.update(flatten(component.state_dict(), (name,), containers))
         check_names(found)
-        return found
+        return found, containers
 
     def templates(self, saved: Mapping[str, Sequence[SavedLeaf]]) -> dict[Path, Any]:
         """Path -> what to fill, for the components in ``saved`` (component name -> its saved leaves, whole paths)."""
@@ -124,13 +135,17 @@ class TrainingState:
         check_names(found)
         return found
 
-    def load(self, leaves: Mapping[Path, Any]) -> None:
-        """Hand each component its part of ``leaves``; components without any are left alone."""
+    def load(self, leaves: Mapping[Path, Any], containers: Mapping[Path, str] | None = None) -> None:
+        """Hand each component its part of ``leaves``; components without any are left alone.
+
+        ``containers`` is what :meth:`collect` gave when they were saved.
+        """
         for name, component in self.components.items():
             part = {path[1:]: value for path, value in leaves.items() if path[0] == name}
             if part:
                 try:
-                    component.load_state_dict(unflatten(part))
+                    kinds = {path[1:]: kind for path, kind in (containers or {}).items() if path[0] == name}
+                    component.load_state_dict(unflatten(part, kinds))
                 except Exception as error:
                     # Whatever it is: who reads it wants to know whose it is.
                     error.component = name  # type: ignore[attr-defined]
@@ -171,41 +186,69 @@ def check_names(paths: Iterable[Path]) -> None:
         seen[name] = path
 
 
-def flatten(value: Any, prefix: Path = ()) -> dict[Path, Any]:
-    """Spread nested dicts, and lists or tuples that hold tensors, into path -> leaf. Empty containers are leaves."""
-    if isinstance(value, Mapping) and value:
-        items: Iterable[tuple[str | int, Any]] = [(_spell_key(key, prefix), item) for key, item in value.items()]
-    elif isinstance(value, list | tuple) and _holds_tensor(value):
-        if isinstance(value, tuple):
-            raise UnsupportedLeafError(
-                f"Leaf '{name_of(prefix)}' is a tuple that holds tensors; use a list, which can be rebuilt."
-            )
-        items = enumerate(value)
+def flatten(value: Any, prefix: Path = (), containers: dict[Path, str] | None = None) -> dict[Path, Any]:
+    """Spread nested dicts, and lists or tuples that hold tensors, into path -> leaf. Empty containers are leaves.
+
+    Args:
+        value: The state, or a part of it.
+        prefix: Where that is.
+        containers: Filled with path -> kind of each container that is spread and is no plain dict and no list.
+
+    Raises:
+        UnsupportedLeafError: Something would come back as something else; names it.
+    """
+    place = name_of(prefix) or "state"
+    if isinstance(value, Mapping):
+        kind = dict_kind(value, name=place)
+        if not value:
+            return {prefix: copy.copy(value)}
+        items: Iterable[tuple[str | int, Any]] = [(_spell_key(key, place), item) for key, item in value.items()]
+    elif isinstance(value, list | tuple) and holds_tensor(value):
+        kind, items = _kind_of_sequence(value, place), enumerate(value)
     else:
-        return {prefix: dict(value) if isinstance(value, Mapping) else value}
+        return {prefix: value}
+    if containers is not None and kind not in ("dict", "list"):
+        containers[prefix] = kind
     found: dict[Path, Any] = {}
     for key, item in items:
-        found.update(flatten(item, (*prefix, key)))
+        found.update(flatten(item, (*prefix, key), containers))
     return found
 
 
-def _spell_key(key: Any, place: Path) -> str:
-    if type(key) is int:
-        return f"#{key}"
-    if not isinstance(key, str) or _INT_KEY.fullmatch(key):
-        raise UnsupportedLeafError(f"'{name_of(place)}' has the key {key!r}; use int keys, or str keys not like '#1'.")
-    return key
+def _kind_of_sequence(value: list[Any] | tuple[Any, ...], place: str) -> str:
+    if type(value) in (list, tuple):
+        return type(value).__name__
+    base = "tuple" if isinstance(value, tuple) else "list"
+    raise UnsupportedLeafError(
+        f"Leaf '{place}' is a {kind_name(value)} that holds tensors, and would come back as a plain {base}. "
+        f"Return a {base} or a dict from state_dict(), and make the {type(value).__name__} anew in load_state_dict()."
+    )
 
 
-def _holds_tensor(value: Any) -> bool:
-    if isinstance(value, torch.Tensor):
-        return True
-    if isinstance(value, Mapping):
-        return any(_holds_tensor(item) for item in value.values())
-    return isinstance(value, list | tuple) and any(_holds_tensor(item) for item in value)
+def _spell_key(key: Any, place: str) -> str:
+    """A key as an element of a path: text is itself, anything else is spelled as Python does it, after a ``#``."""
+    spelled = key if type(key) is str else f"#{key!r}"
+    if type(key) is not str:
+        require_key(key, name=place)
+    back = _key(spelled)
+    if type(back) is not type(key) or repr(back) != repr(key):
+        raise UnsupportedLeafError(f"'{place}' has the key {key!r}, which cannot be told from others; use another.")
+    return spelled
 
 
-def unflatten(leaves: Mapping[Path, Any]) -> Any:
+def _key(element: str) -> Any:
+    """Undo :func:`_spell_key`."""
+    if not element.startswith("#"):
+        return element
+    try:
+        key = ast.literal_eval(element[1:])
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return element
+    is_key = key is None or type(key) in (bool, int, float, str, bytes, tuple)
+    return key if is_key and f"#{key!r}" == element else element
+
+
+def unflatten(leaves: Mapping[Path, Any], containers: Mapping[Path, str] | None = None) -> Any:
     """Undo :func:`flatten`.
 
     Raises:
@@ -213,22 +256,24 @@ def unflatten(leaves: Mapping[Path, Any]) -> Any:
     """
     if set(leaves) == {()}:
         return leaves[()]
+    kinds = containers or {}
     children: dict[str | int, dict[Path, Any]] = {}
     for path, value in leaves.items():
         children.setdefault(path[0], {})[path[1:]] = value
-    nested = {key: unflatten(below) for key, below in children.items()}
-    indices = [key for key in nested if isinstance(key, int)]
-    if not indices:
-        return {_key(str(key)): value for key, value in nested.items()}
+    below: dict[str | int, dict[Path, str]] = {}
+    for path, kind in kinds.items():
+        if path:
+            below.setdefault(path[0], {})[path[1:]] = kind
+    nested = {key: unflatten(child, below.get(key)) for key, child in children.items()}
+    kind = kinds.get((), "dict")
+    if not any(isinstance(key, int) for key in nested):
+        items = {_key(str(key)): value for key, value in nested.items()}
+        return items if kind in ("dict", "tuple") else make_dict(kind, items.items())
     if sorted(map(str, nested)) != sorted(map(str, range(len(nested)))):
         names = [name_of(path) for path in leaves]
         raise StateMismatchError(f"A list has elements {sorted(map(str, nested))}; some are missing.", leaves=names)
-    return [nested[index] for index in range(len(nested))]
-
-
-def _key(element: str) -> str | int:
-    match = _INT_KEY.fullmatch(element)
-    return int(match[1]) if match else element
+    elements = [nested[index] for index in range(len(nested))]
+    return tuple(elements) if kind == "tuple" else elements
 
 
 def as_template(component: Component) -> TemplateComponent:

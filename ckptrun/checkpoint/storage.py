@@ -18,7 +18,8 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
+from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
@@ -72,25 +73,30 @@ class ShardWriter(StorageWriter):
         overwrite: Replace a committed checkpoint in ``url``, in one go; otherwise it is a CheckpointExistsError.
         digests: Leaf name -> digest of its bits when the save was requested.
         paths: Leaf name -> its place in the nested state, where DCP's planner does not know it.
+        containers: Path -> kind (``ckptrun.values.dict_kind``, or ``tuple``) of each container in the nested state that
+            is no plain dict and no list.
         run: Plain values about the run, such as ``step``; those of rank 0 are stored.
         reached: Called, with the name of the point, on each rank at ``before_write``, ``during_write`` (once per file),
             ``after_write``; on rank 0 at ``before_manifest``, ``before_commit``, ``during_swap`` (only where a
             checkpoint is replaced), ``after_commit``. Must pickle for saves in a process.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # all but the first by name
         self,
         url: Url,
         *,
         overwrite: bool = False,
         digests: Mapping[str, str] | None = None,
         paths: Mapping[str, tuple[str | int, ...]] | None = None,
+        containers: Mapping[tuple[str | int, ...], str] | None = None,
         run: Mapping[str, Any] | None = None,
         reached: Callable[[str], None] = _no_fault,
     ) -> None:
         self._target = locate(url)
         self._overwrite = overwrite
-        self._facts = SaveFacts(digests=dict(digests or {}), paths=dict(paths or {}), run=dict(run or {}))
+        self._facts = SaveFacts(
+            digests=dict(digests or {}), paths=dict(paths or {}), run=dict(run or {}), containers=dict(containers or {})
+        )
         self._reached = reached
         self._ticket: _Ticket | None = None
         self._lock: weakref.finalize[Any, Any] | None = None
@@ -126,6 +132,10 @@ class ShardWriter(StorageWriter):
         self._ticket, self._process = None, this_process()
         # One of an earlier save that ended between plan and write must not be taken for ours.
         _ARRIVED.ticket = None
+
+    def storage_meta(self) -> StorageMeta:
+        """What planners are told. The save has no id yet."""
+        return StorageMeta(checkpoint_id=self.checkpoint_id)
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """Refuse what cannot be stored. Every rank, before any writes.
@@ -191,6 +201,9 @@ class ShardWriter(StorageWriter):
             with collection_paused():
                 manifest = build_manifest(metadata, reports, self._facts, save_id=self._ticket.save_id)
             commit(self._target, manifest, reached=self._reached)
+            # dcp.save() returns it.
+            metadata.version = CURRENT_DCP_VERSION
+            metadata.storage_meta = StorageMeta(checkpoint_id=self.checkpoint_id, save_id=manifest.save_id)
         finally:
             self._release()
 
@@ -248,6 +261,7 @@ class ShardReader(StorageReader):
 
     def __init__(self, url: Url) -> None:
         self._folder = locate(url)
+        self._load_id = new_save_id()
         self._manifest: Manifest | None = None
         self._failure: CheckpointError | OSError | None = None
 
@@ -260,6 +274,7 @@ class ShardReader(StorageReader):
         """Read from another folder from now on. Every rank."""
         if checkpoint_id is not None:
             self._folder = locate(checkpoint_id)
+        self._load_id = new_save_id()
         self._manifest = self._failure = None
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
@@ -273,6 +288,9 @@ class ShardReader(StorageReader):
             with collection_paused():
                 self._manifest = read_manifest(self._folder)
                 metadata = to_metadata(self._manifest)
+                metadata.storage_meta = StorageMeta(
+                    checkpoint_id=self.checkpoint_id, save_id=self._manifest.save_id, load_id=self._load_id
+                )
         except (CheckpointError, OSError) as error:
             self._failure = error
             return cast("Metadata", _Unreadable(error))

@@ -13,8 +13,9 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ckptrun.checkpoint.dtypes import is_known
 from ckptrun.errors import UnsupportedLeafError
+from ckptrun.values import kind_name
 
-__all__ = ["TensorBytes", "dtype_name", "plain_tensor", "require_storable", "writable_bytes"]
+__all__ = ["TensorBytes", "detached", "dtype_name", "plain_tensor", "require_storable", "writable_bytes"]
 
 
 _NUMPY_HAS = frozenset({torch.float64, torch.float32, torch.int64, torch.int32, torch.uint8, torch.bool})
@@ -50,18 +51,49 @@ def plain_tensor(tensor: Tensor, *, name: str) -> Tensor:
     Raises:
         UnsupportedLeafError: A subclass of several tensors, or a tensor without data; names leaf ``name``.
     """
-    tensor = tensor.detach()
+    tensor = detached(tensor, name=name)
     if type(tensor) is Tensor and not tensor.is_meta and not tensor.is_nested:
         return tensor
     if isinstance(tensor, AsyncCollectiveTensor):
         tensor = tensor.wait()
-    if is_traceable_wrapper_subclass(tensor) or tensor.is_meta or tensor.is_nested:
-        kind = "on the meta device, without data" if tensor.is_meta else "made of other tensors"
-        raise UnsupportedLeafError(
-            f"Leaf '{name}' is a {type(tensor).__qualname__} {kind}, and has no bytes of its own. "
-            "Return plain tensors from state_dict()."
-        )
+    if tensor.is_meta or tensor.is_nested or _is_wrapper(tensor):
+        raise _without_bytes(tensor, name)
     return tensor
+
+
+def detached(tensor: Tensor, *, name: str) -> Tensor:
+    """Return ``tensor`` without history.
+
+    Raises:
+        UnsupportedLeafError: It is on the meta device, or a subclass that does not support that; names leaf ``name``.
+    """
+    if tensor.is_meta:
+        raise _without_bytes(tensor, name)
+    try:
+        return tensor.detach()
+    except (NotImplementedError, RuntimeError, TypeError) as error:
+        raise UnsupportedLeafError(
+            f"Leaf '{name}' is a {kind_name(tensor)}, which cannot be read as a tensor "
+            f"({type(error).__name__}: {error}). Return plain tensors from state_dict(), or give "
+            "the class DCP's protocol of checkpointable tensors "
+            "(torch.distributed._checkpointable)."
+        ) from error
+
+
+def _is_wrapper(tensor: Tensor) -> bool:
+    if is_traceable_wrapper_subclass(tensor):
+        return True
+    # Where operations go to Python, there may be no memory behind it.
+    has_own_operations = type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
+    return has_own_operations and tensor.numel() > 0 and tensor.untyped_storage().data_ptr() == 0
+
+
+def _without_bytes(tensor: Tensor, name: str) -> UnsupportedLeafError:
+    kind = "on the meta device, without data" if tensor.is_meta else "made of other tensors"
+    return UnsupportedLeafError(
+        f"Leaf '{name}' is a {type(tensor).__qualname__} {kind}, and has no bytes of its own. "
+        "Return plain tensors from state_dict()."
+    )
 
 
 class TensorBytes:

@@ -19,12 +19,14 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteIte
 from torch.distributed.tensor import DTensor
 
 from ckptrun.checkpoint.backend import Location
+from ckptrun.checkpoint.checkpointable import is_checkpointable
 from ckptrun.checkpoint.collection import collection_paused
 from ckptrun.checkpoint.layout import shard_file_name
 from ckptrun.checkpoint.save_report import RankReport, SaveFacts
 from ckptrun.checkpoint.shard_file import FilePlan, PlannedChunk, plan_file
 from ckptrun.checkpoint.tensor_bytes import TensorBytes, dtype_name, plain_tensor, require_storable
 from ckptrun.checkpoint.write_files import write_files
+from ckptrun.embedded import embed
 from ckptrun.errors import CheckpointError, UnsupportedLeafError
 from ckptrun.values import encode
 
@@ -70,6 +72,10 @@ def write_rank(
     state = getattr(planner, "state_dict", {})
     for name, value in state.items():
         _require_storable(name, value)
+    for item in _of_type(plan, plain=False):
+        if is_checkpointable(state.get(item.index.fqn)):
+            # What it hands out is looked at before a byte is written, as everything else is.
+            _source(item, planner)
     values = {item.index.fqn: _plain_value(item, planner) for item in _of_type(plan, plain=True)}
     reached("before_write")
     tensors = list(_of_type(plan, plain=False))
@@ -101,8 +107,8 @@ def write_rank(
 
 def _require_storable(name: str, value: Any) -> None:
     if not isinstance(value, Tensor):
-        _require_plain(name, value)
-    elif not isinstance(value, DTensor | ShardedTensor):
+        encode(embed(value, name=name), name=name)
+    elif not isinstance(value, DTensor | ShardedTensor) and not is_checkpointable(value):
         plain_tensor(value, name=name)
 
 
@@ -118,26 +124,9 @@ def _plain_value(item: WriteItem, planner: SavePlanner) -> Any:
             f"Leaf '{item.index.fqn}' is handed over as opaque bytes by {type(planner).__qualname__}. Use a planner "
             "with lookup_object(), such as DefaultSavePlanner."
         )
-    value = lookup(item.index)
-    _require_plain(item.index.fqn, value)
+    value = embed(lookup(item.index), name=item.index.fqn)
+    encode(value, name=item.index.fqn)
     return value
-
-
-def _require_plain(name: str, value: Any) -> None:
-    if _holds_tensor(value):
-        raise UnsupportedLeafError(
-            f"Leaf '{name}' is a {type(value).__qualname__} that holds tensors in a tuple, which cannot be taken apart "
-            "and rebuilt; use a list or a dict."
-        )
-    encode(value, name=name)
-
-
-def _holds_tensor(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any(_holds_tensor(item) for item in value.values())
-    if isinstance(value, list | tuple):
-        return any(_holds_tensor(item) for item in value)
-    return isinstance(value, Tensor)
 
 
 def _parts(items: Iterable[WriteItem]) -> list[list[WriteItem]]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ckptrun.errors import UnsupportedLeafError
-from ckptrun.values import encode
+from ckptrun.values import dict_kind, encode, make_dict, require_key
 
 __all__ = ["from_plain", "to_plain"]
 
@@ -44,10 +44,12 @@ def to_plain(value: Any, *, name: str) -> Any:
 
 
 def _mapping_to_plain(value: Mapping[Any, Any], *, name: str) -> dict[Any, Any]:
+    kind = dict_kind(value, name=name)
     for key in value:
-        if type(key) not in (str, int) or key in _TAGS:
-            raise UnsupportedLeafError(f"Leaf '{name}' has the dict key {key!r}; use other str keys, or int keys.")
-    return {key: to_plain(item, name=f"{name}.{key}") for key, item in value.items()}
+        require_key(key, name=name)
+        if key in _TAGS:
+            raise UnsupportedLeafError(f"Leaf '{name}' has the dict key {key!r}, which has a meaning; use another.")
+    return make_dict(kind, ((key, to_plain(item, name=f"{name}.{key}")) for key, item in value.items()))
 
 
 def from_plain(value: Any) -> Any:
@@ -67,7 +69,8 @@ def from_plain(value: Any) -> Any:
         if _SCALAR in value:
             dtype, content = value[_SCALAR]
             return np.frombuffer(content, dtype=np.dtype(dtype))[0]
-        return {key: from_plain(item) for key, item in value.items()}
+        kind = dict_kind(value, name="data")
+        return make_dict(kind, ((key, from_plain(item)) for key, item in value.items()))
     if type(value) in (list, tuple):
         return type(value)(from_plain(item) for item in value)
     return value

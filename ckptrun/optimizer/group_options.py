@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ckptrun.embedded import embed, holds_tensor, restore
 from ckptrun.errors import StateMismatchError, UnsupportedLeafError
 
 __all__ = ["check_groups", "named_groups", "read_groups", "write_groups"]
@@ -27,7 +28,9 @@ def named_groups(optimizer: Optimizer) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def read_groups(optimizer: Optimizer, name_of: Callable[[Any], str]) -> dict[str, dict[str, Any]]:
-    """Return group name -> its options, and its parameters' names, sorted, as ``params``. Tensors are live.
+    """Return group name -> its options, and its parameters' names, sorted, as ``params``.
+
+    Tensors are live, but for those in a list or tuple, which is one value.
 
     Raises:
         UnsupportedLeafError: Groups of one name have different options, or an option is a dict.
@@ -53,7 +56,10 @@ def read_groups(optimizer: Optimizer, name_of: Callable[[Any], str]) -> dict[str
 def _read(value: Any, place: str) -> Any:
     if isinstance(value, Mapping):
         raise UnsupportedLeafError(f"Leaf 'optimizer.param_groups.{place}' is a dict; use several options instead.")
-    return value if isinstance(value, Tensor) else copy.deepcopy(value)
+    if isinstance(value, Tensor):
+        return value
+    # torch's Adam has a tuple of tensors, if it is given one: small numbers, one value.
+    return embed(value, name=f"optimizer.param_groups.{place}") if holds_tensor(value) else copy.deepcopy(value)
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -106,4 +112,5 @@ def write_groups(optimizer: Optimizer, saved: Mapping[str, Mapping[str, Any]]) -
                 if group[key] is not value:
                     group[key].copy_(value)
             else:
-                group[key] = copy.deepcopy(value)
+                whole = restore(value, name=f"optimizer.param_groups.{name}.{key}", like=group[key])
+                group[key] = copy.deepcopy(value) if whole is value else whole

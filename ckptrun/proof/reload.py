@@ -13,8 +13,9 @@ from torch.distributed.tensor import DTensor
 
 from ckptrun.checkpoint.load import Loaded
 from ckptrun.checkpoint.manager import SaveRequest, conflicts_of, digest_state
-from ckptrun.checkpoint.read_state import read_state
-from ckptrun.checkpoint.state import TrainingState, flatten, name_of
+from ckptrun.checkpoint.read_state import read_leaf
+from ckptrun.checkpoint.state import TrainingState, name_of
+from ckptrun.errors import StateMismatchError
 from ckptrun.proof.element import DifferingPart, first_element, first_entry
 from ckptrun.proof.verdict import Check, Status
 from ckptrun.ranks import Ranks
@@ -171,7 +172,10 @@ def _with_element(check: Check, state: TrainingState, folder: str, ranks: Ranks)
 
 def _first_part(live: Any, name: str, folder: str) -> DifferingPart | None:
     """The first part of ``live`` that is not what ``folder`` holds; None where the two cannot be laid side by side."""
-    saved = {name_of(path): value for path, value in flatten(read_state(folder, [name])).items()}.get(name)
+    try:
+        saved = read_leaf(folder, name)
+    except StateMismatchError:
+        return None
     if type(live) is Tensor and isinstance(saved, Tensor):
         here = live.detach().cpu()
         return first_element(saved, here) if (here.dtype, here.shape) == (saved.dtype, saved.shape) else None

@@ -1,11 +1,15 @@
 """State as named leaves: flattening, names, load order, objects whose leaves come and go."""
 
+from collections import Counter, OrderedDict, UserDict, defaultdict, namedtuple
+
 import pytest
 import torch
 
 from ckptrun.checkpoint.policy import KeepLast, SaveInterval
 from ckptrun.checkpoint.state import AnyObject, SavedLeaf, TrainingState, flatten, is_per_rank, rank_of, unflatten
 from ckptrun.errors import StateMismatchError, UnsupportedLeafError
+
+Pair = namedtuple("Pair", "a b")
 
 
 class Parts:
@@ -25,13 +29,20 @@ NESTED = {
     "list": [torch.zeros(1), {"x": torch.ones(1)}, 4],
     "plain": [1, [2.5], {"k": None}],
     "ints": {0: torch.ones(1), -7: "seven"},
+    "keys": {None: torch.ones(1), True: 1, 1.5: 2, (0, "a"): 3, b"x": 4, "#": 5, "#one": 6, "1": 7},
+    "ordered": OrderedDict(z=torch.ones(1), a=OrderedDict()),
+    "counts": Counter({5: 2, 3: 1}),
+    "defaults": [defaultdict(list, {"x": [torch.ones(1)], "y": []}), torch.ones(1)],
+    "pair": (torch.ones(1), (torch.zeros(1), {"k": OrderedDict(b=1)})),
     "empty": {},
     "none": None,
 }
 
 
 def test_unflatten_undoes_flatten() -> None:
-    assert repr(unflatten(flatten(NESTED))) == repr(NESTED)
+    containers: dict = {}
+    leaves = flatten(NESTED, (), containers)
+    assert repr(unflatten(leaves, containers)) == repr(NESTED)
 
 
 def test_a_list_with_a_missing_element_is_refused() -> None:
@@ -41,9 +52,10 @@ def test_a_list_with_a_missing_element_is_refused() -> None:
         unflatten(leaves)
 
 
-@pytest.mark.parametrize("value", [{1.5: torch.ones(1)}, {"t": (torch.ones(1),)}, {"#1": 2}, {True: 1}], ids=repr)
+@pytest.mark.parametrize("value", [{"#1": 2}, {"#None": 2}, {float("nan"): 1}, {1j: 1}, {"t": Pair(torch.ones(1), 2)}, {"u": UserDict(a=1)},
+     {"d": defaultdict(lambda: 0, a=torch.ones(1))}], ids=repr)  # fmt: skip
 def test_what_cannot_be_named_is_refused(value) -> None:
-    with pytest.raises(UnsupportedLeafError):
+    with pytest.raises(UnsupportedLeafError, match=r"'part(\.[tud])?'"):
         flatten({"part": value})
 
 

@@ -1,3 +1,5 @@
+from collections import Counter, OrderedDict, UserDict, defaultdict
+
 import numpy as np
 import pytest
 import torch
@@ -51,10 +53,21 @@ def test_the_plain_form_shares_no_memory():
     [
         ({"a": {1, 2}}, "data.a"),
         ({"a": [object()]}, "data.a.0"),
-        ({"a": {("t",): 1}}, "data.a"),
+        ({"a": {1j: 1}}, "data.a"),
+        ({"a": [UserDict()]}, "data.a.0"),
         ({"a": {"ckptrun.tensor": 1}}, "data.a"),
     ],
 )
 def test_what_cannot_be_stored_is_named(state, leaf):
     with pytest.raises(UnsupportedLeafError, match=f"Leaf '{leaf}'"):
         to_plain(state, name="data")
+
+
+def test_a_dict_comes_back_as_the_kind_it_was_with_its_keys_in_order() -> None:
+    state = {
+        "seen": Counter({5: 2, None: 1}),
+        "lru": OrderedDict(z=torch.ones(1), a=1),
+        "by": defaultdict(list, {1.5: [2]}),
+    }
+    back = from_plain(decode(encode(to_plain(state, name="data"), name="data"), name="data"))
+    assert repr(back) == repr(state)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ckptrun.checkpoint.backend import Location
-from ckptrun.checkpoint.nested import place
+from ckptrun.checkpoint.nested import Places
 from ckptrun.checkpoint.tensor_bytes import dtype_name
 from ckptrun.errors import UnsupportedLeafError
 from ckptrun.tools.selection import Item, Selection
@@ -33,10 +33,11 @@ def write_torch(selection: Selection, working: Location, *, advance: Advance) ->
     if len({item.path for item in selection.items}) != len(selection.items):
         raise UnsupportedLeafError(f"Two leaves of {selection.source.address} have the same place in the nested state.")
     state: dict[str, Any] = {}
+    places = Places(state)
     tensors = _Tensors(selection)
     for item in selection.items:
         # A copy, because what comes later may be placed inside it.
-        place(state, item.path, tensors.of(item) if item.is_tensor else copy.deepcopy(item.leaf.value))
+        places.put(item.path, tensors.of(item) if item.is_tensor else copy.deepcopy(item.leaf.value))
         advance(item.bytes)
     with Path(working.path).open("wb") as stream:
         save_to(stream, state)
