@@ -1,6 +1,8 @@
 """What all tests share."""
 
+import gc
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -10,3 +12,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 pytest.register_assert_rewrite("tests.support.jobs")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what all tests share out of Python's collections: each would walk over it, and forked processes copy it."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _ranks_end_with_their_module() -> Iterator[None]:
+    yield
+    from tests.support.run_ranks import end_kept_ranks
+
+    end_kept_ranks()

@@ -1,5 +1,7 @@
 """The config: choices, keys, ranges, and the errors a user will make, without starting a rank."""
 
+import copy
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +32,12 @@ NEEDED = {
 
 
 def config_of(*overrides: str) -> RunConfig:
+    """The config of a command line; many tests ask for the same one, and Hydra takes its time."""
+    return copy.deepcopy(_composed(overrides))
+
+
+@functools.cache
+def _composed(overrides: tuple[str, ...]) -> RunConfig:
     return config_from(overrides)
 
 

@@ -145,7 +145,7 @@ def fail_in_background(training: Training, folder: Path, options: dict[str, Any]
 @pytest.fixture(scope="module", params=["THREAD", "PROCESS"])
 def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
     folder = tmp_path_factory.mktemp(request.param.lower())
-    return folder, run_ranks(save_while_training, 2, folder, AsyncCheckpointerType[request.param])
+    return folder, run_ranks(save_while_training, 2, folder, AsyncCheckpointerType[request.param], fresh=True)
 
 
 @pytest.mark.distributed

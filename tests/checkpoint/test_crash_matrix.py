@@ -1,8 +1,9 @@
-"""A process is killed with SIGKILL before each system call of a save, and in the middle of each write.
+"""A process is killed with SIGKILL at each moment of a save that leaves something else, and in the middle of each write.
 
-Which calls there are is counted first, in a save that nobody disturbs; then each of them gets a save of its own, in
-processes of its own. What is left is looked at from this process. ``make test`` tries each kind of call once, the slow
-tests try every call.
+Which calls there are is counted first, in a save that nobody disturbs; then each gets a save of its own, in processes
+of its own. What is left is looked at from this process. Calls that change nothing which outlives their process leave
+what was there after the call before: one kill stands for all of them. ``make test`` tries each kind of call once, the
+slow tests try every moment.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from ckptrun.checkpoint.commit import list_leftovers, remove_leftovers
 from ckptrun.checkpoint.layout import LeftoverKind, parse_leftover, step_name
 from ckptrun.checkpoint.system_calls import SystemCalls
 from ckptrun.config.checkpoint import SaveMode
-from tests.support.faulty_calls import CountingCalls, KillingCalls, calls_in
+from tests.support.faulty_calls import CHANGE_NOTHING, CountingCalls, KillingCalls, calls_in
 from tests.support.forked import Forker
 from tests.support.killed_ranks import run_until_killed
 from tests.support.known_saves import LARGE, PROCESS, SMALL, SYNC, THREAD, manage, place, save, versions_in
@@ -105,14 +106,24 @@ class Kill:
 
 
 def kills_of(calls: list[tuple[str, str]], *, every: bool) -> list[Kill]:
-    """Every kill that a process that makes these calls can die of; or the last one of each kind of call."""
+    """The kills after which something else is left, that a process that makes these calls can die of.
+
+    With ``every=False`` only the last one of each kind of call.
+    """
     kills = []
+    changed = True
     for number, (call, target) in enumerate(calls, start=1):
-        kills.append(Kill(number, call, target))
+        if changed or not every:
+            kills.append(Kill(number, call, target))
+        changed = call not in _LEAVE_NOTHING
         if call == "pwrite":
             kills.append(Kill(number, call, target, half=True))
     assert len({kill.call for kill in kills}) > 6
     return kills if every else list({(kill.call, kill.half): kill for kill in kills}.values())
+
+
+_LEAVE_NOTHING = CHANGE_NOTHING | {"fsync"}
+"""A sync changes what a power cut leaves (see ``test_power_cut``), not what a kill does."""
 
 
 @contextlib.contextmanager
@@ -287,12 +298,13 @@ def save_in_process(case: Case, folder: Path, calls: SystemCalls) -> str:
 def test_a_saving_process_killed(name: str, rank: int, call: str, nth: int, earlier: Folders, tmp_path: Path) -> None:
     case = CASES[name]
     with prepared(tmp_path / "counted", earlier[case.earlier]) as run:
-        assert run_ranks(save_in_process, 2, case, run, CountingCalls(tmp_path / "calls", rank=rank)) == ["", ""]
+        counting = CountingCalls(tmp_path / "calls", rank=rank)
+        assert run_ranks(save_in_process, 2, case, run, counting, fresh=True) == ["", ""]
     calls = calls_in(tmp_path / "calls")
     number = [number for number, (made, _) in enumerate(calls, start=1) if made == call][nth - 1]
     killing = KillingCalls(number, rank=rank, half=call == "pwrite", log=tmp_path / "killed")
     with prepared(tmp_path / "run", earlier[case.earlier]) as run:
-        says = run_ranks(save_in_process, 2, case, run, killing)
+        says = run_ranks(save_in_process, 2, case, run, killing, fresh=True)
         assert (tmp_path / "killed").exists()
         assert all(says)
         assert "process is dead" in says[rank]

@@ -214,7 +214,7 @@ def _train_on(root: str, mode: str, overlapped: bool) -> list:
 )
 def test_training_on_does_not_change_what_was_requested(mode, overlapped, tmp_path) -> None:
     expected = [(True, step, float(step), float(step)) for step in (1, 2, 3)]
-    assert run_ranks(_train_on, 2, str(tmp_path), mode, overlapped) == [expected, expected]
+    assert run_ranks(_train_on, 2, str(tmp_path), mode, overlapped, fresh=True) == [expected, expected]
 
 
 def _conflict(root: str) -> tuple:

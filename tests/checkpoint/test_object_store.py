@@ -252,7 +252,7 @@ def save_in_a_process(settings: dict[str, str], root: str) -> bool:
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_a_process_of_its_own_saves(server: S3Server, bucket: str) -> None:
-    assert run_ranks(save_in_a_process, 2, environment(server.endpoint), f"{bucket}/run") == [True, True]
+    assert run_ranks(save_in_a_process, 2, environment(server.endpoint), f"{bucket}/run", fresh=True) == [True, True]
 
 
 def save_and_die(settings: dict[str, str], root: str) -> None:

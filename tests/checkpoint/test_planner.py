@@ -135,7 +135,7 @@ def _save_beside(root: Path, kind: AsyncCheckpointerType) -> None:
 @pytest.mark.distributed
 @pytest.mark.parametrize("kind", list(AsyncCheckpointerType))
 def test_saves_beside_training_use_a_plan_again_too(tmp_path: Path, kind: AsyncCheckpointerType) -> None:
-    run_ranks(_save_beside, 2, tmp_path, kind)
+    run_ranks(_save_beside, 2, tmp_path, kind, fresh=True)
     for step in range(3):
         found = read_state(step_folder(tmp_path, step))
         assert torch.equal(found["w"], torch.full((10 + step // 2,), step))

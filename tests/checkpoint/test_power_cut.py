@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|u
 
 RUN = "runs/run"
 EARLIER = (1, 2)
-_SAVED_AGAIN = 10
+_SAVED_AGAIN = 40
 """After each so many states a new save is tried."""
 
 
@@ -108,6 +109,19 @@ SCENARIOS = {
     "save after a killed one": Scenario(remove_and_save, killed_at=25),
     "save of two ranks": Scenario(save_of_two_ranks),
 }
+NARROW = ("later save", "save of several blocks", "overwrite", "save of two ranks")
+"""What others hold, too: with more bytes, or once instead of twice. Behind the marker that CI runs."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """In memory, where there is room: what is shown is made by hand, so no disk has a part in it."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or shutil.disk_usage(memory).free < 2**30:
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(prefix="ckptrun-power-cut-", dir=memory) as made:
+        yield Path(made)
 
 
 @dataclass
@@ -184,18 +198,21 @@ def check_state(root: Path, expected: Expected, *, saves_again: bool) -> None:
         assert versions_in(root) == dict.fromkeys((7, *found), 7)
 
 
-def violations(folder: Path, recorded: Recorded, *, first: int = 0) -> tuple[int, list[str]]:
+def violations(folder: Path, recorded: Recorded, *, first: int = 0, until: str | None = None) -> tuple[int, list[str]]:
     """How many states there are, and what is wrong with each that breaks a promise.
 
     Args:
         folder: Room to work in.
         recorded: What happened.
         first: Cuts before that many operations are not tried.
+        until: No more are looked at once this has been found.
     """
-    wrong = []
+    wrong: list[str] = []
     count = 0
     shown = folder / "shown"
     for done, marks, state in states_of(recorded.disk, recorded.record, first=first):
+        if until is not None and any(until in message for message in wrong):
+            break
         recorded.disk.show(state, shown)
         try:
             expected = Expected([*recorded.told, *marks])
@@ -213,9 +230,11 @@ def _text(state: State) -> str:
     return "\n".join([*(f"{path}/" for path in state.folders), *files])
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
-def test_whatever_a_power_cut_leaves_holds_every_reported_checkpoint(name: str, tmp_path: Path) -> None:
-    count, wrong = violations(tmp_path, recorded(tmp_path, SCENARIOS[name]))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in NARROW else []) for name in SCENARIOS]
+)
+def test_whatever_a_power_cut_leaves_holds_every_reported_checkpoint(name: str, folder: Path) -> None:
+    count, wrong = violations(folder, recorded(folder, SCENARIOS[name]))
     assert not wrong, f"{len(wrong)} of {count} states: {wrong[0]}"
     assert count > 40
 
@@ -257,16 +276,17 @@ def assert_restarts_lose_nothing(folder: Path, name: str, kinds: Collection[str]
 
 
 @pytest.mark.parametrize(("name", "kinds"), [("first save", ["mkdir"]), ("overwrite", ["rename"])])
-def test_a_power_cut_after_a_kill_and_a_restart(name: str, kinds: list[str], tmp_path: Path) -> None:
+def test_a_power_cut_after_a_kill_and_a_restart(name: str, kinds: list[str], folder: Path) -> None:
     """What a killed process has renamed may be undone as long as nobody syncs it."""
-    assert_restarts_lose_nothing(tmp_path, name, kinds)
+    assert_restarts_lose_nothing(folder, name, kinds)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["first save", "later save", "overwrite", "retention", "save after a killed one"])
-def test_a_power_cut_after_a_kill_anywhere_and_a_restart(name: str, tmp_path: Path) -> None:
-    kinds = ("open", "write", "allocate", "fsync", "mkdir", "rename", "unlink", "rmdir", "mark")
-    assert_restarts_lose_nothing(tmp_path, name, kinds)
+def test_a_power_cut_after_a_kill_anywhere_and_a_restart(name: str, folder: Path) -> None:
+    # A sync changes nothing that the next run could see, and the power is cut only after that has begun.
+    kinds = ("open", "write", "allocate", "mkdir", "rename", "unlink", "rmdir")
+    assert_restarts_lose_nothing(folder, name, kinds)
 
 
 class FailingSync(RecordingCalls):
@@ -296,12 +316,12 @@ def overwrite_that_fails(folder: Path, number: int) -> Recorded:
     return failing
 
 
-@pytest.mark.parametrize("number", [*(pytest.param(number, marks=pytest.mark.slow) for number in range(2, 7)), 7, 8])
-def test_a_power_cut_after_an_overwrite_that_failed(number: int, tmp_path: Path) -> None:
-    failing = overwrite_that_fails(tmp_path, number)
+@pytest.mark.parametrize("number", [*(pytest.param(number, marks=pytest.mark.slow) for number in range(2, 8)), 8])
+def test_a_power_cut_after_an_overwrite_that_failed(number: int, folder: Path) -> None:
+    failing = overwrite_that_fails(folder, number)
     marks = [json.loads(operation.path)[::2] for operation in failing.record if operation.kind == "mark"]
     assert marks == [["requested", 9], ["requested", 10], ["reported", 10]]
-    count, wrong = violations(tmp_path, failing)
+    count, wrong = violations(folder, failing)
     assert not wrong, f"{len(wrong)} of {count} states: {wrong[0]}"
 
 
@@ -321,13 +341,13 @@ def test_a_power_cut_after_an_overwrite_that_failed(number: int, tmp_path: Path)
         ("retention", "folder", "lost are {3}"),
     ],
 )
-def test_a_save_that_never_syncs_is_found_out(name: str, never_synced: str, found: str, tmp_path: Path) -> None:
-    _, wrong = violations(tmp_path, recorded(tmp_path, SCENARIOS[name], never_synced=never_synced))
+def test_a_save_that_never_syncs_is_found_out(name: str, never_synced: str, found: str, folder: Path) -> None:
+    _, wrong = violations(folder, recorded(folder, SCENARIOS[name], never_synced=never_synced), until=found)
     assert any(found in message for message in wrong), wrong[:3]
 
 
-def test_a_commit_before_the_bytes_are_synced_is_found_out(tmp_path: Path) -> None:
-    early = recorded(tmp_path, SCENARIOS["later save"])
+def test_a_commit_before_the_bytes_are_synced_is_found_out(folder: Path) -> None:
+    early = recorded(folder, SCENARIOS["later save"])
     files = {operation.handle for operation in early.record if operation.flags & os.O_CREAT}
     renamed = [operation.kind for operation in early.record].index("rename")
     late = [operation for operation in early.record if operation.kind == "fsync" and operation.handle in files]
@@ -335,21 +355,21 @@ def test_a_commit_before_the_bytes_are_synced_is_found_out(tmp_path: Path) -> No
     assert len(late) == 2
     early.record = [*rest[: renamed - 1], *late, *rest[renamed - 1 :]]
     assert [operation.kind for operation in early.record[renamed - 2 : renamed + 1]] == ["rename", "fsync", "fsync"]
-    _, wrong = violations(tmp_path, early)
+    _, wrong = violations(folder, early, until="rank_00000.safetensors")
     assert any("rank_00000.safetensors" in message for message in wrong), wrong[:3]
 
 
 @pytest.mark.slow
-def test_no_sync_of_a_save_can_be_left_out(tmp_path: Path) -> None:
+def test_no_sync_of_a_save_can_be_left_out(folder: Path) -> None:
     """But for those that another one makes up for before the commit."""
-    whole = recorded(tmp_path / "whole", SCENARIOS["later save"])
+    whole = recorded(folder / "whole", SCENARIOS["later save"])
     opened = {operation.handle: _bare(operation.path) for operation in whole.record if operation.kind == "open"}
     needed = {}
     for index, operation in enumerate(whole.record):
         if operation.kind == "fsync":
-            without = prepare(tmp_path / str(index), SCENARIOS["later save"])
+            without = prepare(folder / str(index), SCENARIOS["later save"])
             without.record = whole.record[:index] + whole.record[index + 1 :]
-            needed[index, opened[operation.handle]] = bool(violations(tmp_path / str(index), without)[1])
+            needed[index, opened[operation.handle]] = bool(violations(folder / str(index), without, until="")[1])
     assert [(path, found) for (_, path), found in needed.items()] == [
         ("runs", False),
         ("runs/run", False),

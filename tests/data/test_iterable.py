@@ -39,9 +39,24 @@ def take(stream, batches):
 
 
 # 23 samples: 11 batches per epoch without workers; with 3 workers of 8, 8 and 7 samples 4 + 4 + 3.
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("workers", [0, 3])
-@pytest.mark.parametrize("done", [4, 11, 14])
+PLACES = (4, 11, 14)
+WITH_WORKERS = list(zip(KINDS, PLACES, strict=True))
+"""To start workers takes most of the time: each kind and each place once, the rest behind the marker that CI runs."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "done", "workers"),
+    [
+        *((kind, done, 0) for kind in KINDS for done in PLACES),
+        *((kind, done, 3) for kind, done in WITH_WORKERS),
+        *(
+            pytest.param(kind, done, 3, marks=pytest.mark.slow)
+            for kind in KINDS
+            for done in PLACES
+            if (kind, done) not in WITH_WORKERS
+        ),
+    ],
+)
 def test_a_resumed_stream_goes_on_exactly(streams, kind, workers, done):
     whole = take(streams(kind, workers=workers), done + 9)
     first = streams(kind, workers=workers)
@@ -51,7 +66,7 @@ def test_a_resumed_stream_goes_on_exactly(streams, kind, workers, done):
     assert take(second, 9) == whole[2 * done :]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [KINDS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])])
 def test_a_save_of_fewer_batches_than_workers_after_a_resume_is_complete(streams, kind):
     whole = take(streams(kind, workers=3), 12)
     taken, state = [], None

@@ -63,8 +63,18 @@ def test_building_iterating_and_loading_leave_the_global_generators_alone(stream
 
 
 # 10 samples in batches of 3: 10 is in the middle of an epoch; in batches of 5: 2 is at the very end of one.
-@pytest.mark.parametrize(("micro_batch", "done"), [(3, 2), (5, 2), (5, 4), (3, 0)])
-@pytest.mark.parametrize("workers", [0, 1, 3])
+EPOCHS = ((3, 2), (5, 2), (5, 4), (3, 0))
+
+
+@pytest.mark.parametrize(
+    ("micro_batch", "done", "workers"),
+    [
+        *((*place, 0) for place in EPOCHS),
+        (3, 2, 3),
+        (5, 2, 1),
+        *(pytest.param(*place, 3, marks=pytest.mark.slow) for place in EPOCHS[1:]),
+    ],
+)
 def test_a_resumed_stream_goes_on_exactly(streams, micro_batch, done, workers):
     whole = take(streams(micro_batch=micro_batch, workers=workers), done + 5)
     first = streams(micro_batch=micro_batch, workers=workers)

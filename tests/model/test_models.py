@@ -37,7 +37,9 @@ def test_a_position_does_not_see_what_comes_after_it(build, config):
     assert not torch.equal(before[10:], after[10:])
 
 
-@pytest.mark.parametrize(("build", "config"), [(GPT, GPTConfig()), (MoE, MoEConfig())])
+@pytest.mark.parametrize(
+    ("build", "config"), [pytest.param(GPT, GPTConfig()), pytest.param(MoE, MoEConfig(), marks=pytest.mark.slow)]
+)
 def test_default_sizes_learn_python_source_within_sixty_steps(build, config):
     text = torch.tensor(list(Path(argparse.__file__).read_bytes()))
     model = build(config)

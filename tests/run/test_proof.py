@@ -1,5 +1,6 @@
 """Proofs, run as users run them: what fails, what is compared, what is said. The final state is compared without ckptrun."""
 
+import itertools
 import json
 import os
 import signal
@@ -228,7 +229,8 @@ MESHES = {
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh", "point"),
-    [(mesh, point) for mesh in ("one", "fsdp_tp") for point in POINTS]
+    [("one", point) for point in POINTS]
+    + [("fsdp_tp", point) for point in (FaultPoint.mid_accumulation, FaultPoint.staging, FaultPoint.before_commit)]
     + [("ddp", point) for point in (FaultPoint.after_backward, FaultPoint.writing, FaultPoint.loading)],
 )
 def test_killed_at_every_point(point, mesh, tmp_path) -> None:
@@ -269,9 +271,15 @@ def test_a_killed_rank_takes_its_loader_workers_along(tmp_path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [FaultKind.exception, FaultKind.sigint, FaultKind.sigterm, FaultKind.hang])
 @pytest.mark.parametrize(
-    "point", [FaultPoint.loading, FaultPoint.staging, FaultPoint.writing, FaultPoint.before_commit]
+    ("kind", "point"),
+    [
+        *itertools.product(
+            (FaultKind.sigint, FaultKind.sigterm),
+            (FaultPoint.loading, FaultPoint.staging, FaultPoint.writing, FaultPoint.before_commit),
+        ),
+        *itertools.product((FaultKind.exception, FaultKind.hang), (FaultPoint.loading, FaultPoint.writing)),
+    ],
 )
 def test_faults_in_a_load_and_in_a_save(kind, point, tmp_path) -> None:
     job = (*TWO, "launch.timeout_seconds=5", f"fault={kind}", f"fault.point={point}")

@@ -17,11 +17,7 @@ def run_until_killed(function: Callable[..., Any], nproc: int, *args: Any, timeo
     """
     rank_streams()
     with tempfile.TemporaryDirectory() as folder:
-        queue = CONTEXT.SimpleQueue()
-        ranks = [
-            CONTEXT.Process(target=rank_main, args=(function, rank, nproc, folder, queue, args))
-            for rank in range(nproc)
-        ]
+        ranks = [CONTEXT.Process(target=rank_main, args=(function, rank, nproc, folder, args)) for rank in range(nproc)]
         for process in ranks:
             process.start()
         until = time.monotonic() + timeout_s
