@@ -222,12 +222,19 @@ class Job:
                 "mesh": mesh_shape.degrees,
                 # Those of rank 0 are stored.
                 "config": to_plain(self._config) if self._ranks.rank == 0 else {},
+                **(self._order() if self._ranks.rank == 0 else {}),
                 "torch": str(torch.__version__),
                 "threads": torch.get_num_threads(),
             },
             on_commit=self._on_commit,
             reached=self._points,
         )
+
+    def _order(self) -> dict[str, list[str]]:
+        """The order that torch numbers parameters in: the state has names only, the same on every mesh."""
+        training = self._built.training
+        groups = [str(group.get("name", f"group_{i}")) for i, group in enumerate(training.optimizer.param_groups)]
+        return {"parameters": list(training.model.named_parameters), "parameter_groups": list(dict.fromkeys(groups))}
 
     def _on_commit(self, commit: Commit) -> None:
         self._observer.on_commit(commit)

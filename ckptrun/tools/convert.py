@@ -9,6 +9,7 @@ from ckptrun.errors import ConfigError
 from ckptrun.tools.check_copy import check_copy
 from ckptrun.tools.convert_options import Options
 from ckptrun.tools.destination import Destination, require_apart
+from ckptrun.tools.optimizer_layout import number_optimizers
 from ckptrun.tools.selection import Selection, select
 from ckptrun.tools.sources.interface import Source
 from ckptrun.tools.targets.written import Advance, Written
@@ -53,6 +54,8 @@ def convert(
             f"{target} is not local: --to {options.to} writes to local paths only. Write there, and copy."
         )
     selection = select(source, only=options.only, keeps_prefix=options.keeps_prefix, dtype=options.dtype)
+    if options.to == "torch":
+        selection = number_optimizers(selection)
     passes = 2 if options.is_checked else 1
     advance = started(passes * sum(item.bytes for item in selection.items))
 

@@ -132,7 +132,7 @@ def _to_json(conversion: "Conversion", options: Options, *, seconds: float) -> d
         "became_zero": selection.rounding.zero,
         "checked": options.is_checked,
         "seconds": round(seconds, 6),
-        "notes": list(selection.source.remarks),
+        "notes": [*selection.source.remarks, *written.notes],
     }
 
 

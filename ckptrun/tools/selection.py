@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from ckptrun.errors import ConfigError
 from ckptrun.tools.convert_options import DTYPES
 from ckptrun.tools.sources.interface import Origin, Source, SourceLeaf, row_shape
 from ckptrun.tools.text import joined
+
+if TYPE_CHECKING:
+    from ckptrun.tools.optimizer_layout import NumberedOptimizer
 
 __all__ = ["Item", "Rounding", "Selection", "select"]
 
@@ -88,6 +92,8 @@ class Selection:
     shared: tuple[tuple[str, ...], ...]
     """Names of items that are the same memory."""
     origin: Origin
+    optimizers: tuple["NumberedOptimizer", ...] = ()
+    """Those whose leaves stand where torch's own optimizers want them."""
     rounding: Rounding = field(default_factory=Rounding)
     """Filled while tensors are read with ``rows(..., is_counted=True)``."""
 

@@ -141,7 +141,7 @@ def _remarks(flat: FlatState) -> list[str]:
     if flat.renamed:
         remarks.append(
             f"{len(flat.renamed):,} keys of dicts are no text and become text, as DCP does: {joined(flat.renamed)}. "
-            "An optimizer of torch does not find its state under them."
+            "(--to torch numbers those of an optimizer again.)"
         )
     if flat.empty:
         remarks.append(

@@ -20,7 +20,7 @@ __all__ = ["write_torch"]
 
 
 def write_torch(selection: Selection, working: Location, *, advance: Advance) -> Written:
-    """Write all leaves of ``selection``, nested as their paths say. Tied tensors stay tied.
+    """Write all leaves of ``selection``, nested as their paths say, optimizers as torch's own. Tied tensors stay tied.
 
     Args:
         selection: What is written.
@@ -35,10 +35,14 @@ def write_torch(selection: Selection, working: Location, *, advance: Advance) ->
     state: dict[str, Any] = {}
     places = Places(state)
     tensors = _Tensors(selection)
+    for optimizer in selection.optimizers:
+        optimizer.begin(state)
     for item in selection.items:
         # A copy, because what comes later may be placed inside it.
         places.put(item.path, tensors.of(item) if item.is_tensor else copy.deepcopy(item.leaf.value))
         advance(item.bytes)
+    for optimizer in selection.optimizers:
+        optimizer.finish(state)
     with Path(working.path).open("wb") as stream:
         save_to(stream, state)
         stream.flush()
@@ -48,6 +52,7 @@ def write_torch(selection: Selection, working: Location, *, advance: Advance) ->
         bytes=Path(working.path).stat().st_size,
         left_out=(),
         open=lambda: TorchSource(working, {item.name: item.path for item in selection.items}),
+        notes=tuple(note for optimizer in selection.optimizers for note in optimizer.notes()),
     )
 
 

@@ -21,5 +21,7 @@ class Written:
     """Of all files."""
     left_out: tuple[Item, ...]
     """What the format cannot hold."""
+    notes: tuple[str, ...] = ()
+    """What whoever loads it should know."""
     open: Callable[[], Source]
     """Opens it, for comparing."""
