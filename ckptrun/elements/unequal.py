@@ -65,6 +65,20 @@ class Piece:
         )
         return one, other
 
+    def differing(self) -> tuple[Tensor, Tensor]:
+        """Return all elements that differ, of both.
+
+        Shapes:
+            returns: (count,), (count,)
+        """
+        places = torch.from_numpy(self.places)
+        item = self.dtype.itemsize
+        one, other = (
+            torch.from_numpy(raw).view(-1, item)[places].contiguous().view(self.dtype).reshape(-1)
+            for raw in (self.one, self.other)
+        )
+        return one, other
+
     @property
     def _parts(self) -> int:
         return 2 if self.dtype.is_complex else 1

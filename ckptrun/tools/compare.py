@@ -10,9 +10,10 @@ Each checkpoint is read by a thread of its own. Memory is a few slabs of 8 MiB, 
 rows (along dim 0) of each where a row is longer than that.
 """
 
+import contextlib
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Self
@@ -25,6 +26,8 @@ from ckptrun.tools.source import Source, SourceLeaf
 
 __all__ = ["Comparison", "Side", "compare"]
 
+# Formats that have leaves only, and so no dict without any.
+_WITHOUT_EMPTY = ("torch", "safetensors", "dcp")
 _SLAB_BYTES = 8 * 2**20
 _AHEAD_BYTES = 3 * _SLAB_BYTES
 
@@ -52,6 +55,10 @@ class Comparison:
     only_in_b: list[str] = field(default_factory=list)
     not_compared: dict[str, str] = field(default_factory=dict)
     """Leaf -> why it cannot be compared."""
+    empty: list[str] = field(default_factory=list)
+    """Empty dicts and lists that only one has, and that the other's format cannot hold: no difference."""
+    names: tuple[str, ...] = ()
+    """All that take part, in the order of A."""
     bytes: int = 0
     """Of the tensors of A that were compared."""
 
@@ -77,7 +84,10 @@ def compare(
     found = Comparison(
         only_in_a=[name for name in a.names if name not in b.names],
         only_in_b=[name for name in b.names if name not in a.names],
+        names=tuple(dict.fromkeys([*a.names, *b.names])),
     )
+    found.only_in_a = _without_empty(found, found.only_in_a, a, b)
+    found.only_in_b = _without_empty(found, found.only_in_b, b, a)
     verdicts: dict[str, Difference | None] = {}
     tensors: list[str] = []
     for name in a.names:
@@ -98,6 +108,21 @@ def compare(
     found.equal = [name for name, verdict in verdicts.items() if verdict is None and name not in found.not_compared]
     found.differing = [verdict for name, verdict in verdicts.items() if verdict is not None]
     return found
+
+
+def _without_empty(found: Comparison, names: Sequence[str], one: Side, other: Side) -> list[str]:
+    """Leave out what holds nothing, where the format of the other could not say so."""
+    if other.source.format not in _WITHOUT_EMPTY:
+        return list(names)
+    empty = [name for name in names if _is_empty(one.leaf(name))]
+    found.empty.extend(empty)
+    return [name for name in names if name not in empty]
+
+
+def _is_empty(leaf: SourceLeaf) -> bool:
+    with contextlib.suppress(UnsupportedLeafError):
+        return not leaf.is_tensor and isinstance(leaf.value, dict | list) and not leaf.value
+    return False
 
 
 def _compare_tensors(

@@ -7,6 +7,9 @@ Leaves are paired by name. Tensors must agree in dtype, shape and every bit; pla
 of floats. The largest distance in ULP is the number of steps from one float to the next between two that stand at the
 same place: 0 between 0.0 and -0.0, 1 from the largest number to infinity; a NaN has none, and is counted instead.
 
+A summary of each component comes first; then the leaves that differ, the worst on top: what cannot be subtracted (other
+dtypes, NaNs, texts), then by relative difference. The largest absolute and relative differences stand beside the ULP.
+
 Memory is some slabs of 8 MiB, or two rows of each along the first dim where a row is longer.
 
 Exit codes: 0 equal; 2 there is no checkpoint, or nothing of that name; 3 different, or damaged; 4 no difference was
@@ -25,9 +28,10 @@ from ckptrun.tools.incomplete import add_incomplete
 from ckptrun.tools.near_names import near_names
 from ckptrun.tools.output import Column, Output, add_output_arguments
 from ckptrun.tools.pairing import hint_of_prefixes, keep_only, strip_prefix
-from ckptrun.tools.text import bytes_text, counted, cut_text, elements_text
+from ckptrun.tools.text import bytes_text, counted, cut_text, elements_text, joined
 
 if TYPE_CHECKING:
+    from ckptrun.elements.apart import Apart
     from ckptrun.tools.compare import Comparison, Side
     from ckptrun.tools.difference import Difference, Elements
 
@@ -42,7 +46,20 @@ _COLUMNS = [
     Column("first at"),
     Column("A", style="green"),
     Column("B", style="red"),
-    Column("largest ULP", right=True),
+    Column("largest absolute", right=True),
+    Column("relative", right=True),
+    Column("ULP", right=True),
+]
+_SUMMARY_COLUMNS = [
+    Column("component", style="bold"),
+    Column("equal", right=True, style="green"),
+    Column("differing", right=True, style="red"),
+    Column("only in A", right=True, style="red"),
+    Column("only in B", right=True, style="red"),
+    Column("elements", right=True),
+    Column("largest absolute", right=True),
+    Column("relative", right=True),
+    Column("ULP", right=True),
 ]
 
 
@@ -113,8 +130,15 @@ def _show(found: "Comparison", sides: Sequence["Side"], seconds: float, output: 
         )
         for remark in source.remarks:
             output.line(f"   note: {remark}")
+    from ckptrun.tools.diff_summary import summarise, worst_first
+
+    if found.names:
+        output.table(_SUMMARY_COLUMNS, [summary.to_row() for summary in summarise(found)])
+    if found.empty:
+        output.line(f"   note: empty, and nothing that the other format holds: {joined(found.empty)}; not counted.")
     if found.differing:
-        output.table(_COLUMNS, [_row(difference) for difference in found.differing[:_SHOWN]])
+        output.line("")
+        output.table(_COLUMNS, [_row(difference) for difference in list(worst_first(found.differing))[:_SHOWN]])
         _say_more(len(found.differing), output)
     for letter, names in (("A", found.only_in_a), ("B", found.only_in_b)):
         if names:
@@ -155,11 +179,26 @@ def _row(difference: "Difference") -> list[str]:
     what = ", ".join(difference.what)
     if difference.elements is None:
         a, b = (_side_text(described) for described in (difference.a, difference.b))
-        return [difference.leaf, what, "", "", a, b, ""]
+        return [difference.leaf, what, "", "", a, b, *_apart_texts(difference.apart), ""]
     elements = difference.elements
     a, b = _elements_texts(elements)
     count = f"{elements.differing:,} of {elements.total:,}"
-    return [difference.leaf, what, count, elements_text(elements.first_index), a, b, _ulp_text(elements)]
+    return [
+        difference.leaf,
+        what,
+        count,
+        elements_text(elements.first_index),
+        a,
+        b,
+        *_apart_texts(elements.apart),
+        _ulp_text(elements),
+    ]
+
+
+def _apart_texts(found: "Apart | None") -> list[str]:
+    from ckptrun.tools.diff_summary import number_text
+
+    return ["", ""] if found is None else [number_text(found.absolute), number_text(found.relative)]
 
 
 def _side_text(described: dict[str, Any]) -> str:
@@ -182,6 +221,8 @@ def _ulp_text(elements: "Elements") -> str:
 
 
 def _to_json(found: "Comparison", sides: Sequence["Side"], seconds: float) -> dict[str, Any]:
+    from ckptrun.tools.diff_summary import summarise
+
     described = {
         letter: {
             "path": side.source.address,
@@ -194,10 +235,12 @@ def _to_json(found: "Comparison", sides: Sequence["Side"], seconds: float) -> di
     }
     return described | {
         "is_equal": not found.is_different and not found.not_compared,
+        "components": [summary.to_json() for summary in summarise(found)],
         "equal": found.equal,
         "differing": [difference.to_json() for difference in found.differing],
         "only_in_a": found.only_in_a,
         "only_in_b": found.only_in_b,
+        "empty": found.empty,
         "not_compared": found.not_compared,
         "hint": _hint(sides) if _has_nothing_in_common(found) else None,
         "bytes": found.bytes,

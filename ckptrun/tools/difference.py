@@ -5,14 +5,16 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ckptrun.elements.apart import Apart, apart
 from ckptrun.elements.text import element_bits, element_json
 from ckptrun.elements.unequal import index_of, unequal_pieces
 from ckptrun.tools.source import SourceLeaf
 from ckptrun.values import canonical_bytes, encode
 
-__all__ = ["Difference", "Elements", "Tally", "tensors_alike", "values_alike"]
+__all__ = ["Difference", "Elements", "Tally", "apart_json", "tensors_alike", "values_alike"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,8 @@ class Elements:
     """See :mod:`ckptrun.elements.distance`; None for dtypes without a distance, and where only NaNs differ."""
     nans: int
     """Differing pairs with a NaN."""
+    apart: Apart | None = None
+    """The largest differences in value; None where no differing pair are numbers."""
 
     def to_json(self) -> dict[str, Any]:
         """Return it for ``--json``."""
@@ -42,6 +46,7 @@ class Elements:
             "first": {"index": list(self.first_index), **first},
             "largest_ulp": self.largest_ulp,
             "nans": self.nans,
+            **apart_json(self.apart),
         }
 
 
@@ -56,11 +61,33 @@ class Difference:
     """What the leaf is, as in JSON."""
     b: dict[str, Any]
     elements: Elements | None = None
+    apart: Apart | None = None
+    """Of two plain numbers."""
+
+    @property
+    def badness(self) -> tuple[bool, float, float]:
+        """The larger, the worse: what cannot be subtracted comes first, then numbers by their relative difference."""
+        apart = self.apart if self.elements is None else self.elements.apart
+        if apart is None:
+            return True, math.inf, math.inf
+        has_nan = self.elements is not None and self.elements.nans > 0
+        return has_nan, apart.relative, apart.absolute
 
     def to_json(self) -> dict[str, Any]:
         """Return it for ``--json``."""
         elements = None if self.elements is None else self.elements.to_json()
-        return {"leaf": self.leaf, "differs_in": list(self.what), "a": self.a, "b": self.b, "elements": elements}
+        found = {"leaf": self.leaf, "differs_in": list(self.what), "a": self.a, "b": self.b, "elements": elements}
+        return found | (apart_json(self.apart) if self.apart is not None else {})
+
+
+def apart_json(found: Apart | None) -> dict[str, Any]:
+    """Return it for ``--json``."""
+    if found is None:
+        return {"largest_absolute": None, "largest_relative": None}
+    return {
+        "largest_absolute": encode(found.absolute, name="largest_absolute"),
+        "largest_relative": encode(found.relative, name="largest_relative"),
+    }
 
 
 def tensors_alike(name: str, a: SourceLeaf, b: SourceLeaf) -> Difference | None:
@@ -86,7 +113,12 @@ def values_alike(name: str, a: SourceLeaf, b: SourceLeaf) -> Difference | None:
     """
     if canonical_bytes(a.value, name=name) == canonical_bytes(b.value, name=name):
         return None
-    return Difference(leaf=name, what=("value",), a=_describe(a), b=_describe(b))
+    one, other = a.value, b.value
+    are_floats = type(one) is float and type(other) is float
+    found = (
+        apart(torch.tensor(one, dtype=torch.float64), torch.tensor(other, dtype=torch.float64)) if are_floats else None
+    )
+    return Difference(leaf=name, what=("value",), a=_describe(a), b=_describe(b), apart=found)
 
 
 def _describe(leaf: SourceLeaf) -> dict[str, Any]:
@@ -113,6 +145,7 @@ class Tally:
         self._first: tuple[int, Tensor, Tensor] | None = None
         self._largest_ulp: int | None = None
         self._nans = 0
+        self._apart: Apart | None = None
 
     def add(self, first: int, a: Tensor, b: Tensor) -> None:
         """Compare a slab.
@@ -125,6 +158,8 @@ class Tally:
             if self._first is None:
                 at = int(piece.places[0])
                 self._first = first * self._row_elements + piece.first + at, *piece.elements(at)
+            found = apart(*piece.differing())
+            self._apart = self._apart if found is None else found | self._apart
             distance = piece.distance
             if distance is not None:
                 self._nans += distance.nans
@@ -144,5 +179,6 @@ class Tally:
             b=b,
             largest_ulp=self._largest_ulp,
             nans=self._nans,
+            apart=self._apart,
         )
         return Difference(leaf=name, what=("elements",), a=described, b=dict(described), elements=elements)

@@ -105,6 +105,8 @@ def in_json(value: Any) -> Any:
 def test_a_state_is_nested_again_for_torch(format: str, tmp_path: Path) -> None:
     saved = state()
     convert(write(format, saved, tmp_path / "source"), tmp_path / "target", "--to", "torch")
+    # torch's own optimizers want one, empty or not.
+    saved["optimizer"]["state"] = {}
     assert all_bits(torch.load(tmp_path / "target", weights_only=True)) == all_bits(saved)
 
 
@@ -501,7 +503,9 @@ def test_remote_places_are_written_as_ckptrun_only(tmp_path: Path) -> None:
     source = write("torch", state(), tmp_path / "a.pt")
     convert(source, "memory://converted/c", "--to", "ckptrun")
     convert("memory://converted/c", tmp_path / "b.pt", "--to", "torch")
-    assert all_bits(torch.load(tmp_path / "b.pt", weights_only=True)) == all_bits(state())
+    expected = state()
+    expected["optimizer"]["state"] = {}
+    assert all_bits(torch.load(tmp_path / "b.pt", weights_only=True)) == all_bits(expected)
     assert "is a committed checkpoint" in refused(source, "memory://converted/c", "--to", "ckptrun", code=2)
     assert "is not local" in refused(source, "memory://converted/x", "--to", "dcp", code=2)
     names = [path.rpartition("/")[2] for path in fsspec.filesystem("memory").ls("/converted/c", detail=False)]
