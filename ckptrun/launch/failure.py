@@ -6,12 +6,13 @@ import time
 import traceback
 from pathlib import Path
 
-import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 
 from ckptrun.console import say_error
 from ckptrun.errors import CkptrunError
 from ckptrun.files import EVENTS, append_line
+from ckptrun.launch.broken_connection import is_broken_connection, is_secondary
+from ckptrun.launch.error_place import words_of
 
 __all__ = ["has_spoken", "report_once", "speak_once"]
 
@@ -28,17 +29,17 @@ def report_once(
     belongs to the launcher and outlives the peer. A rank that the launcher has told to end says nothing of broken
     connections: the launcher knows why.
     """
-    secondary = _is_broken_connection(error)
+    secondary = is_secondary(error)
     if secondary and was_ended:
         return
     if not _claim(store, rank, patience_seconds=_PATIENCE_SECONDS if secondary else 0.0):
         return
-    _record(error, rank=rank, run_dir=run_dir)
+    _record(error, rank=rank, run_dir=run_dir, secondary=secondary)
     if interrupted or isinstance(error, KeyboardInterrupt):
         say_error("ckptrun: interrupted. Run the same command again to resume from the newest checkpoint.")
     elif isinstance(error, CkptrunError):
         say_error(f"ckptrun: {error}")
-    elif secondary:
+    elif is_broken_connection(error):
         say_error(
             f"ckptrun: rank {rank} lost contact with another rank, which ended without a word or was too slow "
             f"(launch.timeout_seconds): {str(error).splitlines()[0]}"
@@ -59,21 +60,18 @@ def has_spoken(store: Store) -> bool:
     return bool(store.check([_KEY]))
 
 
-def _record(error: BaseException, *, rank: int, run_dir: Path) -> None:
+def _record(error: BaseException, *, rank: int, run_dir: Path, secondary: bool = False) -> None:
     leaves = [str(leaf) for leaf in getattr(error, "leaves", ())]
     notes = " ".join(getattr(error, "__notes__", ()))
     facts = {
         "rank": rank,
-        "text": f"{type(error).__name__}: {error}{f' ({notes})' if notes else ''}",
+        "text": f"{words_of(error)}{f' ({notes})' if notes else ''}",
         "leaves": leaves,
         "component": getattr(error, "component", None) or (leaves[0].partition(".")[0] if leaves else None),
+        "secondary": secondary,
     }
     with contextlib.suppress(OSError):
         append_line(run_dir / EVENTS, {"event": "failure", **facts})
-
-
-def _is_broken_connection(error: BaseException) -> bool:
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def _claim(store: Store | None, rank: int, *, patience_seconds: float) -> bool:

@@ -65,7 +65,10 @@ def judge(evidence: Evidence, *, run_leg: RunLeg, controls: Callable[[], Sequenc
         compared = [_unjudged(check) for check in compared]
     known = {check.name for check in checks}
     checks += [check for check in compared if check.name not in known]
-    checks += [check_starts_replicas(evidence.starts), check_second_resume(evidence.starts, checks)]
+    checks += [
+        check_starts_replicas(evidence.starts),
+        check_second_resume(evidence.starts, checks, failed=evidence.failure),
+    ]
     asked = evidence.config.proof.controls != []
     is_different = any(check.status is Status.different for check in checks)
     if is_different and asked:
@@ -141,7 +144,7 @@ def _failed_resume(evidence: Evidence) -> list[Check]:
     if start is None:
         return []
     failure = start.failure
-    text = failure.text if failure is not None else "a rank ended without a word"
+    text = failure.text if failure is not None else "its ranks ended with exit code 0 before they were done"
     leaf = failure.leaves[0] if failure is not None and failure.leaves else None
     component = failure.component if failure is not None else None
     first = {

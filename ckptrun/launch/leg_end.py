@@ -11,6 +11,7 @@ from ckptrun.errors import RankFailedError
 from ckptrun.exit_codes import ExitCode
 from ckptrun.files import read_lines
 from ckptrun.launch.legs import TimedOutcome
+from ckptrun.launch.silent_end import spoken_or_seen
 from ckptrun.proof.ledger import ledger_file
 from ckptrun.proof.starts import read_failures
 
@@ -46,8 +47,5 @@ def why_incomplete(config: RunConfig, ended: TimedOutcome, *, last_step: int) ->
 
 
 def _words(run_dir: Path, ended: TimedOutcome) -> str:
-    said = read_failures(run_dir)
-    if said:
-        return f"rank {said[-1].rank}: {said[-1].text}"
-    killed = [f"rank {rank} was ended by signal {number}" for rank, number in sorted(ended.outcome.killed.items())]
-    return "; ".join(killed) or f"its ranks ended with exit code {ended.outcome.exit_code} without a word"
+    failure = spoken_or_seen(read_failures(run_dir)[::-1], ended.outcome, run_dir=run_dir)
+    return "interrupted" if failure is None else f"rank {failure.rank}: {failure.text}"

@@ -39,6 +39,7 @@ from ckptrun.launch.preflight import make_folder
 from ckptrun.launch.private_files import PrivateFiles, check_private
 from ckptrun.launch.proof_check import check_proof, reshaped
 from ckptrun.launch.proof_view import ProofView
+from ckptrun.launch.silent_end import spoken_or_seen
 from ckptrun.proof import Verdict
 from ckptrun.proof.judge import second_resumes
 from ckptrun.proof.starts import Start, read_failures, read_starts
@@ -169,7 +170,7 @@ class _Proof:
             last = starts[-1] if len(starts) > index else Start(index=index)
             # Ranks that failed before they could say that they were there belong to this start, not to the last one.
             said = read_failures(self._config.run_dir)[failures:]
-            last.failure = said[0] if said else None
+            last.failure = spoken_or_seen(said, ended.outcome, run_dir=self._config.run_dir, start=index)
             struck = [f for f in self._record.fired() if f.index not in known and not f.kind.is_silent]
             self._view.started(last, struck, ended)
             if last.ended == "end" and not self._wants_another(starts, ended):
@@ -237,7 +238,7 @@ class _Proof:
         ended: TimedOutcome | None,
         what: str,
         *,
-        why: str = "a rank ended without a word",
+        why: str = "its ranks ended with exit code 0 before they were done",
     ) -> int:
         """The job does not run at all: nothing is proved, and the error is its own."""
         verdict = judge_failed(starts, what, why=why)

@@ -7,6 +7,7 @@ nothing. So a model that sleeps is at work, though FSDP has called it, and a mod
 import functools
 import sys
 import sysconfig
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
@@ -15,7 +16,7 @@ import torch
 
 import ckptrun
 
-__all__ = ["Stand", "describe", "is_of_checkpoint", "stand_of"]
+__all__ = ["Stand", "describe", "is_of_checkpoint", "is_of_torch", "is_of_user_file", "short_file", "stand_of"]
 
 
 class Stand(StrEnum):
@@ -134,8 +135,19 @@ def describe(frame: FrameType | None) -> str:
     return f"{_place(inner)}, called from {_place(own)}"
 
 
+def is_of_torch(file: str, *, below: Sequence[str]) -> bool:
+    """Whether ``file`` is one of torch's, below one of these folders."""
+    path = _resolved(file) if file else ""
+    return path.startswith(tuple(f"{_TORCH}{folder}" for folder in below))
+
+
+def is_of_user_file(file: str) -> bool:
+    """Whether ``file`` is neither this package's nor a library's."""
+    return not _resolved(file).startswith(_OURS) and not _is_library(file)
+
+
 def _place(frame: FrameType) -> str:
-    return f"{_short(frame.f_code.co_filename)}:{frame.f_lineno} in {frame.f_code.co_name}"
+    return f"{short_file(frame.f_code.co_filename)}:{frame.f_lineno} in {frame.f_code.co_name}"
 
 
 @functools.cache
@@ -163,8 +175,8 @@ def _is_python(path: str) -> bool:
 
 
 @functools.cache
-def _short(file: str) -> str:
-    """A path as a user would write it: from the working folder, or from the folder that it is imported from."""
+def short_file(file: str) -> str:
+    """Return a path as a user would write it: from the working folder, or from the folder that it is imported from."""
     path = _resolved(file)
     here = f"{Path.cwd()}/"
     if path.startswith(here) and not _is_library(file):

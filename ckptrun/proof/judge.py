@@ -236,12 +236,26 @@ def second_resumes(starts: Sequence[Start]) -> list[Start]:
     return strictly or [start for start in resumed[1:] if start.resumed_from in _committed_by(starts, after=1)]
 
 
-def check_second_resume(starts: Sequence[Start], others: Sequence[Check]) -> Check:
-    """``second_resume``: a checkpoint taken by a resumed run was resumed from, and what came of it is equal too."""
+def check_second_resume(starts: Sequence[Start], others: Sequence[Check], *, failed: Start | None = None) -> Check:
+    """``second_resume``: a checkpoint taken by a resumed run was resumed from, and what came of it is equal too.
+
+    Args:
+        starts: Of the run.
+        others: The checks that were made of it.
+        failed: The start that ended in a way that was not planned.
+    """
     second = second_resumes(starts)
     if not second:
         detail = "no start went on from a checkpoint that a resumed start had saved"
         return Check(name="second_resume", status=Status.not_verified, detail=detail)
+    if failed is not None and failed.index >= second[0].index:
+        detail = f"resumed again at step {second[0].step}, and start {failed.index + 1} could not go on"
+        return Check(
+            name="second_resume",
+            status=Status.different,
+            detail=detail,
+            blame=failed.failure.component if failed.failure is not None else None,
+        )
     bad = [check for check in second[0].checks if check.status is Status.different]
     late = [c for c in others if c.status is Status.different and _step_of(c) > second[0].step]
     worst = bad or late

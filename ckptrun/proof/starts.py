@@ -20,6 +20,8 @@ class Failure:
     leaves: Sequence[str] = ()
     component: str | None = None
     """The component that was being loaded, or that the leaves are of."""
+    is_secondary: bool = False
+    """Whether the rank has only seen that another one was gone."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,7 +70,13 @@ def read_failures(run_dir: Path) -> list[Failure]:
 
 
 def _failure(facts: Mapping[str, Any]) -> Failure:
-    return Failure(rank=facts["rank"], text=facts["text"], leaves=facts["leaves"], component=facts["component"])
+    return Failure(
+        rank=facts["rank"],
+        text=facts["text"],
+        leaves=facts["leaves"],
+        component=facts["component"],
+        is_secondary=facts.get("secondary", False),
+    )
 
 
 def _add(start: Start, kind: str, facts: Mapping[str, Any]) -> None:
