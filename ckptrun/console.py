@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -32,10 +33,23 @@ def short_path(path: Path | str) -> str:
     return str(path)
 
 
-def aligned(rows: Mapping[str, str]) -> str:
-    """Return name-value rows as lines, aligned."""
-    width = max(map(len, rows))
-    return "\n".join(f"  {name.ljust(width)}  {value}" for name, value in rows.items())
+def aligned(rows: Mapping[str, str], *, width: int | None = None) -> str:
+    """Return name-value rows as lines, aligned; values that go beyond ``width`` go on below, words kept whole."""
+    names = max(map(len, rows))
+    lines = []
+    for name, value in rows.items():
+        parts = [value] if width is None else _wrapped(value, width - names - 4)
+        lines += [f"  {(name if not at else '').ljust(names)}  {part}".rstrip() for at, part in enumerate(parts)]
+    return "\n".join(lines)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    lines = text.splitlines() or [""]
+    return [
+        part
+        for line in lines
+        for part in textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False) or [""]
+    ]
 
 
 def summarise(rows: Mapping[str, str]) -> None:

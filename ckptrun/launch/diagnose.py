@@ -216,7 +216,8 @@ class _Inquiry:
             blame, shown = mismatch.component, describe(mismatch)
             first = {**mismatch.as_difference(), "operation": what}
         else:
-            blame, shown = operation.component, what
+            blame = operation.component
+            shown = f"{what} ({operation.values})" if operation.values else what
             first = {
                 "step": operation.step,
                 "rank": operation.rank,
@@ -227,6 +228,8 @@ class _Inquiry:
                 "got": operation.got,
                 "ulp": None,
                 **({} if operation.element is None else operation.element.as_json()),
+                "what": operation.what,
+                "part": operation.part,
                 "operation": what,
                 "ledger": mismatch.as_difference(),
             }

@@ -8,6 +8,7 @@ from ckptrun.checkpoint.commit import list_committed
 from ckptrun.checkpoint.layout import step_folder
 from ckptrun.fault import Fired
 from ckptrun.files import read_lines
+from ckptrun.launch.blamed_code import code_of
 from ckptrun.launch.diagnose import Diagnosis, Suspect, diagnose
 from ckptrun.launch.evidence import Evidence
 from ckptrun.launch.legs import TimedOutcome
@@ -77,8 +78,10 @@ def judge(evidence: Evidence, *, run_leg: RunLeg, controls: Callable[[], Sequenc
     else:
         checks.append(check_controls(controls() if asked else [], asked=asked))
     checks += _damage_unnoticed(evidence)
+    verdict = verdict_of(checks)
     return replace(
-        verdict_of(checks),
+        verdict,
+        advice=f"{verdict.advice}{code_of(evidence.config, verdict.blame)}" if verdict.advice else "",
         path=str(evidence.config.run_dir),
         not_exercised=not_exercised(occurred(evidence)),
         not_covered=not_covered,

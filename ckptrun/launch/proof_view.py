@@ -14,7 +14,9 @@ from ckptrun.proof.starts import Start
 __all__ = ["ProofView", "text_of"]
 
 _LEG = "  {:<18} {:<78} {:>6.1f} s"
-_LONGEST = 240
+# A reason that is longer than this holds somebody's stack.
+_LONGEST = 800
+_WIDTH = 80
 
 
 class ProofView:
@@ -64,7 +66,7 @@ class ProofView:
 def text_of(verdict: Verdict) -> str:
     """What a person wants to know of a verdict: every check of one that is equal, else what differs, in ten lines."""
     rows = _equal_rows(verdict) if verdict.status is Status.equal else _other_rows(verdict)
-    return aligned({**rows, **_uncovered_rows(verdict), "details": f"{verdict.path}/verdict.json"})
+    return aligned({**rows, **_uncovered_rows(verdict), "details": f"{verdict.path}/verdict.json"}, width=_WIDTH)
 
 
 def _uncovered_rows(verdict: Verdict) -> dict[str, str]:
@@ -86,6 +88,8 @@ def _line(check: Check) -> str:
 def _other_rows(verdict: Verdict) -> dict[str, str]:
     blame = f" (blame: {verdict.blame})" if verdict.blame else ""
     rows = {"verdict": f"{verdict.status.upper()}{blame}", "reason": _cut(verdict.reason)}
+    if verdict.advice:
+        rows["look at"] = verdict.advice
     if verdict.first_difference is not None:
         rows |= _difference_rows(verdict.first_difference)
     for status in (Status.different, Status.not_verified, Status.equal):
@@ -101,7 +105,8 @@ def _difference_rows(first: Mapping[str, Any]) -> dict[str, str]:
     rows = {"first": ", ".join(text for text in where if not text.endswith("None"))}
     for side in ("expected", "got"):
         bits = first.get(f"{side}_bits")
-        rows[side] = _cut(f"{first[side]}" + (f"  bits {bits}" if bits else ""))
+        if first.get(side) is not None or bits:
+            rows[side] = _cut(f"{first[side]}" + (f"  bits {bits}" if bits else ""))
     if first.get("ulp") is not None:
         rows["apart"] = f"{first['ulp']} ULP"
     return rows

@@ -27,8 +27,6 @@ __all__ = [
     "step_like",
 ]
 
-_FLOATS = {"loss": "loss", "gradient_norm": "gradient norm", "learning_rate": "learning rate"}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerComparison:
@@ -105,12 +103,7 @@ def step_like(expected: Path, got: Path, mismatch: Mismatch) -> int | None:
 
 def describe(mismatch: Mismatch) -> str:
     """Say what two runs do not agree on."""
-    ulp = "" if mismatch.ulp is None else f" ({mismatch.ulp} ULP apart)"
-    values = f"{mismatch.expected} in the reference, {mismatch.got} here"
-    if mismatch.field in _FLOATS and isinstance(mismatch.expected, str) and isinstance(mismatch.got, str):
-        numbers = f"{float.fromhex(mismatch.expected)!r} and {float.fromhex(mismatch.got)!r}"
-        values = f"{numbers}, bits {mismatch.expected} and {mismatch.got}"
-    return f"step {mismatch.step}, rank {mismatch.rank}, {_FLOATS.get(mismatch.field, mismatch.field)}: {values}{ulp}"
+    return str(mismatch)
 
 
 def check_loads(starts: Sequence[Start]) -> Check:

@@ -77,6 +77,20 @@ class Mismatch:
             return with_bits(**{side: float.fromhex(value) for side, value in values.items()})
         return values
 
+    def __str__(self) -> str:
+        where = f"step {self.step}, rank {self.rank}"
+        if self.field.startswith(_RNG) and self.field.count(".") == 1:
+            return f"{where}: random stream {self.field.removeprefix(_RNG)} stands elsewhere than in the reference"
+        if self.field == "batch":
+            return f"{where}: the batch is another one than in the reference"
+        if self.field in _FLOATS and all(isinstance(value, str) for value in (self.expected, self.got)):
+            one, other = (repr(float.fromhex(value)) for value in (self.expected, self.got))
+            apart = "" if self.ulp is None else f" ({self.ulp} ULP apart)"
+            return f"{where}: {self.field.replace('_', ' ')} {one} in the reference, {other} here{apart}"
+        if self.field in _COMPONENT_OF:
+            return f"{where}: {self.field} {self.expected} in the reference, {self.got} here"
+        return f"{where}: '{self.field}' has other bits than in the reference"
+
     def as_difference(self) -> dict[str, Any]:
         """In the form of ``verdict.json``."""
         return {

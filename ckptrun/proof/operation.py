@@ -1,5 +1,6 @@
 """The first operation that two traced runs did not do alike: what it is, whose it is, and which bits differ."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -40,6 +41,7 @@ class What(StrEnum):
 
 
 _BEGIN = "begin"
+_DIGEST = re.compile(r"[0-9a-f]{32}")
 # What a step may find when it begins, and whose it is.
 _FOUND = {
     What.stream: "rng",
@@ -90,6 +92,18 @@ class Operation:
         if self.what is What.option and self.name.rpartition(".")[2] in _RATES:
             return "schedule"
         return _FOUND.get(self.what, "model")
+
+    @property
+    def values(self) -> str:
+        """The two values, as numbers where there are some; empty where digests are all there is."""
+        if self.element is not None:
+            place = f"[{', '.join(map(str, self.element.index))}] " if self.element.index else ""
+            apart = "" if self.element.ulp is None else f", {self.element.ulp} ULP apart"
+            return f"{place}{self.element.expected} in the reference, {self.element.got} here{apart}"
+        if self.what in (What.option, What.scale) or "absent" in (self.expected, self.got):
+            one, other = ("there" if _DIGEST.fullmatch(value) else value for value in (self.expected, self.got))
+            return f"{one} in the reference, {other} here"
+        return ""
 
     @property
     def comes_before_backward(self) -> bool:

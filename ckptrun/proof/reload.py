@@ -24,6 +24,7 @@ from ckptrun.state import preserved, stream_digests
 __all__ = ["Difference", "check_loaded", "check_reload", "check_replicas", "check_resumed"]
 
 _SHOWN = 3
+_ABSENT = "absent"
 # A schedule writes it: when both differ, the schedule was first.
 _RATE = re.compile(r"optimizer\.param_groups\..*\.lr")
 
@@ -184,6 +185,14 @@ def _first_part(live: Any, name: str, folder: str) -> DifferingPart | None:
     return first_entry(saved, live, name=name)
 
 
+def _how(first: Difference) -> str:
+    if first.expected == _ABSENT:
+        return f"'{first.leaf}' was not saved"
+    if first.got == _ABSENT:
+        return f"'{first.leaf}' did not come back"
+    return f"'{first.leaf}' came back with other bits"
+
+
 def _compare(name: str, expected: Mapping[str, str], got: Mapping[str, str], *, step: int, ranks: Ranks) -> Check:
     own = [
         Difference(
@@ -191,8 +200,8 @@ def _compare(name: str, expected: Mapping[str, str], got: Mapping[str, str], *, 
             rank=ranks.rank,
             component=leaf.partition(".")[0],
             leaf=leaf,
-            expected=expected.get(leaf, "absent"),
-            got=got.get(leaf, "absent"),
+            expected=expected.get(leaf, _ABSENT),
+            got=got.get(leaf, _ABSENT),
         )
         for leaf in sorted(expected.keys() | got.keys(), key=lambda leaf: (_RATE.fullmatch(leaf) is not None, leaf))
         if expected.get(leaf) != got.get(leaf)
@@ -207,7 +216,7 @@ def _compare(name: str, expected: Mapping[str, str], got: Mapping[str, str], *, 
         return Check(
             name=name,
             status=Status.different,
-            detail=f"step {step}: {shown}{more}: expected digest {first.expected}, got {first.got}",
+            detail=f"step {step}: {shown}{more}: {_how(first)}",
             first_difference={**asdict(first), "index": None, "ulp": None},
         )
     if compared == 0:

@@ -100,11 +100,9 @@ def _first(mismatches: Iterable[Mismatch | None]) -> Mismatch | None:
 
 
 def _different(name: str, first: Mismatch, how: str) -> Check:
-    ulp = "" if first.ulp is None else f" ({first.ulp} ULP apart)"
     return Check(
         name=name,
         status=Status.different,
-        detail=f"step {first.step}, {how}: {first.field} on rank {first.rank} was {first.expected}, now {first.got}"
-        f"{ulp}",
+        detail=f"{first}; {how}",
         first_difference=first.as_difference(),
     )

@@ -7,6 +7,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from ckptrun.proof.advice import advice
+
 __all__ = ["Check", "Status", "Verdict", "read_verdict", "verdict_of"]
 
 
@@ -70,6 +72,8 @@ class Verdict:
     blame: str | None = None
     """The component at fault."""
     reason: str = field(default="")
+    advice: str = ""
+    """What usually causes it, and where to look; empty where everything is equal or nothing useful is known."""
     path: str | None = None
     """The run folder."""
     not_exercised: Sequence[str] = ()
@@ -90,6 +94,7 @@ class Verdict:
             "first_difference": None if self.first_difference is None else dict(self.first_difference),
             "blame": self.blame,
             "reason": self.reason,
+            "advice": self.advice,
             "not_exercised": list(self.not_exercised),
             "not_covered": list(self.not_covered),
         }
@@ -106,6 +111,7 @@ def read_verdict(run_dir: Path) -> Verdict:
         reason=content["reason"],
         path=str(run_dir),
         # A version before these were told has left none.
+        advice=content.get("advice", ""),
         not_exercised=tuple(content.get("not_exercised", ())),
         not_covered=tuple(content.get("not_covered", ())),
     )
@@ -120,10 +126,12 @@ def verdict_of(checks: Sequence[Check]) -> Verdict:
     if not worst:
         return Verdict(status=Status.equal, checks=checks)
     first, is_different = worst[0].first_difference, worst[0].status is Status.different
+    blame = worst[0].blame or (first["component"] if first is not None and is_different else None)
     return Verdict(
         status=worst[0].status,
         checks=checks,
         first_difference=first,
-        blame=worst[0].blame or (first["component"] if first is not None and is_different else None),
+        blame=blame,
         reason=f"{worst[0].name}: {worst[0].detail}",
+        advice=advice(worst[0].name, worst[0].detail, blame=blame, first=first),
     )

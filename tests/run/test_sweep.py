@@ -113,7 +113,8 @@ def test_a_cell_that_fails_does_not_stop_the_others_and_one_without_sense_is_ski
     assert [cell["verdict"] for cell in cells] == ["failed", "skipped", "equal", "skipped"]
     assert [cell["exit_code"] for cell in cells] == [1, 2, 0, 2]
     failed, skipped = cells[0], cells[1]
-    assert failed["reason"] == "exit code 1: ValueError: the user's own mistake"
+    assert failed["reason"].startswith("exit code 1: ValueError: the user's own mistake, at ")
+    assert "user code/mine.py:" in failed["reason"]
     assert failed["save"] is None
     assert (tmp_path / failed["path"] / "events.jsonl").is_file()
     assert "launch.nproc=2 makes no sense with parallelism=none" in skipped["reason"]
