@@ -108,7 +108,7 @@ def test_a_start_that_fails_when_it_is_watched_leaves_the_difference_without_a_n
     found = diagnose(suspect_of(evidence), evidence, run_leg=run_leg)
     assert asked[0] == "traced_reference"
     assert (found.is_known, found.is_deterministic) == (True, True)
-    assert "traced run failed: its ranks ended with exit code 1" in found.text
+    assert "traced run failed: rank 0: ended with exit code 1 without a word" in found.text
 
 
 def test_a_leg_is_whole_only_with_every_step_of_every_rank(tmp_path) -> None:
@@ -118,7 +118,7 @@ def test_a_leg_is_whole_only_with_every_step_of_every_rank(tmp_path) -> None:
     (tmp_path / "ledger/rank_00001.jsonl").write_text((tmp_path / "ledger/rank_00000.jsonl").read_text())
     assert why_incomplete(config, ended(0), last_step=STEPS) is None
     killed = TimedOutcome(outcome=Outcome(exit_code=1, killed={1: 9}), seconds=0.1)
-    assert why_incomplete(config, killed, last_step=STEPS) == "rank 1 was ended by signal 9"
+    assert why_incomplete(config, killed, last_step=STEPS).startswith("rank 1: was ended by SIGKILL (")
 
 
 def test_controls_that_fail_half_way_are_not_made(tmp_path) -> None:
