@@ -84,6 +84,7 @@ class Builder:
             accumulate=accumulate,
             clip_norm=train.clip_norm,
             samples_per_step=train.micro_batch * accumulate * mesh_shape.data_parallel,
+            may_change_early=_has_code_of_the_user(config),
             save=None
             if checkpoint.mode is SaveMode.none
             else SaveInterval(interval_steps=checkpoint.interval_steps, last_step=train.steps),
@@ -263,6 +264,15 @@ class Builder:
         if not isinstance(dataset, Dataset | IterableDataset) and not hasattr(dataset, "__getitem__"):
             raise ConfigError(f"data._target_={config.target} made a {type(dataset).__name__}, not a torch dataset.")
         return dataset  # type: ignore[no-any-return]  # anything with __getitem__ and __len__ will do
+
+
+def _has_code_of_the_user(config: RunConfig) -> bool:
+    """Whether anything but ckptrun's own parts and torch's optimizers runs in a step.
+
+    That may change the state at any moment: ``Embedding(max_norm=)`` and clamps in forward, hooks in backward.
+    """
+    groups = (config.model, config.data, config.optimizer, config.schedule)
+    return bool(config.components) or any(isinstance(group, Custom) for group in groups)
 
 
 def _weights_of(model: ParallelModel) -> Callable[[], Mapping[str, Tensor]]:

@@ -7,6 +7,7 @@ The tree::
     |- CheckpointError             (RuntimeError)       something about one checkpoint
     |  |- CheckpointNotFoundError  (FileNotFoundError)  no committed checkpoint where one was asked for
     |  |- CheckpointExistsError    (FileExistsError)    a committed checkpoint would be overwritten
+    |  |- SaveRefusedError                              what a save was about to commit is not what was live
     |  |- CheckpointDamagedError                        what lies on storage is not what was written
     |  |  |- ManifestError                              manifest.json cannot be trusted
     |  |  |- ShardFileError                             a shard file cannot be trusted
@@ -32,6 +33,7 @@ __all__ = [
     "InternalError",
     "ManifestError",
     "RankFailedError",
+    "SaveRefusedError",
     "ShardFileError",
     "StateMismatchError",
     "UnsupportedLeafError",
@@ -60,6 +62,20 @@ class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
 
 class CheckpointExistsError(CheckpointError, FileExistsError):
     """A committed checkpoint stands where a new one should go, and overwriting was not asked for."""
+
+
+class SaveRefusedError(CheckpointError):
+    """What a save was about to commit is not what was live when it was requested. Nothing of it is committed.
+
+    ``leaves`` holds the names of the leaves that show it, and ``check`` that of the check of a proof that has found it
+    thereby. (For the default see StateMismatchError.)
+    """
+
+    check = "saved_equals_live"
+
+    def __init__(self, message: str, *, leaves: Sequence[str] = (), folder: str | None = None) -> None:
+        super().__init__(message, folder=folder)
+        self.leaves = tuple(leaves)
 
 
 class CheckpointDamagedError(CheckpointError):

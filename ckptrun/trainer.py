@@ -51,6 +51,9 @@ class LoopPlan:
     samples_per_step: int
     save: SaveInterval | None
     """None: nothing is saved."""
+    may_change_early: bool = True
+    """Whether anything but the update at the end of a step may change the state: buffers and parameters in forward or
+    backward, a dataset that is its own state. False only where all that runs until then is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,9 +155,11 @@ class Trainer:
     def _train_step(self) -> StepFacts:
         began = time.perf_counter()
         training = self._training
+        if self._plan.may_change_early or training.model.has_buffers:
+            # A save may still copy the state, which must be as it was requested.
+            self._manager.wait_staged()
         loss = self._forward_backward()
-        # Forward no longer changes buffers, so what a save still copies was true when it was requested; from here on
-        # parameters and moments change.
+        # From here on parameters and moments change.
         self._manager.wait_staged()
         step = training.progress.step + 1
         self._observer.reached(FaultPoint.after_backward, step)
@@ -192,9 +197,6 @@ class Trainer:
         """Accumulate gradients over the micro-batches of one step; return this rank's mean loss."""
         training, passes = self._training, self._plan.accumulate
         step = training.progress.step + 1
-        if training.model.has_buffers:
-            # Forward changes buffers in place.
-            self._manager.wait_staged()
         total = torch.zeros((), device=training.device)
         for index in range(passes):
             inputs, targets = training.stream.next_batch()

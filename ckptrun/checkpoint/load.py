@@ -16,6 +16,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 
+from ckptrun.checkpoint.backend import locate
+from ckptrun.checkpoint.consistency import require_consistent
 from ckptrun.checkpoint.manager import no_point
 from ckptrun.checkpoint.manifest import Manifest, read_manifest
 from ckptrun.checkpoint.state import Path, SavedLeaf, TrainingState, is_per_rank, name_of
@@ -67,7 +69,7 @@ def load(
         CheckpointDamagedError: What lies there is not what was written.
         ConfigError: The selection names a component that neither side has.
     """
-    manifest = ranks.decide(lambda: read_manifest(folder))
+    manifest = ranks.decide(lambda: _read_manifest(folder))
     saved = _saved_leaves(manifest)
     resized = manifest.world_size != ranks.world_size
     wanted = _wanted(state, {path[0] for path in saved}, selection, resized=resized)
@@ -92,6 +94,12 @@ def load(
         left_out=tuple(name for name in state.components if name not in wanted),
         run=manifest.run,
     )
+
+
+def _read_manifest(folder: str) -> Manifest:
+    manifest = read_manifest(folder)
+    require_consistent(manifest, locate(folder).name, place=folder)
+    return manifest
 
 
 def _saved_leaves(manifest: Manifest) -> dict[Path, SavedLeaf]:

@@ -36,8 +36,8 @@ from ckptrun.checkpoint.state import Path, TrainingState, is_per_rank, name_of
 from ckptrun.checkpoint.storage import ShardWriter
 from ckptrun.config.checkpoint import SaveMode
 from ckptrun.config.fault import FaultPoint
-from ckptrun.digest import digest_leaves
-from ckptrun.errors import CheckpointError, CkptrunError, InternalError
+from ckptrun.digest import digest_leaves, digest_with_parts, part_digests
+from ckptrun.errors import CheckpointError, CkptrunError, InternalError, SaveRefusedError
 from ckptrun.forks import this_process
 from ckptrun.ranks import Ranks
 
@@ -60,6 +60,8 @@ class SaveRequest:
     """Leaf name -> digest of this rank's own values."""
     replica_conflicts: tuple[str, ...]
     """Leaves that several ranks hold and that were not the same on all of them."""
+    parts: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Leaf name -> what tells whether a copy of what this rank holds is the same; where copies are compared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +198,8 @@ class CheckpointManager:
         self._reached(FaultPoint.at_request, step)
         if self._stager is not None:
             self._stager.on_copy = partial(self._reached, FaultPoint.staging, step)
+            if self._stager.overlapped:
+                self._stager.on_copied = partial(_require_as_requested, request)
         paths = {name_of(path): path for path in leaves}
         writer = ShardWriter(
             self._root.child(step_name(step)),
@@ -291,13 +295,17 @@ class CheckpointManager:
                 self._stager.close()
 
     def _request(self, leaves: Mapping[Path, Any], step: int) -> SaveRequest:
-        digests = digest_state(leaves)
+        if self._stager is not None and self._stager.overlapped:
+            digests, parts = digest_with_parts({name_of(path): value for path, value in leaves.items()})
+        else:
+            digests, parts = digest_state(leaves), {}
         self._merged_digests, conflicts = _merge(digests, leaves, self._ranks)
         return SaveRequest(
             step=step,
             folder=str(self._root.child(step_name(step))),
             digests=digests,
             replica_conflicts=tuple(conflicts),
+            parts=parts,
         )
 
     def _write(self, named: dict[str, Any], writer: ShardWriter) -> Any:
@@ -378,6 +386,24 @@ def _merge(own: Mapping[str, str], leaves: Mapping[Path, Any], ranks: Ranks) -> 
 def hash_of(digests: Mapping[str, str]) -> str:
     """One digest of many, independent of their order."""
     return digest_leaves({"all": sorted(digests.items())})["all"]
+
+
+def _require_as_requested(request: SaveRequest, copied: Mapping[str, Any]) -> None:
+    """Refuse a copy that is not what was live at the request, however it came to that. In the thread that copies.
+
+    Counters of changes do not see all of them: not what goes through ``.data``, NumPy or a raw pointer.
+    """
+    found = part_digests(copied)
+    wrong = [name for name in sorted(request.parts) if found.get(name) != request.parts[name]]
+    if wrong:
+        more = f" and {len(wrong) - 1} more leaves were" if len(wrong) > 1 else " was"
+        raise SaveRefusedError(
+            f"The save of step {request.step} is not committed: leaf '{wrong[0]}'{more} changed between the request "
+            f"and the end of the copy. Nothing was written to {request.folder}; earlier checkpoints are untouched. "
+            "Something changes the state outside of the optimizer's step: use checkpoint.overlapped_staging=false.",
+            leaves=wrong,
+            folder=request.folder,
+        )
 
 
 def _bare(value: Any) -> Any:

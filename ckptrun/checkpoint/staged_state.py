@@ -25,7 +25,7 @@ from ckptrun.checkpoint.checkpointable import StagedShards, is_checkpointable, s
 from ckptrun.checkpoint.host_memory import Lease, shared_memory
 from ckptrun.checkpoint.tensor_bytes import detached
 from ckptrun.embedded import holds_tensor
-from ckptrun.errors import CheckpointError, UnsupportedLeafError
+from ckptrun.errors import SaveRefusedError, UnsupportedLeafError
 from ckptrun.values import kind_name
 
 __all__ = ["StagedState", "Survey"]
@@ -197,10 +197,12 @@ class _Source:
 
     def require_unchanged(self) -> None:
         if (_version(self.tensor), _version(self.watched)) != self.versions:
-            raise CheckpointError(
-                f"Leaf '{_name_of(self.path)}' was changed while it was copied for a save, so the copy may be of "
-                "neither the one moment nor the other. Nothing is saved of it. Wait for the copy before the "
-                "state is changed: HostStager.wait(), or overlapped_staging=false."
+            name = _name_of(self.path)
+            raise SaveRefusedError(
+                f"Leaf '{name}' was changed while it was copied for a save, so the copy may be of neither the one "
+                "moment nor the other. Nothing is saved of it. Wait for the copy before the state is changed: "
+                "HostStager.wait(), or checkpoint.overlapped_staging=false.",
+                leaves=[name],
             )
 
 
@@ -236,7 +238,7 @@ class Survey:
         """Copy all tensors into ``lease``. They must not change meanwhile.
 
         Raises:
-            CheckpointError: One has changed since the survey, before its copy was complete; names it.
+            SaveRefusedError: One has changed since the survey, before its copy was complete; names it.
         """
         memory = torch.from_numpy(lease.array)
         for source, place in zip(self._sources, self._places, strict=True):

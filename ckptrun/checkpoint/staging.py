@@ -90,7 +90,7 @@ class HostStager(AsyncStager):
 
         Raises:
             MemoryError, RuntimeError: There is not enough host memory.
-            CheckpointError: A leaf was changed meanwhile; it is named.
+            SaveRefusedError: A leaf was changed meanwhile; it is named.
         """
         own = self._own.get()
         if own.copying is not None:
@@ -103,8 +103,8 @@ class HostStager(AsyncStager):
         ready = _record_streams(survey.devices)
         before = [*ready, self.on_copy]
         if own.executor is None:
-            return _copy(survey, lease, before, self.on_copied)
-        own.copying = own.executor.submit(_copy, survey, lease, before, self.on_copied)
+            return _copy_and_tell(survey, lease, before, self.on_copied)
+        own.copying = own.executor.submit(_copy_and_tell, survey, lease, before, self.on_copied)
         return own.copying
 
     def wait(self) -> None:
@@ -152,12 +152,16 @@ def _nothing(*_: object) -> None:
     """Nobody wants to know."""
 
 
-@torch.no_grad()
-def _copy(
+def _copy_and_tell(
     survey: Survey, lease: Lease, before: list[Callable[[], None]], after: Callable[[Mapping[str, Any]], None]
 ) -> dict[str, Any]:
-    for call in before:
-        call()
-    copied = survey.fill(lease)
+    copied = _copy(survey, lease, before)
     after(copied)
     return copied
+
+
+@torch.no_grad()
+def _copy(survey: Survey, lease: Lease, before: list[Callable[[], None]]) -> dict[str, Any]:
+    for call in before:
+        call()
+    return survey.fill(lease)

@@ -28,12 +28,13 @@ from ckptrun.checkpoint import dcp_process as dcp_process  # for what it does in
 from ckptrun.checkpoint.backend import Url, locate
 from ckptrun.checkpoint.collection import collection_paused
 from ckptrun.checkpoint.commit import commit, hold_save, require_free, working_folder
+from ckptrun.checkpoint.consistency import contradictions
 from ckptrun.checkpoint.layout import new_save_id
 from ckptrun.checkpoint.manifest import Manifest, read_manifest
 from ckptrun.checkpoint.read_rank import read_rank, to_metadata
 from ckptrun.checkpoint.save_report import RankReport, SaveFacts, build_manifest
 from ckptrun.checkpoint.write_rank import SaveTarget, check_plan, write_rank
-from ckptrun.errors import CheckpointError, InternalError
+from ckptrun.errors import CheckpointError, InternalError, SaveRefusedError
 from ckptrun.forks import Process, this_process
 
 __all__ = ["ShardReader", "ShardWriter"]
@@ -191,6 +192,7 @@ class ShardWriter(StorageWriter):
 
         Raises:
             CheckpointError: What the ranks wrote does not make a checkpoint.
+            SaveRefusedError: What is said of the run contradicts what was saved, or the name of the folder.
             OSError: From the storage.
         """
         self._require_own_process()
@@ -200,12 +202,23 @@ class ShardWriter(StorageWriter):
         try:
             with collection_paused():
                 manifest = build_manifest(metadata, reports, self._facts, save_id=self._ticket.save_id)
+            self._require_consistent(manifest)
             commit(self._target, manifest, reached=self._reached)
             # dcp.save() returns it.
             metadata.version = CURRENT_DCP_VERSION
             metadata.storage_meta = StorageMeta(checkpoint_id=self.checkpoint_id, save_id=manifest.save_id)
         finally:
             self._release()
+
+    def _require_consistent(self, manifest: Manifest) -> None:
+        found = contradictions(manifest, self._target.name)
+        if found:
+            raise SaveRefusedError(
+                f"{self._target} is not committed, because it would contradict itself: {found[0]}. Earlier "
+                "checkpoints are untouched.",
+                leaves=[one.leaf for one in found if one.leaf is not None],
+                folder=str(self._target),
+            )
 
     def _require_own_process(self) -> None:
         if self._process is not this_process():

@@ -62,7 +62,8 @@ class CheckpointConfig:
     cached_staging: bool = True
     """Reuse host buffers from save to save."""
     overlapped_staging: bool = False
-    """Copy to host memory while the next forward and backward run; only async modes."""
+    """Copy to host memory beside the next step, up to where the state may change: the optimizer step, but the beginning
+    of the step where code of yours runs in it; only async modes."""
     resume: int | str = "auto"
     """``auto``: the newest committed checkpoint, if any; ``none``: start anew; a step of this run; or the path of a
     checkpoint, a run or a folder of checkpoints, which counts until this run has a checkpoint of its own."""

@@ -49,7 +49,7 @@ What follows from it
 Must not know files, formats or what a leaf means.
 """
 
-from ckptrun.digest.leaves import digest, digest_leaves
+from ckptrun.digest.leaves import digest, digest_leaves, digest_with_parts, part_digests
 from ckptrun.digest.sums import Sums, chunk_sums, finish
 
-__all__ = ["Sums", "chunk_sums", "digest", "digest_leaves", "finish"]
+__all__ = ["Sums", "chunk_sums", "digest", "digest_leaves", "digest_with_parts", "finish", "part_digests"]

@@ -23,7 +23,7 @@ from ckptrun.digest.tally import Tally
 from ckptrun.errors import UnsupportedLeafError
 from ckptrun.values import canonical_bytes
 
-__all__ = ["digest", "digest_leaves"]
+__all__ = ["digest", "digest_leaves", "digest_with_parts", "part_digests"]
 
 
 def digest(value: Any) -> str:
@@ -50,21 +50,49 @@ def digest_leaves(leaves: Mapping[str, Any]) -> dict[str, str]:
     Raises:
         UnsupportedLeafError: There is no digest for a leaf; the message names it.
     """
+    return digest_with_parts(leaves)[0]
+
+
+def digest_with_parts(leaves: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return what :func:`digest_leaves` returns, and beside it what :func:`part_digests` returns, in one pass."""
+    with torch.no_grad():
+        values, tensors = _sorted_out(leaves)
+        rows = _rows_of(tensors)
+        table = _own_sums(rows)
+        parts = values | _parts_of(table, rows)
+        _add_over_ranks(table, rows)
+        return values | _finished(tensors, table, rows), parts
+
+
+def part_digests(leaves: Mapping[str, Any]) -> dict[str, str]:
+    """Return, for each leaf, something that is equal only if what this rank holds of it has the same bits.
+
+    No collective; only for comparing the same leaves in the same layout on the same rank, on whatever device.
+
+    Raises:
+        UnsupportedLeafError: There is no digest for a leaf; the message names it.
+    """
+    with torch.no_grad():
+        values, tensors = _sorted_out(leaves)
+        rows = _rows_of(tensors)
+        return values | _parts_of(_own_sums(rows), rows)
+
+
+def _sorted_out(leaves: Mapping[str, Any]) -> tuple[dict[str, str], "list[_Leaf]"]:
+    """Return the digests of plain values, and the tensors, by name."""
     digests: dict[str, str] = {}
     tensors: list[_Leaf] = []
-    with torch.no_grad():
-        for name in sorted(leaves):
-            value = leaves[name]
-            if isinstance(value, Tensor):
-                tensors.append(
-                    _sharded(name, value)
-                    if type(value) is not Tensor and isinstance(value, DTensor)
-                    else _local(name, value)
-                )
+    for name in sorted(leaves):
+        value = leaves[name]
+        if isinstance(value, Tensor):
+            # The type first: it is quicker to see, and nearly always that.
+            if type(value) is not Tensor and isinstance(value, DTensor):
+                tensors.append(_sharded(name, value))
             else:
-                digests[name] = finish_value(canonical_bytes(value, name=name))
-        digests.update(_digest_tensors(tensors))
-    return digests
+                tensors.append(_local(name, value))
+        else:
+            digests[name] = finish_value(canonical_bytes(value, name=name))
+    return digests, tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,11 +177,21 @@ def _own_memory(name: str, tensor: Tensor) -> Tensor:
         return tensor.detach().as_subclass(Tensor)
 
 
-def _digest_tensors(leaves: Sequence[_Leaf]) -> dict[str, str]:
-    """Sum up, add over ranks, and take of each leaf the first candidate whose sizes fit on all ranks."""
-    rows: list[tuple[_Leaf, _Candidate]] = [(leaf, way) for leaf in leaves for way in leaf.candidates]
-    table = _own_sums(rows)
-    _add_over_ranks(table, rows)
+def _rows_of(leaves: "Sequence[_Leaf]") -> "list[tuple[_Leaf, _Candidate]]":
+    return [(leaf, way) for leaf in leaves for way in leaf.candidates]
+
+
+def _parts_of(table: Tensor, rows: "Sequence[tuple[_Leaf, _Candidate]]") -> dict[str, str]:
+    """From the sums of this rank's chunks alone, of each leaf's first candidate that fits here."""
+    parts: dict[str, str] = {}
+    for (leaf, _), (first, second, misfits) in zip(rows, table.tolist(), strict=True):
+        if misfits == 0 and leaf.name not in parts:
+            parts[leaf.name] = f"{leaf.dtype} {tuple(leaf.local.shape)} {first} {second}"
+    return parts
+
+
+def _finished(leaves: "Sequence[_Leaf]", table: Tensor, rows: "Sequence[tuple[_Leaf, _Candidate]]") -> dict[str, str]:
+    """Take of each leaf the first candidate whose sizes fit on all ranks."""
     digests: dict[str, str] = {}
     for (leaf, _), (first, second, misfits) in zip(rows, table.tolist(), strict=True):
         if misfits == 0 and leaf.name not in digests:

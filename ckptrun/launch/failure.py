@@ -67,6 +67,7 @@ def _record(error: BaseException, *, rank: int, run_dir: Path, secondary: bool =
         "rank": rank,
         "text": f"{words_of(error)}{f' ({notes})' if notes else ''}",
         "leaves": leaves,
+        "check": getattr(error, "check", None),
         "component": getattr(error, "component", None) or (leaves[0].partition(".")[0] if leaves else None),
         "secondary": secondary,
     }

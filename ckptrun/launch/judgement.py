@@ -51,9 +51,11 @@ def judge(evidence: Evidence, *, run_leg: RunLeg, controls: Callable[[], Sequenc
     checks = [check_faults(evidence.planned, evidence.fired)] if evidence.planned else []
     checks += check_finite(read_lines(ledger_file(evidence.legs.folder("reference"), 0)))
     checks += _noisy(evidence.starts)
-    checks += [check_saved(_committed(evidence), damaged=_still_damaged(evidence)), check_loads(evidence.starts)]
+    refused = _refused_save(evidence)
+    checks.append(refused or check_saved(_committed(evidence), damaged=_still_damaged(evidence)))
+    checks.append(check_loads(evidence.starts))
     checks.append(check_nothing_lost(evidence.starts, damaged=_damage(evidence), last_step=evidence.config.train.steps))
-    checks += _failed_resume(evidence)
+    checks += _failed_resume(evidence) if refused is None else []
     differ = check_saves_differ(_committed(evidence), _ledgers(evidence))
     checks.append(differ or _only_one_save())
     outside, not_covered = evidence.outside.judge()
@@ -89,8 +91,13 @@ def judge(evidence: Evidence, *, run_leg: RunLeg, controls: Callable[[], Sequenc
 
 
 def judge_failed(starts: Sequence[Start], what: str, *, why: str) -> Verdict:
-    """The verdict when the job itself does not run; ``why`` is for ranks that have not said it themselves."""
+    """The verdict when the job itself does not run; ``why`` is for ranks that have not said it themselves.
+
+    One that ends because a save refused to commit what was not live is a difference, found by the engine itself.
+    """
     failure = starts[-1].failure if starts else None
+    if failure is not None and failure.check is not None:
+        return verdict_of([_of_failure(starts[-1], failure.check, f"{what} ended: ")])
     text = failure.text if failure is not None else why
     return Verdict(status=Status.not_verified, checks=(), reason=f"{what} failed: {text}")
 
@@ -141,11 +148,23 @@ def _noisy(starts: Sequence[Start]) -> list[Check]:
     return found[:1]
 
 
+def _refused_save(evidence: Evidence) -> Check | None:
+    """A save that was refused because it was not of what was live."""
+    start = evidence.failure
+    if start is None or start.failure is None or start.failure.check is None:
+        return None
+    return _of_failure(start, start.failure.check, "")
+
+
 def _failed_resume(evidence: Evidence) -> list[Check]:
     """A resume that ends in an error: the job does not survive."""
     start = evidence.failure
-    if start is None:
-        return []
+    return (
+        [] if start is None else [_of_failure(start, "resume", f"start {start.index + 1} of the run could not go on: ")]
+    )
+
+
+def _of_failure(start: Start, name: str, what: str) -> Check:
     failure = start.failure
     text = failure.text if failure is not None else "its ranks ended with exit code 0 before they were done"
     leaf = failure.leaves[0] if failure is not None and failure.leaves else None
@@ -161,8 +180,8 @@ def _failed_resume(evidence: Evidence) -> list[Check]:
         "ulp": None,
     }
     who = "" if failure is None else f"rank {failure.rank}: "
-    detail = f"start {start.index + 1} of the run could not go on: {who}{text}"
-    return [Check(name="resume", status=Status.different, detail=detail, first_difference=first, blame=component)]
+    detail = f"{what}{who}{text}"
+    return Check(name=name, status=Status.different, detail=detail, first_difference=first, blame=component)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

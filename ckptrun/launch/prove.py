@@ -40,7 +40,7 @@ from ckptrun.launch.private_files import PrivateFiles, check_private
 from ckptrun.launch.proof_check import check_proof, reshaped
 from ckptrun.launch.proof_view import ProofView
 from ckptrun.launch.silent_end import spoken_or_seen
-from ckptrun.proof import Verdict
+from ckptrun.proof import Status, Verdict
 from ckptrun.proof.judge import second_resumes
 from ckptrun.proof.starts import Start, read_failures, read_starts
 
@@ -246,6 +246,8 @@ class _Proof:
         failure = starts[-1].failure if starts else None
         say_error(f"ckptrun: {what} failed: {failure.text if failure else why}")
         say_error(f"         what its ranks printed: {self._config.run_dir}/logs, {self._config.run_dir}/proof/*/logs")
+        if verdict.status is Status.different:
+            return verdict.exit_code
         # A rank that ends in the middle of its work may say 0.
         return (ended.outcome.exit_code if ended is not None else 0) or ExitCode.failed
 

@@ -2,7 +2,8 @@
 
 The digests in a manifest were taken from the live state at the request, before a byte was staged or written. Here they
 are made anew from the files, after the ranks have ended. A save that was torn by training that went on meanwhile, that
-wrote the tensors of an earlier save, or that storage has damaged since, comes out otherwise.
+wrote the tensors of an earlier save, or that storage has damaged since, comes out otherwise. So does a checkpoint that
+says another step than its folder or the state in it.
 
 Reads files only; needs no process group.
 """
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckptrun.checkpoint.backend import Location, Url, locate
+from ckptrun.checkpoint.consistency import contradictions, step_of
 from ckptrun.checkpoint.layout import parse_step
 from ckptrun.checkpoint.manifest import Leaf, Manifest, read_manifest
 from ckptrun.checkpoint.read_files import ShardFiles
@@ -103,7 +105,14 @@ def _examine(place: Location) -> _Examined:
             found.is_gone, found.unknown = True, f"{found.folder} is gone"
             return found
         manifest = read_manifest(place)
-        found.step = _step_in(manifest, found.step)
+        found.step = step_of(manifest, place.name)
+        wrong = contradictions(manifest, place.name)
+        if wrong:
+            leaf = manifest.leaves.get(wrong[0].leaf or "")
+            found.damage = _Damage(
+                leaf=leaf, what=f"{found.folder}: {wrong[0]}", expected=wrong[0].other, got=wrong[0].what
+            )
+            return found
         with ShardFiles(place, manifest.files) as files:
             digests = digests_of_files(files, manifest)
     except (CheckpointDamagedError, CheckpointNotFoundError) as error:
@@ -115,11 +124,6 @@ def _examine(place: Location) -> _Examined:
     else:
         _compare(found, manifest, digests)
     return found
-
-
-def _step_in(manifest: Manifest, otherwise: int | None) -> int | None:
-    step = manifest.run.get("step")
-    return step if isinstance(step, int) else otherwise
 
 
 def _compare(found: _Examined, manifest: Manifest, digests: Mapping[str, str]) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ckptrun.checkpoint.backend import Url, locate
-from ckptrun.checkpoint.layout import parse_step
+from ckptrun.checkpoint.consistency import step_of
 from ckptrun.checkpoint.manifest import read_manifest
 from ckptrun.errors import CheckpointDamagedError, CheckpointNotFoundError
 from ckptrun.proof.blame import component_of, difference_of
@@ -97,8 +97,8 @@ def _read(folder: Url, counts: Callable[[str], bool]) -> _Save | None:
         manifest = read_manifest(place)
     except (CheckpointDamagedError, CheckpointNotFoundError):
         return None
-    step = manifest.run.get("step", parse_step(place.name))
-    if not isinstance(step, int):
+    step = step_of(manifest, place.name)
+    if step is None:
         return None
     leaves = [leaf for leaf in manifest.leaves.values() if leaf.is_tensor and counts(leaf.name)]
     return _Save(

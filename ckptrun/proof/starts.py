@@ -22,6 +22,8 @@ class Failure:
     """The component that was being loaded, or that the leaves are of."""
     is_secondary: bool = False
     """Whether the rank has only seen that another one was gone."""
+    check: str | None = None
+    """The check of a proof that has found a difference by that; None: the failure is the job's own."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -76,6 +78,7 @@ def _failure(facts: Mapping[str, Any]) -> Failure:
         leaves=facts["leaves"],
         component=facts["component"],
         is_secondary=facts.get("secondary", False),
+        check=facts.get("check"),
     )
 
 

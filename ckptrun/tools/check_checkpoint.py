@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from ckptrun.checkpoint.backend import Location
+from ckptrun.checkpoint.consistency import contradictions
 from ckptrun.checkpoint.layout import MANIFEST
 from ckptrun.checkpoint.manifest import Chunk, Leaf, Manifest, read_manifest
 from ckptrun.errors import CheckpointNotFoundError, ManifestError
@@ -70,6 +71,10 @@ def check_checkpoint(
         findings.damage.append(Damage(kind=DamageKind.manifest, file=MANIFEST, expected="a manifest", found=what))
         return findings
     findings.manifest = manifest
+    findings.damage += [
+        Damage(kind=DamageKind.contradiction, file=MANIFEST, leaf=wrong.leaf, expected=wrong.other, found=wrong.what)
+        for wrong in contradictions(manifest, folder.name)
+    ]
     _note(findings, folder, manifest)
     checks = _checks_of(folder, manifest, started(sum(file.bytes for file in manifest.files.values())))
     _run(checks)

@@ -13,6 +13,8 @@ class DamageKind(StrEnum):
 
     manifest = "manifest"
     """The manifest cannot be trusted, so nothing else could be checked."""
+    contradiction = "contradiction"
+    """The manifest, which is what was written, contradicts the folder's name or what was saved."""
     missing = "missing"
     """A file that the manifest names is not there."""
     length = "length"

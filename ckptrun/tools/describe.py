@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ckptrun.checkpoint.layout import parse_step
+from ckptrun.checkpoint.consistency import contradictions, step_of
 from ckptrun.checkpoint.manifest import FORMAT, Leaf, Manifest
 from ckptrun.tools.leaf_tree import component_of
 from ckptrun.tools.text import bytes_text, counted, cut
@@ -17,7 +17,6 @@ __all__ = [
     "mesh_text",
     "remark_of",
     "sharding_text",
-    "step_of",
     "stored_bytes",
     "ties_of",
     "when_text",
@@ -25,11 +24,6 @@ __all__ = [
 
 _VALUE_WIDTH = 48
 _SHOWN_APART = ("step", "world_size", "mesh", "torch", "config")
-
-
-def step_of(manifest: Manifest, name: str) -> Any:
-    """Return the step that the run gave, or that the folder's name says; None where neither does."""
-    return manifest.run.get("step", parse_step(name))
 
 
 def when_text(manifest: Manifest) -> str:
@@ -79,8 +73,10 @@ def checkpoint_facts(manifest: Manifest, name: str) -> dict[str, str]:
     values = len(manifest.leaves) - len(tensors)
     step, mesh = step_of(manifest, name), mesh_text(manifest)
     size = sum(file.bytes for file in manifest.files.values())
+    wrong = "; ".join(map(str, contradictions(manifest, name)))
     facts = {
         "step": None if step is None else str(step),
+        "CONTRADICTS ITSELF": wrong or None,
         "saved": when_text(manifest),
         "torch": manifest.torch,
         "ranks": str(manifest.world_size),
@@ -110,7 +106,8 @@ def checkpoint_json(manifest: Manifest, path: str, name: str) -> dict[str, Any]:
     return {
         "path": path,
         "format": FORMAT,
-        "step": encode(step_of(manifest, name), name="step"),
+        "step": step_of(manifest, name),
+        "contradictions": [str(wrong) for wrong in contradictions(manifest, name)],
         "created": manifest.created,
         "torch": manifest.torch,
         "world_size": manifest.world_size,

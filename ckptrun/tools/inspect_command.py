@@ -3,7 +3,8 @@
 PATH is a checkpoint, a run, or a folder of checkpoints: a local path or any fsspec URL. Only manifests are read, and
 with --leaf the bytes that are shown, which are checked. Leaves are a tree on a terminal, and full names in a pipe.
 
-Exit codes: 0; 2 there is no checkpoint, or no such leaf; 3 damaged.
+Exit codes: 0; 2 there is no checkpoint, or no such leaf; 3 damaged, or it says another step, mesh or number of ranks
+than what was saved, or its folder.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import pprint
 from collections.abc import Mapping
 
 from ckptrun.checkpoint.backend import Location
+from ckptrun.checkpoint.consistency import contradictions
 from ckptrun.checkpoint.manifest import Leaf, Manifest, read_manifest
 from ckptrun.errors import ConfigError
 from ckptrun.exit_codes import ExitCode
@@ -73,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         output.json(checkpoint_json(manifest, str(place), place.name))
     else:
         _show_checkpoint(place, manifest, args.depth, output)
-    return ExitCode.done
+    return ExitCode.different if contradictions(manifest, place.name) else ExitCode.done
 
 
 def _show_run(root: Location, args: argparse.Namespace, output: Output) -> int:

@@ -5,6 +5,7 @@ from typing import Any
 
 from ckptrun.checkpoint.backend import Location
 from ckptrun.checkpoint.commit import list_in_flight, list_leftovers
+from ckptrun.checkpoint.consistency import contradictions
 from ckptrun.checkpoint.layout import LeftoverKind, parse_leftover, parse_step
 from ckptrun.checkpoint.manifest import Manifest, read_manifest
 from ckptrun.errors import CheckpointNotFoundError, ManifestError
@@ -39,7 +40,7 @@ class _Checkpoint:
     name: str
     manifest: Manifest | None
     damage: str | None
-    """Why the manifest cannot be trusted."""
+    """Why the manifest cannot be trusted, or what it contradicts."""
 
     def to_json(self) -> dict[str, Any]:
         head = {"name": self.name, "step": parse_step(self.name), "damage": self.damage}
@@ -136,7 +137,10 @@ def list_run(root: Location) -> Listing:
 def _read(folder: Location) -> _Checkpoint | None:
     """None for one that was removed since it was listed."""
     try:
-        return _Checkpoint(name=folder.name, manifest=read_manifest(folder), damage=None)
+        manifest = read_manifest(folder)
+        wrong = "; ".join(map(str, contradictions(manifest, folder.name)))
+        damage = f"{folder} contradicts itself: {wrong}" if wrong else None
+        return _Checkpoint(name=folder.name, manifest=manifest, damage=damage)
     except CheckpointNotFoundError:
         return None
     except ManifestError as error:
