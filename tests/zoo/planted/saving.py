@@ -117,13 +117,14 @@ class StateOfTheFirstSave(Bug):
     def plant(self) -> None:
         saving, first = during(CheckpointManager, "save"), {}
 
-        @wrap(TrainingState, "leaves")
-        def leaves(original, state):
+        @wrap(TrainingState, "collect")
+        def collect(original, state):
+            leaves, kinds = original(state)
             if not saving:
-                return original(state)
+                return leaves, kinds
             if not first:
-                first.update({p: v.clone() if isinstance(v, Tensor) else v for p, v in original(state).items()})
-            return dict(first)
+                first.update({p: v.clone() if isinstance(v, Tensor) else v for p, v in leaves.items()})
+            return dict(first), kinds
 
 
 class LastNotAwaited(Bug):
