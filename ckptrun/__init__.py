@@ -9,7 +9,7 @@ L1     model, data, optimizer, schedule, precision, parallelism, state, checkpoi
 L2     trainer, proof
 L3     build
 L4     launch, tools
-L5     app, __main__, pytest_plugin
+L5     command_line, app, __main__, pytest_plugin
 =====  ============================================================================================================
 
 The public names are imported on first use, so that ``import ckptrun`` and ``ckptrun --help`` load no torch.

@@ -1,18 +1,26 @@
-"""The Hydra entry: compose the config, check it, and start ranks, or be one. Torch-free until then."""
+"""The entry of a run, a proof or a sweep: compose the config, check it, and start ranks, or be one.
 
+Torch-free until ranks start. A plain run is composed here; Hydra's own entry answers ``--cfg`` and ``--info``, takes a
+folder of choices of the user's own, and expands sweeps. Whatever is wrong with a config is one line, and exit code 2.
+"""
+
+import contextlib
 import os
 import sys
 import time
+from collections.abc import Generator
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from ckptrun.config.compose import CONF_DIR
-from ckptrun.config.overrides import open_dicts
+from ckptrun.command_line import CommandLine, read_command_line
+from ckptrun.config.choices import EXPERIMENT
+from ckptrun.config.compose import CONF_DIR, checked, config_from
+from ckptrun.config.mistakes import FAULTS_OF_A_CONFIG, explained
 from ckptrun.config.register import register
-from ckptrun.config.run import RunConfig, check_world, from_hydra
+from ckptrun.config.run import RunConfig, check_world
 from ckptrun.console import say_error
 from ckptrun.errors import CkptrunError
 from ckptrun.exit_codes import ExitCode, exit_code_of
@@ -22,42 +30,92 @@ from ckptrun.launch.sweep import Sweep
 __all__ = ["main"]
 
 _PATIENCE_SECONDS = 3.0
+_RAISE = "HYDRA_FULL_ERROR"
 
 
 def main() -> None:
     """Run the command line; ends the process with the exit codes of the README."""
+    try:
+        line = read_command_line(sys.argv[1:])
+        code = _run(config_from(line.overrides)) if line.is_plain else _by_hydra(line)
+    except CkptrunError as error:
+        code = _report(error)
+    sys.exit(code)
+
+
+def _by_hydra(line: CommandLine) -> int:
+    """Let Hydra answer, compose or sweep."""
     register()
-    sys.argv[1:] = open_dicts(sys.argv[1:])
-    sweep = Sweep(sys.argv[1:], rank=int(os.environ["RANK"]) if _is_rank() else None)
+    sys.argv[1:] = [*line.hydra_overrides, *line.flags]
+    sweep = Sweep(line.hydra_overrides, rank=int(os.environ["RANK"]) if _is_rank() else None)
+    if line.is_sweep:
+        sweep.check_place()
     outcome: list[int] = []
 
     @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
     def composed(config: DictConfig) -> None:
-        if HydraConfig.get().mode is RunMode.MULTIRUN:
-            sweep.run_cell(lambda: _checked(config), _start)
-        else:
-            outcome.append(_run(config))
+        with _as_before():
+            if HydraConfig.get().mode is RunMode.MULTIRUN:
+                sweep.run_cell(lambda: _prepared(_composed_by_hydra(config)), _start)
+            else:
+                outcome.append(_run(_composed_by_hydra(config)))
 
     try:
-        composed()
+        with _raising():
+            composed()
+    except FAULTS_OF_A_CONFIG as error:
+        if not sweep.has_begun:
+            sweep.discard()
+        raise explained(error, line.overrides) from error
     except SystemExit as ended:
-        # Hydra ends with 1 and a message of its own when it cannot compose; the job itself has not begun then.
+        # Hydra has a message of its own; the job itself has not begun then.
         if ended.code not in (None, 0) and not outcome and not sweep.has_begun:
             sweep.discard()
-            sys.exit(ExitCode.config)
+            return ExitCode.config
         raise
     if sweep.has_begun:
-        sys.exit(sweep.finish())
-    sys.exit(outcome[0] if outcome else ExitCode.done)
+        return sweep.finish()
+    return outcome[0] if outcome else ExitCode.done
 
 
-def _checked(composed: DictConfig) -> RunConfig:
+@contextlib.contextmanager
+def _raising() -> Generator[None]:
+    """Let Hydra raise what goes wrong, where it would print its own view of it and end the process."""
+    before = os.environ.get(_RAISE)
+    os.environ[_RAISE] = "1"
+    try:
+        yield
+    finally:
+        _put_back(before)
+
+
+@contextlib.contextmanager
+def _as_before() -> Generator[None]:
+    """Within ``_raising``: the environment of the user, which ranks inherit."""
+    os.environ.pop(_RAISE, None)
+    try:
+        yield
+    finally:
+        os.environ[_RAISE] = "1"
+
+
+def _put_back(before: str | None) -> None:
+    os.environ.pop(_RAISE, None)
+    if before is not None:
+        os.environ[_RAISE] = before
+
+
+def _composed_by_hydra(composed: DictConfig) -> RunConfig:
     hydra_config = HydraConfig.get()
-    config = from_hydra(
+    return checked(
         composed,
         overrides=list(hydra_config.overrides.task),
-        experiment=hydra_config.runtime.choices.get("experiment"),
+        experiment=hydra_config.runtime.choices.get(EXPERIMENT),
     )
+
+
+def _prepared(config: RunConfig) -> RunConfig:
+    """``config``, once it is known to fit what starts the ranks."""
     if _is_rank():
         check_world(config, int(os.environ["WORLD_SIZE"]))
         check_under_launcher(config)
@@ -66,17 +124,18 @@ def _checked(composed: DictConfig) -> RunConfig:
     return config
 
 
-def _run(composed: DictConfig) -> int:
-    try:
-        return _start(_checked(composed))
-    except CkptrunError as error:
-        # Every rank finds the same mistake; one message is enough.
-        if os.environ.get("RANK", "0") == "0":
-            say_error(f"ckptrun: {error}")
-        else:
-            # The launcher ends all ranks when the first one does: let rank 0 be heard.
-            time.sleep(_PATIENCE_SECONDS)
-        return exit_code_of(error)
+def _run(config: RunConfig) -> int:
+    return _start(_prepared(config))
+
+
+def _report(error: CkptrunError) -> int:
+    # Every rank finds the same mistake; one message is enough.
+    if os.environ.get("RANK", "0") == "0":
+        say_error(f"ckptrun: {error}")
+    else:
+        # The launcher ends all ranks when the first one does: let rank 0 be heard.
+        time.sleep(_PATIENCE_SECONDS)
+    return exit_code_of(error)
 
 
 def _is_rank() -> bool:

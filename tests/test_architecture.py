@@ -31,7 +31,7 @@ LAYERS = [
     {"trainer", "proof"},
     {"build"},
     {"launch", "tools"},
-    {"app", "__main__", "pytest_plugin"},
+    {"command_line", "app", "__main__", "pytest_plugin"},
 ]
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 # Within a layer: who may import whom.
@@ -50,6 +50,7 @@ SIDEWAYS = {
     ("fault", "checkpoint"),
     ("launch", "tools"),
     ("__main__", "app"),
+    ("app", "command_line"),
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 

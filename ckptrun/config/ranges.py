@@ -7,10 +7,19 @@ from ckptrun.errors import ConfigError
 __all__ = ["at_least", "between", "named_pattern_list", "not_empty"]
 
 
+_LARGEST = 2**63
+
+
 def at_least(key: str, value: float | None, minimum: float) -> None:
-    """Raise ConfigError unless ``value`` is unset or at least ``minimum``."""
-    if value is not None and not value >= minimum:
+    """Raise ConfigError unless ``value`` is unset or a finite number that is at least ``minimum``."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{key} must be a number, got {value!r}.")
+    if not value >= minimum:
         raise ConfigError(f"{key} must be at least {minimum}, got {value}.")
+    if value >= _LARGEST:
+        raise ConfigError(f"{key}={value} is too large.")
 
 
 def between(key: str, value: float | None, low: float, high: float) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from ckptrun.config.checkpoint import CheckpointConfig
 from ckptrun.config.custom import Custom
@@ -142,15 +141,12 @@ def folder_name(overrides: Iterable[str], *, distinct: bool = False) -> str:
 def from_hydra(composed: DictConfig, *, overrides: Sequence[str], experiment: str | None) -> RunConfig:
     """Turn Hydra's config into a checked RunConfig; from here on no DictConfig exists.
 
+    What OmegaConf raises passes unchanged: :func:`ckptrun.config.compose.checked` translates it.
+
     Raises:
         ConfigError: A value is out of range or contradicts another; names the key.
     """
-    try:
-        config = OmegaConf.to_object(composed)
-    except OmegaConfBaseException as error:
-        if isinstance(error.__cause__, ConfigError):
-            raise error.__cause__ from None
-        raise ConfigError(str(error)) from error
+    config = OmegaConf.to_object(composed)
     if not isinstance(config, RunConfig):
         raise ConfigError(f"The config is a {type(config).__name__}, not a RunConfig; keep 'base_run' in the defaults.")
     config.run.name = config.run.name or default_run_name(overrides)
@@ -170,7 +166,7 @@ def check(config: RunConfig) -> None:
         if isinstance(choice, Custom):
             choice.check_target(group)
     for name, spec in config.components.items():
-        if not isinstance(spec, dict) or not spec.get("_target_") or set(spec) - {"_target_", "args"}:
+        if not _is_component(spec):
             raise ConfigError(
                 f"components.{name} must be {{_target_: my_module.MyClass, args: {{...}}}}, got {spec!r}."
             )
@@ -180,6 +176,16 @@ def check(config: RunConfig) -> None:
     _check_data_fits_model(config)
     _check_choice_works_with_parallelism(config)
     check_world(config, config.ranks)
+
+
+def _is_component(spec: Any) -> bool:
+    return (
+        isinstance(spec, dict)
+        and isinstance(spec.get("_target_"), str)
+        and spec["_target_"] != ""
+        and isinstance(spec.get("args", {}), dict)
+        and not set(spec) - {"_target_", "args"}
+    )
 
 
 def _check_controls(config: RunConfig) -> None:

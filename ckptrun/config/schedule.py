@@ -51,6 +51,8 @@ class MultiStepConfig(ScheduleConfig):
 
     def __post_init__(self) -> None:
         at_least("schedule.factor", self.factor, 0)
+        for step in self.milestones:
+            at_least("schedule.milestones", step, 1)
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ConfigError(f"schedule.milestones must ascend, got {list(self.milestones)}.")
 

@@ -1,5 +1,6 @@
 """Section ``train``: the loop itself."""
 
+import math
 from dataclasses import dataclass, field
 
 from ckptrun.config.ranges import at_least, between, named_pattern_list
@@ -46,7 +47,7 @@ class TrainConfig:
         between("train.seed", self.seed, 0, 2**63)
         between("train.ema_decay", self.ema_decay, 0.0, 1.0)
         named_pattern_list("train.freeze", self.freeze)
-        if self.clip_norm is not None and self.clip_norm <= 0:
+        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
             raise ConfigError(f"train.clip_norm must be above 0, got {self.clip_norm}; use null to clip nothing.")
         if self.global_batch is not None and self.accumulate != 1:
             raise ConfigError(

@@ -27,9 +27,12 @@ from ckptrun.exit_codes import ExitCode, exit_code_of
 from ckptrun.launch.cell import CellVerdict, Traces, judge, save_figures
 from ckptrun.launch.lock import RunLock
 from ckptrun.launch.signal_watch import SignalWatch
-from ckptrun.launch.sweep_record import SweepRecord
+from ckptrun.launch.sweep_record import SweepRecord, was_made_by_sweep
 
 __all__ = ["Sweep", "put_cell"]
+
+# What a sweep has left that was ended before its first cell.
+_FIRST_FILES = ("multirun.yaml", "run.lock")
 
 
 class Sweep:
@@ -53,6 +56,25 @@ class Sweep:
     def has_begun(self) -> bool:
         """Whether Hydra has asked for a cell."""
         return self._record is not None
+
+    def check_place(self) -> None:
+        """Look whether the sweep may have its folder, before Hydra writes there; nothing is touched.
+
+        Raises:
+            ConfigError: It is a file, or holds something that no sweep has left; or it has several names.
+        """
+        self._names.check()
+        folder = Path(self._names.folder).resolve()
+        above = next(path for path in (folder, *folder.parents) if path.exists())
+        if not above.is_dir():
+            raise ConfigError(f"run.dir={folder}: {above} is no folder. Choose another one.")
+        found = list(folder.iterdir()) if folder.is_dir() else []
+        strangers = sorted(path.name for path in found if path.name not in _FIRST_FILES or not path.is_file())
+        if self._is_first and strangers and not was_made_by_sweep(folder):
+            raise ConfigError(
+                f"run.dir={folder} holds {strangers[0]!r} and was not made by a sweep, which begins with an empty "
+                "folder. Give the sweep a folder of its own: run.name=..."
+            )
 
     def run_cell(self, check: Callable[[], RunConfig], start: Callable[[RunConfig], int]) -> None:
         """Run one cell, unless its combination makes no sense, and note what became of it.

@@ -1,5 +1,6 @@
 """What a sweep tells of its cells: lines and a table for people, ``summary.json`` and ``junit.xml``. Torch-free."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from ckptrun.launch.junit import junit_xml
 from ckptrun.tools.output import Column, Output
 from ckptrun.tools.text import cut_text
 
-__all__ = ["SweepRecord"]
+__all__ = ["SweepRecord", "was_made_by_sweep"]
 
 _UNENDED = "did not end: the sweep was ended while it ran"
 _COLUMNS = (Column("cell"), Column("verdict"), Column("seconds", right=True), Column("reason"))
@@ -83,3 +84,11 @@ class SweepRecord:
         if not self._is_silent:
             write_json(self._folder / "summary.json", {"cells": [cell.as_json() for cell in self._cells]})
             write_text(self._folder / "junit.xml", junit_xml(self._folder.name, self._cells))
+
+
+def was_made_by_sweep(folder: Path) -> bool:
+    """Whether ``folder`` holds the summary of a sweep."""
+    try:
+        return "cells" in json.loads((folder / "summary.json").read_text())
+    except (OSError, ValueError, TypeError):
+        return False

@@ -1,4 +1,4 @@
-"""``ckptrun inspect | verify | diff | convert``: picks the command, and turns what goes wrong into one line and a code.
+"""``ckptrun inspect | verify | diff | convert | help``: picks the command; what goes wrong is one line and a code.
 
 Only the module of the command that was asked for is imported, so that a tool that needs no torch loads none.
 """
@@ -22,6 +22,7 @@ COMMANDS = {
     "verify": "read and check every byte of a checkpoint",
     "diff": "compare two checkpoints bit by bit, whatever their sharding and format",
     "convert": "turn a checkpoint into another format",
+    "help": "say what can be chosen and what each key means",
 }
 
 
@@ -32,6 +33,8 @@ def main(argv: Sequence[str]) -> int:
             # A name that this terminal cannot show must not end the tool.
             stream.reconfigure(errors="backslashreplace")
     command, *arguments = argv
+    if command == "help" and len(arguments) == 1 and arguments[0] in COMMANDS:
+        command, arguments = arguments[0], ["--help"]
     module = import_module(f"ckptrun.tools.{command}_command")
     parser = argparse.ArgumentParser(
         prog=f"ckptrun {command}",

@@ -13,18 +13,16 @@ RUNS = [
     ((), {"model.width": 32, "model.context": 16, "data.max_bytes": 1000}),
     (("model=moe",), {"model.width": 32, "model.heads": 2, "data.max_bytes": 1000}),
     (("model=gpt", *TEXT), {"model.context": 16, "data.max_bytes": 1000}),
-    (("model=gpt", *DATA), {"model.width": 32}),
     (("model=mlp", "data=random"), {"data.samples": 40}),
     (("model=cnn", "data=shapes"), {"data.samples": 40}),
-    (("model=cnn", *DATA), {"model.classes": 4}),
     (MODEL, {"data.max_bytes": 1000, "model.context": 64}),
-    ((*MODEL, *TEXT), {"data.max_bytes": 1000}),
-    ((*MODEL, "data=random"), {"data.samples": 40}),
     ((*MODEL, *DATA), {"data.num_workers": 0}),
     (("optimizer=custom", "optimizer._target_=a.B", "schedule=wsd"), {"optimizer.lr": 1e-3}),
     # What is typed counts.
-    (("model=gpt", "model.width=64", "data.max_bytes=3000"), {"model.width": 64, "data.max_bytes": 3000}),
-    (("parallelism=ddp", "fault=oom", "train.steps=20"), {"train.steps": 20, "fault.kind": "oom"}),
+    (
+        ("model.width=64", "data.max_bytes=3000", "parallelism=ddp", "fault=oom", "train.steps=20"),
+        {"model.width": 64, "data.max_bytes": 3000, "train.steps": 20, "fault.kind": "oom"},
+    ),
 ]
 
 
