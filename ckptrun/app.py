@@ -21,6 +21,7 @@ from ckptrun.config.compose import CONF_DIR, checked, config_from
 from ckptrun.config.mistakes import FAULTS_OF_A_CONFIG, explained
 from ckptrun.config.register import register
 from ckptrun.config.run import RunConfig, check_world
+from ckptrun.config.target_source import check_targets
 from ckptrun.console import say_error
 from ckptrun.errors import CkptrunError
 from ckptrun.exit_codes import ExitCode, exit_code_of
@@ -119,6 +120,7 @@ def _prepared(config: RunConfig) -> RunConfig:
     if _is_rank():
         check_world(config, int(os.environ["WORLD_SIZE"]))
         check_under_launcher(config)
+        check_targets(config)
     elif is_proof(config):
         check_proof(config)
     return config

@@ -1,7 +1,7 @@
 """Group ``fault``: the planned failures: what fails, at which point, step and rank, and how often."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
@@ -142,6 +142,8 @@ class FaultConfig:
         at_least("fault.seconds", self.seconds, 0)
         at_least("fault.mean_steps", self.mean_steps, 1)
         _check_place("fault", self.kind, self.point, self.rank, self.share)
+        if self.kind is FaultKind.none:
+            _check_nothing_is_planned(self)
         if self.more and self.kind in (FaultKind.none, FaultKind.chaos):
             raise ConfigError(f"fault.more adds to a fault, but fault={self.kind}. Choose the first one with fault=...")
         for index, entry in enumerate(self.more):
@@ -175,6 +177,18 @@ def _member(choices: Any, name: Any, key: str) -> Any:
         return choices(str(name))
     except ValueError:
         raise ConfigError(f"{key}={name!r} is none of: {', '.join(choices)}.") from None
+
+
+def _check_nothing_is_planned(config: FaultConfig) -> None:
+    """Without a fault no key of the group does anything: whoever sets one has forgotten to choose the fault."""
+    for item in fields(config):
+        default = [] if item.name == "more" else item.default
+        value = getattr(config, item.name)
+        if item.name != "kind" and value != default:
+            shown = str(value) if isinstance(value, str | int | float) else f"{value!r}"
+            raise ConfigError(
+                f"fault.{item.name}={shown} has no effect, because no fault is chosen. Choose one, e.g. fault=sigkill."
+            )
 
 
 def _check_place(key: str, kind: FaultKind, point: FaultPoint | None, rank: int | str, share: float) -> None:

@@ -165,6 +165,8 @@ def check(config: RunConfig) -> None:
         choice = getattr(config, group)
         if isinstance(choice, Custom):
             choice.check_target(group)
+    if isinstance(config.data, TextConfig) and not config.data.files:
+        raise ConfigError("data.files must be given for data=text, e.g. 'data.files=[~/books/**/*.txt]'.")
     for name, spec in config.components.items():
         if not _is_component(spec):
             raise ConfigError(

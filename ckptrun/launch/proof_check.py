@@ -16,6 +16,8 @@ from ckptrun.fault.plan import PlannedFault, plan_faults
 
 __all__ = ["check_proof", "check_under_launcher", "is_proof", "reshaped"]
 
+_FEWEST_STEPS = 2
+
 
 def is_proof(config: RunConfig) -> bool:
     """Whether ``config`` asks for a proof where ckptrun starts the ranks; otherwise it is a plain run."""
@@ -34,6 +36,11 @@ def check_proof(config: RunConfig) -> tuple[PlannedFault, ...]:
         raise ConfigError(
             f"checkpoint.path={config.checkpoint.path} does not outlive the process that is killed. Use a path on "
             "storage."
+        )
+    if config.train.steps < _FEWEST_STEPS and config.proof.controls:
+        raise ConfigError(
+            f"train.steps={config.train.steps}: controls resume before the last step, which takes {_FEWEST_STEPS} "
+            "steps or more. Raise train.steps, or do without controls: proof.controls=none."
         )
     if config.proof.reload is ReloadCheck.none:
         raise ConfigError("proof.reload=none leaves out what a proof is made of; leave the key out, or use fault=none.")

@@ -4,6 +4,7 @@ import signal
 from collections.abc import Sequence
 
 from ckptrun.config.run import RunConfig
+from ckptrun.config.target_source import check_targets
 from ckptrun.console import say_error
 from ckptrun.launch.leg import Leg
 from ckptrun.launch.local import start_fork_server, start_ranks
@@ -18,6 +19,7 @@ def launch(config: RunConfig, *, command: Sequence[str]) -> int:
     Raises:
         ConfigError: Something that needs no rank to be seen is wrong.
     """
+    check_targets(config)
     start_fork_server(config)
     if is_proof(config):
         # Imported here: it loads torch, which the fork server does meanwhile.

@@ -184,7 +184,7 @@ def test_ctrl_c_ends_the_sweep_and_the_summary_holds_what_was_done(tmp_path) -> 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["parallelism=ddp,fsd"], ["parallelism/fsd"]),
+        (["parallelism=ddp,fsd"], ["parallelism=fsd", "did you mean fsdp?"]),
         (["train.stepz=1,2"], ["train.stepz"]),
         (["train.steps=1,many"], ["train.steps", "many"]),
         (["run.name=a,b"], ["run.name", "cannot be swept over"]),
