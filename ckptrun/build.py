@@ -18,14 +18,14 @@ from ckptrun.config.checkpoint import SaveMode
 from ckptrun.config.custom import Custom
 from ckptrun.config.data import CustomDataConfig, PythonSourceConfig, RandomConfig, ShapesConfig, TextConfig
 from ckptrun.config.model import CNNConfig, CustomModelConfig, GPTConfig, Loss, MLPConfig, MoEConfig
-from ckptrun.config.optimizer import CustomOptimizerConfig
-from ckptrun.config.parallelism import MeshShape
+from ckptrun.config.optimizer import CustomOptimizerConfig, SGDConfig
+from ckptrun.config.parallelism import MeshShape, ParallelismKind
 from ckptrun.config.run import RunConfig
 from ckptrun.config.schedule import CustomScheduleConfig
 from ckptrun.console import say
 from ckptrun.data import DataStream, PythonSource, RandomTensors, Shapes, Share, Text
 from ckptrun.errors import ConfigError, InternalError
-from ckptrun.model import CNN, GPT, MLP, ModelLayout, MoE, build_loss, layout_of
+from ckptrun.model import CNN, GPT, MLP, ModelLayout, MoE, build_loss, layout_of, require_sizes, sparse_weights
 from ckptrun.optimizer import OptimizerState, build_optimizer, parameter_groups
 from ckptrun.parallelism import ParallelModel, Settings, build_mesh, data_parallel_rank, parallelize
 from ckptrun.precision import LossScaler
@@ -117,6 +117,7 @@ class Builder:
         with preserved():
             seed_streams(config.train.seed)
             plain = self._model()
+            self._require_sparse_fits(plain)
             layout = layout_of(config.model)
             matrices = _matrices(plain, layout)
             model = self._laid_out(plain, layout)
@@ -161,6 +162,32 @@ class Builder:
         )
         return Built(training=training, _weights=weights)
 
+    def _require_sparse_fits(self, model: nn.Module) -> None:
+        """Refuse what torch cannot do with sparse gradients, which it would say in the middle of the first step."""
+        names, config = sparse_weights(model), self._config.optimizer
+        if not names:
+            return
+        what = f"'{names[0]}' is of an embedding with sparse=True, and has sparse gradients"
+        kind = self._shape.kind
+        if kind not in (ParallelismKind.none, ParallelismKind.ddp):
+            raise ConfigError(
+                f"{what}, which parallelism={kind} cannot reduce. Use parallelism=none, ddp or sparse=False."
+            )
+        if isinstance(config, SGDConfig):
+            wrong = [key for key in ("weight_decay", "nesterov") if getattr(config, key)]
+            if self._plan.save is not None and config.momentum:
+                wrong.append("momentum")
+            if wrong:
+                raise ConfigError(
+                    f"{what}: torch cannot add {wrong[0]} to them, or it makes sparse state, which cannot be saved. "
+                    f"Use optimizer.{wrong[0]}={'false' if wrong[0] == 'nesterov' else '0'}, or sparse=False."
+                )
+        elif not isinstance(config, CustomOptimizerConfig):
+            raise ConfigError(
+                f"{what}, which this optimizer does not take. Use optimizer=sgd optimizer.momentum=0, optimizer=custom "
+                "with one that does (torch.optim.Adagrad, torch.optim.SparseAdam), or sparse=False."
+            )
+
     def _laid_out(self, model: nn.Module, layout: ModelLayout) -> ParallelModel:
         train = self._config.train
         for name, parameter in model.named_parameters():
@@ -195,6 +222,7 @@ class Builder:
                     )
                 batch = (None, None) if config.loss is Loss.model else (None,)
                 wanted = "(input, target), because model.loss=model" if config.loss is Loss.model else "(input)"
+                require_sizes(model, target=config.target)
                 require_callable_with(model.forward, *batch, key="model", why=f"is called as forward{wanted}")
                 return model
             case other:

@@ -15,6 +15,7 @@ from ckptrun.checkpoint.policy import SaveInterval
 from ckptrun.checkpoint.state import TrainingState
 from ckptrun.config.fault import FaultPoint
 from ckptrun.data import DataStream
+from ckptrun.errors import ConfigError
 from ckptrun.parallelism import ParallelModel
 from ckptrun.precision import LossScaler
 from ckptrun.state import ExponentialMovingAverage, Progress
@@ -200,7 +201,10 @@ class Trainer:
         total = torch.zeros((), device=training.device)
         for index in range(passes):
             inputs, targets = training.stream.next_batch()
-            inputs, targets = inputs.to(training.device), targets.to(training.device)
+            inputs, targets = (
+                _on_device("input", inputs, training.device),
+                _on_device("target", targets, training.device),
+            )
             self._observer.on_batch(inputs, targets)
             with training.model.accumulating(last=index == passes - 1):
                 loss = training.loss(training.model.module, inputs, targets) / passes
@@ -223,7 +227,7 @@ class Trainer:
         if clip_norm is not None and finite:
             training.model.scale_gradients(torch.clamp(clip_norm / (norm + 1e-6), max=1.0))
         if finite:
-            training.optimizer.step()
+            _take_step(training.optimizer)
         training.scaler.update()
         training.optimizer.zero_grad(set_to_none=True)
         return norm, not finite
@@ -239,3 +243,26 @@ class Trainer:
             both[0] /= dist.get_world_size()
         mean, asked = both.tolist()
         return mean, asked > 0
+
+
+def _on_device(what: str, part: Any, device: torch.device) -> Tensor:
+    if not isinstance(part, Tensor):
+        shown = f"a dict of {sorted(map(str, part))}" if isinstance(part, Mapping) else f"a {type(part).__name__}"
+        raise ConfigError(
+            f"data: the {what} of a batch is {shown}, and a sample must be a pair (input, target) of tensors. Let the "
+            "dataset return what the model needs of it as one tensor each, or stack it."
+        )
+    return part.to(device)
+
+
+def _take_step(optimizer: Optimizer) -> None:
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        # That is how every optimizer of torch says that it takes dense, or only sparse, gradients.
+        if "sparse gradients" not in str(error) and "dense gradients" not in str(error):
+            raise
+        raise ConfigError(
+            f"The optimizer {type(optimizer).__name__} cannot use a gradient of this model: {error}. Sparse gradients "
+            "come from embeddings with sparse=True; torch.optim.SGD and Adagrad take both, SparseAdam sparse ones."
+        ) from error

@@ -1,6 +1,7 @@
 """What is minimised. Must not know which model computes, or on how many ranks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ def build_loss(loss: Loss) -> LossFunction:
 
 
 def _cross_entropy(module: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    output = module(inputs).float()
+    output = _tensor_of(module(inputs), "logits").float()
     if output.shape[:-1] != targets.shape:
         raise ConfigError(
             "model.loss=cross_entropy compares an output (..., classes) with targets (...), but the model's output is "
@@ -41,7 +42,7 @@ def _cross_entropy(module: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor
 
 
 def _mse(module: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    output = module(inputs).float()
+    output = _tensor_of(module(inputs), "logits").float()
     if output.shape != targets.shape:
         raise ConfigError(
             f"model.loss=mse compares tensors of one shape, but the model's output is {tuple(output.shape)} and the "
@@ -51,8 +52,24 @@ def _mse(module: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _of_model(module: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    loss = module(inputs, targets)
-    if not isinstance(loss, Tensor) or loss.dim() != 0:
-        found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-        raise ConfigError(f"model.loss=model needs model(input, target) to return a 0-dim tensor, got {found}.")
+    loss = _tensor_of(module(inputs, targets), "loss")
+    if loss.dim() != 0:
+        raise ConfigError(
+            f"model.loss=model needs model(input, target) to return a 0-dim tensor, got {tuple(loss.shape)}."
+        )
     return loss.to(torch.float32)
+
+
+def _tensor_of(output: Any, part: str) -> Tensor:
+    """The tensor that a model returned, or that stands under ``part`` in an object or dict of several outputs."""
+    if isinstance(output, Tensor):
+        return output
+    found = output.get(part) if isinstance(output, Mapping) else getattr(output, part, None)
+    if isinstance(found, Tensor):
+        return found
+    wanted = "model(input, target) to return a 0-dim tensor" if part == "loss" else "model(input) to return a tensor"
+    beside = "" if found is None else f" whose {part!r} is a {type(found).__name__}"
+    raise ConfigError(
+        f"model.loss={'model' if part == 'loss' else 'cross_entropy or mse'} needs {wanted}, or an object or dict with "
+        f"a tensor {part!r}, got {type(output).__name__}{beside}."
+    )

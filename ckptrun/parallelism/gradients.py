@@ -59,13 +59,15 @@ class Gradients:
     def scale(self, factor: Tensor | float) -> None:
         """Multiply every gradient in place."""
         for local in self._local([name for name in self._parameters]):
-            local.mul_(factor)
+            (local._values() if local.is_sparse else local).mul_(factor)
 
     def _local_squares(self, kind: frozenset[str]) -> Tensor:
         local = self._local([name for name in self._parameters if self._axes[name] == kind])
         if not local:
             return torch.zeros((), dtype=torch.float64, device=self._device())
-        parts = [torch.view_as_real(gradient) if gradient.is_complex() else gradient for gradient in local]
+        # A sparse gradient may hold several entries for one row, which count as their sum.
+        dense = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in local]
+        parts = [torch.view_as_real(gradient) if gradient.is_complex() else gradient for gradient in dense]
         norms = [torch.linalg.vector_norm(part, dtype=torch.float64) for part in parts]
         return torch.stack(norms).square().sum()
 

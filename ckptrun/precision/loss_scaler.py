@@ -111,6 +111,10 @@ def _alike(parameters: Iterable[Tensor]) -> Iterable[list[Tensor]]:
         gradient = parameter.grad
         if gradient is None:
             continue
+        if gradient.is_sparse:
+            # Entries of one row are summed first: the sum may overflow where they do not.
+            gradient = parameter.grad = gradient.coalesce()
         local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+        local = local._values() if local.is_sparse else local
         lists.setdefault((local.device, local.dtype), []).append(local)
     return lists.values()

@@ -20,6 +20,9 @@ def own_part(value: Tensor) -> Tensor:
         local = local.to_local()
     if isinstance(local, AsyncCollectiveTensor):
         local = local.wait()
+    if local.layout is not torch.strided:
+        # The gradient of an embedding may be.
+        local = local.to_dense()
     return local.resolve_conj().resolve_neg().cpu().contiguous()
 
 
