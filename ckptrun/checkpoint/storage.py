@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 from ckptrun.checkpoint import dcp_process as dcp_process  # for what it does in forked children
+from ckptrun.checkpoint.agreement import kinds_in, require_same_kinds
 from ckptrun.checkpoint.backend import Url, locate
 from ckptrun.checkpoint.collection import collection_paused
 from ckptrun.checkpoint.commit import commit, hold_save, require_free, working_folder
@@ -145,15 +146,18 @@ class ShardWriter(StorageWriter):
             UnsupportedLeafError: Names the leaf.
         """
         check_plan(plan)
-        return plan
+        # A plan that is not usable stands for the one of an earlier save, whose tensors were the same.
+        return dataclasses.replace(plan, storage_data=kinds_in(plan)) if plan.usable else plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """Make sure that the checkpoint may be written, and name the save. Rank 0.
 
         Raises:
             CheckpointExistsError: A checkpoint is there and may not be overwritten.
+            CheckpointError: Ranks have tensors of different shape or dtype under one name.
         """
         require_free(self._target, overwrite=self._overwrite)
+        require_same_kinds([plan.storage_data if isinstance(plan.storage_data, dict) else None for plan in plans])
         save_id = new_save_id()
         self._release()
         # A save that fails lets go of its lock with its writer, and a process that dies with itself.
