@@ -238,6 +238,10 @@ class Job:
 
     def _on_commit(self, commit: Commit) -> None:
         self._observer.on_commit(commit)
+        asked = self._config.proof.reload is not ReloadCheck.none and not self._leg.saves_at_end_only
+        if asked and commit.request.replica_conflicts:
+            # Noted at once: what is loaded from it differs from what some rank had, and must not be blamed.
+            self._note(check_replicas(commit.request, ranks=self._ranks))
         if commit.not_removed is not None and self._ranks.rank == 0:
             say_error(f"ckptrun: Older checkpoints could not be removed: {commit.not_removed}")
 

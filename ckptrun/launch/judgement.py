@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from ckptrun.checkpoint.backend import locate
 from ckptrun.checkpoint.commit import list_committed
@@ -15,6 +16,7 @@ from ckptrun.launch.legs import TimedOutcome
 from ckptrun.launch.occurred import occurred
 from ckptrun.launch.preflight import checkpoint_of
 from ckptrun.proof import Check, Status, Verdict, check_faults, verdict_of
+from ckptrun.proof.causes import moment_of
 from ckptrun.proof.checkpoints import compare_checkpoints
 from ckptrun.proof.finite import check_finite
 from ckptrun.proof.judge import (
@@ -62,16 +64,15 @@ def judge(evidence: Evidence, *, run_leg: RunLeg, controls: Callable[[], Sequenc
     checks.append(outside)
     found = _against_reference(evidence)
     compared = _compared(evidence, found)
+    replicas = check_starts_replicas(evidence.starts)
     if outside.status is Status.equal:
-        compared = _diagnosed(evidence, found, compared, loads=checks, run_leg=run_leg)
+        compared = _diagnosed(evidence, found, compared, others=[*checks, replicas], run_leg=run_leg)
     else:
         compared = [_unjudged(check) for check in compared]
     known = {check.name for check in checks}
     checks += [check for check in compared if check.name not in known]
-    checks += [
-        check_starts_replicas(evidence.starts),
-        check_second_resume(evidence.starts, checks, failed=evidence.failure),
-    ]
+    second = check_second_resume(evidence.starts, [*checks, replicas], failed=evidence.failure)
+    checks += [replicas, second]
     asked = evidence.config.proof.controls != []
     is_different = any(check.status is Status.different for check in checks)
     if is_different and asked:
@@ -80,7 +81,7 @@ def judge(evidence: Evidence, *, run_leg: RunLeg, controls: Callable[[], Sequenc
     else:
         checks.append(check_controls(controls() if asked else [], asked=asked))
     checks += _damage_unnoticed(evidence)
-    verdict = verdict_of(checks)
+    verdict = verdict_of(checks, moment_of=partial(moment_of, starts=evidence.starts))
     return replace(
         verdict,
         advice=f"{verdict.advice}{code_of(evidence.config, verdict.blame)}" if verdict.advice else "",
@@ -144,7 +145,12 @@ def _damage_unnoticed(evidence: Evidence) -> list[Check]:
 
 def _noisy(starts: Sequence[Start]) -> list[Check]:
     """A start that has found a component which leaves a trace when it is asked for its state."""
-    found = [check for start in starts for check in start.checks if check.name == "saving_is_invisible"]
+    found = [
+        replace(check, start=start.index)
+        for start in starts
+        for check in start.checks
+        if check.name == "saving_is_invisible"
+    ]
     return found[:1]
 
 
@@ -180,8 +186,14 @@ def _of_failure(start: Start, name: str, what: str) -> Check:
         "ulp": None,
     }
     who = "" if failure is None else f"rank {failure.rank}: "
-    detail = f"{what}{who}{text}"
-    return Check(name=name, status=Status.different, detail=detail, first_difference=first, blame=component)
+    return Check(
+        name=name,
+        status=Status.different,
+        detail=f"{what}{who}{text}",
+        first_difference=first,
+        blame=component,
+        start=start.index,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,10 +250,10 @@ def _only_one_save() -> Check:
 
 
 def _diagnosed(
-    evidence: Evidence, found: _Found, compared: Sequence[Check], *, loads: Sequence[Check], run_leg: RunLeg
+    evidence: Evidence, found: _Found, compared: Sequence[Check], *, others: Sequence[Check], run_leg: RunLeg
 ) -> list[Check]:
     """The comparisons with the reference, with the cause of a difference."""
-    suspect = _suspect(evidence, found, compared, loads=loads)
+    suspect = _suspect(evidence, found, compared, others=others)
     if suspect is None:
         return list(compared)
     diagnosis = diagnose(suspect, evidence, run_leg=run_leg)
@@ -256,9 +268,14 @@ def _unjudged(check: Check) -> Check:
     return replace(check, status=Status.not_verified, detail=detail, blame=None)
 
 
-def _suspect(evidence: Evidence, found: _Found, compared: Sequence[Check], *, loads: Sequence[Check]) -> Suspect | None:
-    """What needs an explanation: a difference that the state right after the load does not explain."""
-    if any(check.status is Status.different for check in loads):
+def _suspect(
+    evidence: Evidence, found: _Found, compared: Sequence[Check], *, others: Sequence[Check]
+) -> Suspect | None:
+    """What needs an explanation: a difference that nothing explains which was there before it."""
+    steps = [check for check in compared if check.status is Status.different]
+    first = min((moment_of(check, evidence.starts) for check in steps), default=None)
+    known = [moment_of(check, evidence.starts) for check in others if check.status is Status.different]
+    if first is None or any(moment < first for moment in known):
         return None
     mismatch = found.first.first or found.later.first
     if mismatch is not None:

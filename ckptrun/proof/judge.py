@@ -108,7 +108,7 @@ def describe(mismatch: Mismatch) -> str:
 
 def check_loads(starts: Sequence[Start]) -> Check:
     """``loaded_equals_saved``: what every start has loaded, and what fresh objects gave back at the end."""
-    made = [check for start in starts for check in start.checks if check.name == "loaded_equals_saved"]
+    made = _made("loaded_equals_saved", starts)
     resumed = [start for start in starts if start.resumed_from is not None]
     worst = _worst(made)
     if worst is not None:
@@ -131,7 +131,7 @@ def check_loads(starts: Sequence[Start]) -> Check:
 
 def check_starts_replicas(starts: Sequence[Start]) -> Check:
     """``replicas``: after each load and at the end."""
-    made = [check for start in starts for check in start.checks if check.name == "replicas"]
+    made = _made("replicas", starts)
     worst = _worst(made)
     if worst is not None:
         return worst
@@ -160,6 +160,7 @@ def check_steps(found: LedgerComparison, *, wanted: int, after: int, is_complete
             detail=describe(first),
             first_difference=first.as_difference(),
             covered=covered,
+            start=first.start,
         )
     if is_complete and (found.lacking is not None or found.beyond is not None):
         return _other_steps(found, covered)
@@ -207,6 +208,7 @@ def check_invisible(found: LedgerComparison, *, saves: int) -> Check:
             detail=detail,
             first_difference=found.first.as_difference(),
             covered=covered,
+            start=found.first.start,
         )
     if not saves:
         detail = "nothing was saved before the last step"
@@ -255,7 +257,13 @@ def check_second_resume(starts: Sequence[Start], others: Sequence[Check], *, fai
     if worst:
         detail = f"after the resume at step {second[0].step}: {worst[0].name}: {worst[0].detail}"
         first = worst[0].first_difference
-        return Check(name="second_resume", status=Status.different, detail=detail, first_difference=first)
+        return Check(
+            name="second_resume",
+            status=Status.different,
+            detail=detail,
+            first_difference=first,
+            start=worst[0].start if worst[0].start is not None else second[0].index,
+        )
     detail = f"resumed again at step {second[0].step}, from a checkpoint that a resumed run had saved; all as before"
     covered = {"resumes": sum(start.resumed_from is not None for start in starts)}
     return Check(name="second_resume", status=Status.equal, detail=detail, covered=covered)
@@ -339,6 +347,11 @@ def _of_line(line: Line, rank: int) -> dict[int, tuple[str, int, int]]:
 
 def _committed_by(starts: Sequence[Start], *, after: int) -> set[str]:
     return {folder for start in starts if start.index >= after for folder in start.committed}
+
+
+def _made(name: str, starts: Sequence[Start]) -> list[Check]:
+    """What starts say that a check came to, in the order in which they did."""
+    return [replace(check, start=start.index) for start in starts for check in start.checks if check.name == name]
 
 
 def _worst(checks: Sequence[Check]) -> Check | None:

@@ -33,7 +33,7 @@ def check_nothing_lost(starts: Sequence[Start], *, damaged: Container[str], last
     begun = [start for start in starts if start.world_size]
     for start in begun:
         for detail, first in _wrong_with(start, starts, damaged):
-            return Check(name=_NAME, status=Status.different, detail=detail, first_difference=first)
+            return Check(name=_NAME, status=Status.different, detail=detail, first_difference=first, start=start.index)
     committed = {_step(folder) for start in starts for folder in start.committed}
     if begun and begun[-1].is_complete and last_step not in committed:
         detail = f"the run says that it is complete, and no checkpoint of its last step, {last_step}, was committed"

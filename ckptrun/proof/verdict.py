@@ -1,7 +1,7 @@
 """The outcome of a proof, and its exit code. Torch-free."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -43,6 +43,8 @@ class Check:
     this run, is not needed: it stays ``not_verified`` and does not decide."""
     blame: str | None = None
     """The component at fault, where it is another than that of the first difference, or there is none."""
+    start: int | None = None
+    """In which start of the run it was found, counted from 0; None where no single one is known."""
 
     def as_json(self) -> dict[str, Any]:
         """As it stands in ``verdict.json`` and in ``events.jsonl``."""
@@ -54,6 +56,7 @@ class Check:
             "first_difference": None if self.first_difference is None else dict(self.first_difference),
             "is_needed": self.is_needed,
             "blame": self.blame,
+            "start": self.start,
         }
 
     @classmethod
@@ -117,9 +120,15 @@ def read_verdict(run_dir: Path) -> Verdict:
     )
 
 
-def verdict_of(checks: Sequence[Check]) -> Verdict:
-    """``different`` when one check is; ``not_verified`` when a needed one could not be made; else ``equal``."""
-    worst = [check for check in checks if check.status is Status.different]
+def verdict_of(checks: Sequence[Check], *, moment_of: Callable[[Check], Any] = lambda _: 0) -> Verdict:
+    """``different`` when one check is; ``not_verified`` when a needed one could not be made; else ``equal``.
+
+    Args:
+        checks: All of them.
+        moment_of: When what a check has found came to be: of several differences the earliest is the cause. Unset, and
+            at one moment, it is the first in ``checks``.
+    """
+    worst = sorted((check for check in checks if check.status is Status.different), key=moment_of)
     worst = worst or [check for check in checks if check.status is Status.not_verified and check.is_needed]
     if not any(check.is_needed for check in checks):
         return Verdict(status=Status.not_verified, checks=(), reason="nothing was checked")
