@@ -24,6 +24,7 @@ from ckptrun.errors import InternalError
 from ckptrun.exit_codes import ExitCode
 from ckptrun.fault import FaultInjector, FaultRecord, armed, with_faults
 from ckptrun.files import with_bits
+from ckptrun.launch.conditions import conditions_of, surroundings
 from ckptrun.launch.controls import run_controls
 from ckptrun.launch.groups import Groups
 from ckptrun.launch.leg import Leg
@@ -49,6 +50,7 @@ from ckptrun.proof import (
     check_trajectory,
     verdict_of,
 )
+from ckptrun.proof.lineage import Lineage
 from ckptrun.proof.trained import fingerprints
 from ckptrun.ranks import Ranks
 from ckptrun.state import preserved
@@ -111,7 +113,17 @@ class Job:
             ),
             state_digests=lambda: digest_state(self._built.training.state.leaves()),
         )
-        self._manager = self._make_manager(mesh_shape)
+        self._lineage = Lineage()
+        self._conditions = conditions_of(config, mesh_shape, device=device)
+        # The history follows when the state is loaded.
+        self._facts: dict[str, Any] = {
+            "mesh": mesh_shape.degrees,
+            # Those of rank 0 are stored.
+            "config": to_plain(config) if self._ranks.rank == 0 else {},
+            **(self._order() if self._ranks.rank == 0 else {}),
+            **surroundings(),
+        }
+        self._manager = self._make_manager()
         self._observer.manager = self._manager
         self._restorer = Restorer(
             seed=config.train.seed,
@@ -168,12 +180,24 @@ class Job:
         step, rank = self._built.training.progress.step, self._ranks.rank
         resumed_from = None if loaded is None else loaded.folder
         self._report.begin(first_step=step, damaged=resume.damaged, resumed_from=resumed_from)
-        self._observer.ledger = Ledger(self._config.run_dir, rank, first_step=step)
+        self._lineage = self._lineage_from(loaded, step)
+        self._facts["history"] = self._lineage.as_json()
+        self._observer.ledger = Ledger(self._config.run_dir, rank, first_step=step, mark=self._lineage.mark)
         if self._leg.trace is not None:
             self._observer.tracer = self._originals.tracer(self._config, self._leg.trace, rank=rank)
         if resume.started_from is not None:
             self._note(resume.started_from)
         resume.start_streams(loaded)
+
+    def _lineage_from(self, loaded: Loaded | None, step: int) -> Lineage:
+        """That of the state which this start goes on from, and of what it computes with."""
+        source = self._config.checkpoint.selection.source
+        if loaded is None:
+            note = "" if source is None else f"from {source}"
+            return Lineage().continued(step, self._conditions, note=note)
+        before = Lineage.of_checkpoint(loaded.run, step=step, folder=loaded.folder)
+        note = f"without {', '.join(loaded.left_out)}" if loaded.left_out else ""
+        return before.continued(step, self._conditions, note=note)
 
     def _train(self) -> bool:
         """Train; return whether it was ended early."""
@@ -201,7 +225,7 @@ class Job:
             is_asked_to_end=lambda: self._stop.asked,
         )
 
-    def _make_manager(self, mesh_shape: MeshShape) -> CheckpointManager:
+    def _make_manager(self) -> CheckpointManager:
         checkpoint = self._config.checkpoint
         stager = None
         if checkpoint.mode in (SaveMode.async_thread, SaveMode.async_process):
@@ -218,14 +242,7 @@ class Job:
             ranks=self._ranks,
             saving_group=self._groups.saving,
             stager=stager,
-            facts={
-                "mesh": mesh_shape.degrees,
-                # Those of rank 0 are stored.
-                "config": to_plain(self._config) if self._ranks.rank == 0 else {},
-                **(self._order() if self._ranks.rank == 0 else {}),
-                "torch": str(torch.__version__),
-                "threads": torch.get_num_threads(),
-            },
+            facts=self._facts,
             on_commit=self._on_commit,
             reached=self._points,
         )
@@ -287,12 +304,13 @@ class Job:
         if self._config.proof.reference is None:
             return
         reference, step = Path(self._config.proof.reference).expanduser().resolve(), self._config.train.steps
-        self._note(check_trajectory(reference, self._config.run_dir, last_step=step, ranks=self._ranks))
+        folder = self._config.run_dir
+        self._note(check_trajectory(reference, folder, last_step=step, lineage=self._lineage, ranks=self._ranks))
         commit = self._manager.last_commit
         digests = commit.request.digests if commit is not None else loaded.digests if loaded is not None else None
         if digests is not None:
-            folder = self._ranks.decide(lambda: checkpoint_of(reference, step))
-            self._note(check_final_state(folder, digests, step=step, ranks=self._ranks))
+            end = self._ranks.decide(lambda: checkpoint_of(reference, step))
+            self._note(check_final_state(end, digests, step=step, ranks=self._ranks))
 
     def _check_folder(self, folder: str, commit: Commit | None) -> Check:
         """Load ``folder`` into new objects; compare with the request, or with the manifest when no request was seen."""

@@ -25,6 +25,7 @@ __all__ = [
     "changed_keys",
     "checkpoint_in",
     "checkpoint_of",
+    "deciding_keys",
     "folders_to_resume",
     "make_folder",
     "none_is_whole",
@@ -244,12 +245,17 @@ def changed_keys(config: RunConfig, saved_run: Mapping[str, Any]) -> list[tuple[
     before, now = saved_run.get("config"), to_plain(config)
     if not isinstance(before, Mapping):
         return []
-    flat_before, flat_now = _flat(before), _flat(now)
+    flat_before, flat_now = deciding_keys(before), deciding_keys(now)
     return [
         (key, flat_before.get(key), flat_now.get(key))
         for key in sorted(flat_before.keys() | flat_now.keys())
-        if key.split(".")[0] not in _OPERATION and flat_before.get(key) != flat_now.get(key)
+        if flat_before.get(key) != flat_now.get(key)
     ]
+
+
+def deciding_keys(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a config that decide what is computed, full name -> value; ``plain`` is what ``to_plain`` gives."""
+    return {key: value for key, value in _flat(plain).items() if key.split(".")[0] not in _OPERATION}
 
 
 def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,6 +13,7 @@ from ckptrun.config.fault import FaultPoint
 from ckptrun.config.run import RunConfig
 from ckptrun.console import say, say_error
 from ckptrun.errors import CheckpointDamagedError
+from ckptrun.launch.conditions import surroundings
 from ckptrun.launch.preflight import abandoned_steps, changed_keys, checkpoint_in, folders_to_resume, none_is_whole
 from ckptrun.proof import Check, check_loaded
 from ckptrun.ranks import Ranks
@@ -139,6 +140,11 @@ class Resume:
         saved_run = self._ranks.decide(lambda: dict(read_manifest(folder).run))
         for key, before, now in changed_keys(self._config, saved_run):
             self._say(f"Changed since that checkpoint: {key} was {before!r}, now {now!r}.")
+        for key, here in surroundings().items():
+            if saved_run.get(key, here) != here:
+                self._say(
+                    f"Changed since that checkpoint: {key} was {saved_run[key]!r}, now {here!r}; bits may differ."
+                )
 
     def _start_from(self, selection: LoadSelection) -> None:
         source = self._ranks.decide(lambda: checkpoint_in(str(selection.source), key="checkpoint.load.from"))

@@ -7,6 +7,7 @@ from ckptrun.checkpoint.manifest import read_manifest
 from ckptrun.errors import CkptrunError
 from ckptrun.files import read_lines
 from ckptrun.proof.ledger import Ledger, Mismatch, compare, ledger_file
+from ckptrun.proof.lineage import Lineage
 from ckptrun.proof.verdict import Check, Status
 from ckptrun.ranks import Ranks
 
@@ -14,26 +15,31 @@ __all__ = ["check_final_state", "check_repeats", "check_trajectory"]
 
 
 def check_repeats(ledger: Ledger, *, ranks: Ranks) -> Check | None:
-    """Whether steps that were done again after a resume came out the same. All ranks call. None: no step was."""
+    """Whether steps that were done again, in any start, came out the same. All ranks call. None: no step was."""
     found = ranks.gather((ledger.repeated, ledger.mismatch))
     repeated = min(count for count, _ in found)
     first = _first(mismatch for _, mismatch in found)
     if first is not None:
-        return _different("repeats", first, "done again after a resume")
+        again = "done again after a resume (if the program was changed, give it a run of its own: run.name=...)"
+        return _different("repeats", first, again)
     if not repeated:
         return None
     detail = f"{repeated} steps on {ranks.world_size} ranks done again after a resume came out the same"
     return Check(name="repeats", status=Status.equal, detail=detail)
 
 
-def check_trajectory(reference: Path, run_dir: Path, *, last_step: int, ranks: Ranks) -> Check:
-    """Compare this run, all its starts together, step by step with the run in ``reference``. All ranks call."""
+def check_trajectory(reference: Path, run_dir: Path, *, last_step: int, lineage: Lineage, ranks: Ranks) -> Check:
+    """Compare this run, all its starts together, step by step with the run in ``reference``. All ranks call.
+
+    Steps that a later start, under another config, has gone back before are none of this run's any more: ``lineage`` is
+    that of its state.
+    """
     error, steps, mismatch = "", 0, None
     try:
         if not ledger_file(reference, ranks.rank).is_file():
             raise FileNotFoundError("there is none")
         expected = read_lines(ledger_file(reference, ranks.rank))
-        got = read_lines(ledger_file(run_dir, ranks.rank))
+        got = [line for line in read_lines(ledger_file(run_dir, ranks.rank)) if lineage.holds(line)]
         steps, mismatch = compare(expected, got, rank=ranks.rank)
     except (OSError, ValueError, KeyError) as problem:
         error = f"rank {ranks.rank} cannot read {ledger_file(reference, ranks.rank)}: {problem}"
