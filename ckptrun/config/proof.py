@@ -1,6 +1,7 @@
 """Group ``proof``: what is checked."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -11,6 +12,7 @@ __all__ = ["ALL_CONTROLS", "ProofConfig", "ReloadCheck"]
 
 ALL_CONTROLS = "all"
 _NO_CONTROLS = "none"
+_DEFAULT_CONTROLS = ("rng", "optimizer")
 
 
 class ReloadCheck(StrEnum):
@@ -22,10 +24,6 @@ class ReloadCheck(StrEnum):
     """The last checkpoint, at the end of the run."""
     every_save = "every_save"
     """Each checkpoint right after its commit, and the last at the end; training waits meanwhile."""
-
-
-def _default_controls() -> list[str]:
-    return ["rng", "optimizer"]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -41,9 +39,10 @@ class ProofConfig:
     full: bool = False
     """Set by the choice ``proof=full``: without a fault, let fresh processes go on from the middle, twice, and compare
     as after a kill."""
-    controls: Any = field(default_factory=_default_controls)
+    controls: Any = None
     """Components that are left out at load, one after the other, to see that the proof would notice: a list, ``all``,
-    or ``none``."""
+    or ``none``; unset: ``rng`` and ``optimizer``. One that is named must come out otherwise; of the others those with
+    nothing to leave out (no draw from a random stream, an optimizer without state) are told as not exercised."""
     digest_every_steps: int | None = None
     """Write the digest of every leaf into the ledger after every so many steps; unset: never. Narrows down where a
     difference begins; costs a digest of the whole state each time."""
@@ -65,13 +64,20 @@ class ProofConfig:
         if isinstance(self.controls, str) and self.controls in (ALL_CONTROLS, _NO_CONTROLS):
             self.controls = ALL_CONTROLS if self.controls == ALL_CONTROLS else []
         is_list = isinstance(self.controls, list) and all(isinstance(name, str) for name in self.controls)
-        if not is_list and self.controls != ALL_CONTROLS:
+        if not is_list and self.controls not in (ALL_CONTROLS, None):
             raise ConfigError(
                 f"proof.controls must be a list of components such as [rng,optimizer], all, or none, "
                 f"got {self.controls!r}."
             )
         if self.full and self.reload is ReloadCheck.none:
             raise ConfigError("proof.reload=none contradicts proof=full: a proof compares what comes back.")
+
+    @property
+    def control_names(self) -> Sequence[str] | None:
+        """Components to leave out; None: all that there are."""
+        if self.controls == ALL_CONTROLS:
+            return None
+        return _DEFAULT_CONTROLS if self.controls is None else tuple(self.controls)
 
     @property
     def reshapes(self) -> bool:

@@ -5,9 +5,12 @@ each control, all of it but one component, and training goes on from there, held
 Two things must be seen: the state right after the load differs in that component, and something that is computed from
 it differs later (losses, batches, rates; for weights, moments, averages and components of the user's own also what they
 are at the end). That the random streams themselves go on differently is not enough: without dropout nobody uses them.
+
+A component that nobody has asked for by name is excused where there was nothing to leave out: streams that nothing drew
+from, an optimizer that keeps no state. If that is so of all, the model itself is left out: something must be seen.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -29,10 +32,12 @@ from ckptrun.proof.ledger import compare_lines, ledger_file
 from ckptrun.ranks import Ranks
 from ckptrun.trainer import StepFacts, Trainer
 
-__all__ = ["run_controls"]
+__all__ = ["idle_because", "run_controls"]
 
 # What these hold is no result: it only decides what others compute.
 _MEANS = ("rng", "progress", "data", "schedule", "scaler")
+# Without its weights every run comes out otherwise.
+_LAST_RESORT = "model"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +49,12 @@ class _Outcome:
     """Components that were not as saved after the load."""
     effect: str | None
     """The first thing that came out otherwise, on any rank."""
+    idle: str | None
+    """Why there was nothing to leave out, from what the reference did after the checkpoint; None: there was."""
+
+    @property
+    def is_exercised(self) -> bool:
+        return self.is_found or (self.component in self.blamed and self.idle is None)
 
     @property
     def is_found(self) -> bool:
@@ -53,9 +64,34 @@ class _Outcome:
     def detail(self) -> str:
         if self.component not in self.blamed:
             return f"without {self.component} the state is the same: what it starts with is what was saved"
+        if self.effect is None and self.idle is not None:
+            return self.idle
         if self.effect is None:
             return f"leaving {self.component} out changed nothing that was computed after it; {_why(self.component)}"
         return f"without {self.component}: {', '.join(self.blamed)} differed at load, then {self.effect}"
+
+
+def idle_because(component: str, later: Sequence[LedgerLine]) -> str | None:
+    """Say why ``component`` could not matter on this rank, from what the ledger shows; None where it could.
+
+    Args:
+        component: Its name.
+        later: The lines of the reference from the checkpoint on, its own step the first.
+    """
+    if len(later) < 2:
+        return None
+    after = f"after step {later[0]['step']}"
+    match component:
+        case "rng" if all(line["rng"] == later[0]["rng"] for line in later):
+            return f"nothing was drawn from the random streams {after}"
+        case "schedule" if len({line["learning_rate"] for line in later}) == 1:
+            return f"the learning rate did not change {after}"
+        case "scaler" if not any(line["skipped"] for line in later):
+            return f"no loss overflowed {after}"
+        case "optimizer" if len({line.get("trained", {}).get("weights", line["step"]) for line in later}) == 1:
+            return f"no weight changed {after}"
+        case _:
+            return None
 
 
 def _why(component: str) -> str:
@@ -83,15 +119,29 @@ def run_controls(
     first = builder.build()
     there = list(first.training.state.components)
     first.close()
-    for name in there if controls.components is None else controls.components:
+    any_exercised = False
+
+    def make(name: str) -> None:
+        nonlocal any_exercised
         if name not in there:
-            facts = {"is_found": False, "blamed": [], "detail": f"there is no component {name}"}
+            facts = {"is_found": False, "is_exercised": True, "blamed": [], "detail": f"there is no component {name}"}
         else:
-            outcome = _Control(name, controls, builder=builder, restorer=restorer, manager=manager, ranks=ranks).run(
-                lines
-            )
-            facts = {"is_found": outcome.is_found, "blamed": list(outcome.blamed), "detail": outcome.detail}
+            control = _Control(name, controls, builder=builder, restorer=restorer, manager=manager, ranks=ranks)
+            outcome = control.run(lines)
+            facts = {
+                "is_found": outcome.is_found,
+                "is_exercised": outcome.is_exercised or controls.are_named,
+                "blamed": list(outcome.blamed),
+                "detail": outcome.detail,
+            }
+        any_exercised = any_exercised or bool(facts["is_exercised"])
         report.event("control", component=name, **facts)
+
+    names = there if controls.components is None else controls.components
+    for name in names:
+        make(name)
+    if not any_exercised and _LAST_RESORT not in names:
+        make(_LAST_RESORT)
     # Without this line, what is missing has failed.
     report.event("stopped", step=0)
 
@@ -129,7 +179,11 @@ class _Control:
             plan = self._builder.plan_without_saves()
             Trainer(built.training, plan, manager=self._manager, observer=watcher).run()
             effect = watcher.effect or self._at_the_end(built, plan.steps)
-            return _Outcome(component=self._component, blamed=blamed, effect=effect)
+            later = [line for step, line in sorted(reference.items()) if step >= loaded.step]
+            reasons = self._ranks.gather(idle_because(self._component, later))
+            # Where one rank has used it, it was used.
+            idle = None if None in reasons else reasons[0]
+            return _Outcome(component=self._component, blamed=blamed, effect=effect, idle=idle)
         finally:
             built.close()
 

@@ -29,6 +29,7 @@ from ckptrun.proof.judge import (
     check_starts_replicas,
     check_steps,
     compare_ledgers,
+    idle_controls,
 )
 from ckptrun.proof.ledger import Line, ledger_file
 from ckptrun.proof.not_exercised import not_exercised
@@ -75,18 +76,20 @@ def judge(evidence: Evidence, *, run_leg: RunLeg, controls: Callable[[], Sequenc
     checks += [replicas, second]
     asked = evidence.config.proof.controls != []
     is_different = any(check.status is Status.different for check in checks)
+    made: Sequence[Start] = ()
     if is_different and asked:
         detail = "not made: something differs already"
         checks.append(Check(name="controls", status=Status.not_verified, detail=detail, is_needed=False))
     else:
-        checks.append(check_controls(controls() if asked else [], asked=asked))
+        made = controls() if asked else []
+        checks.append(check_controls(made, asked=asked))
     checks += _damage_unnoticed(evidence)
     verdict = verdict_of(checks, moment_of=partial(moment_of, starts=evidence.starts))
     return replace(
         verdict,
         advice=f"{verdict.advice}{code_of(evidence.config, verdict.blame)}" if verdict.advice else "",
         path=str(evidence.config.run_dir),
-        not_exercised=not_exercised(occurred(evidence)),
+        not_exercised=[*not_exercised(occurred(evidence)), *idle_controls(made)],
         not_covered=not_covered,
     )
 

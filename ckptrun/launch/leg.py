@@ -36,6 +36,8 @@ class Controls:
     """None: all there are."""
     checkpoint: str
     reference: Path
+    are_named: bool = False
+    """Whether somebody has asked for just these: then nothing excuses one that changes nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -204,14 +204,15 @@ class _Proof:
 
     def _controls(self, starts: Sequence[Start]) -> Sequence[Start]:
         """Run the controls from the checkpoint of the first resume; return what they say."""
-        wanted = self._config.proof.controls
+        proof = self._config.proof
         source = next((s for s in starts if s.resumed_from is not None and s.step < self._config.train.steps), None)
         if source is None or source.resumed_from is None:
             return []
         checkpoint = self._kept.get(str(locate(source.resumed_from)), source.resumed_from)
         reshapes = self._config.proof.reshapes
         controls = Controls(
-            components=None if wanted == "all" else tuple(wanted),
+            components=proof.control_names,
+            are_named=isinstance(proof.controls, list),
             checkpoint=checkpoint,
             reference=self._legs.folder("resumed_reference" if reshapes else "reference"),
         )

@@ -61,8 +61,8 @@ def tail() -> str:
             "",
             f"{len(QUICK) + len(SLOW)} jobs that are unusual and right end `equal` (`tests/zoo/test_sound.py`): {sound}.",
             "",
-            f"{len(VACUOUS) + 1} proofs whose controls change nothing end `not_verified: vacuous`: "
-            f"{', '.join(VACUOUS)}, the default controls without dropout.",
+            f"{len(VACUOUS)} proofs whose controls, asked for by name, change nothing end `not_verified: vacuous`: "
+            f"{', '.join(VACUOUS)}.",
             "",
             "## What is not planted",
             "",

@@ -125,7 +125,13 @@ def test_a_control_that_changes_nothing_is_not_verified(job, words, tmp_path) ->
     assert any(word in found["reason"] for word in words.split("|"))
 
 
-def test_the_default_controls_are_vacuous_for_a_model_without_dropout(tmp_path) -> None:
+def test_the_default_controls_say_what_was_not_exercised_for_a_model_without_dropout(tmp_path) -> None:
     done = run_here(tmp_path, *[text for text in PROOF if "controls" not in text], *NUMBERS, *ALONE)
-    assert done == 4
-    assert "vacuous" in verdict(tmp_path)["reason"]
+    assert done == 0, done
+    found = verdict(tmp_path)
+    assert found["verdict"] == "equal"
+    (said,) = [text for text in found["not_exercised"] if text.startswith("control of ")]
+    assert said.startswith("control of rng: nothing was drawn from the random streams after step ")
+    (controls,) = [check for check in found["checks"] if check["name"] == "controls"]
+    assert (controls["status"], controls["covered"]) == ("equal", {"controls": 1})
+    assert controls["detail"].startswith("without optimizer:")
