@@ -1,11 +1,11 @@
 """Group ``proof``: what is checked."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from ckptrun.config.ranges import at_least
+from ckptrun.config.ranges import at_least, named_pattern_list
 from ckptrun.errors import ConfigError
 
 __all__ = ["ALL_CONTROLS", "ProofConfig", "ReloadCheck"]
@@ -43,6 +43,9 @@ class ProofConfig:
     """Components that are left out at load, one after the other, to see that the proof would notice: a list, ``all``,
     or ``none``; unset: ``rng`` and ``optimizer``. One that is named must come out otherwise; of the others those with
     nothing to leave out (no draw from a random stream, an optimizer without state) are told as not exercised."""
+    ignore: list[str] = field(default_factory=list)
+    """Leaves that are meant to differ from run to run, e.g. ``[timer.*]`` for the component ``components.timer``: they
+    are left out of every comparison, and each verdict says so. A pattern names its component and matches something."""
     digest_every_steps: int | None = None
     """Write the digest of every leaf into the ledger after every so many steps; unset: never. Narrows down where a
     difference begins; costs a digest of the whole state each time."""
@@ -69,6 +72,8 @@ class ProofConfig:
                 f"proof.controls must be a list of components such as [rng,optimizer], all, or none, "
                 f"got {self.controls!r}."
             )
+        named_pattern_list("proof.ignore", self.ignore)
+        self.ignore = [pattern.removeprefix("components.") for pattern in self.ignore]
         if self.full and self.reload is ReloadCheck.none:
             raise ConfigError("proof.reload=none contradicts proof=full: a proof compares what comes back.")
 

@@ -175,6 +175,7 @@ def check(config: RunConfig) -> None:
         if name in COMPONENTS:
             raise ConfigError(f"components.{name} is the name of a built-in component; choose another name.")
     _check_controls(config)
+    _check_ignored(config)
     _check_data_fits_model(config)
     _check_choice_works_with_parallelism(config)
     check_world(config, config.ranks)
@@ -190,10 +191,40 @@ def _is_component(spec: Any) -> bool:
     )
 
 
-def _check_controls(config: RunConfig) -> None:
+def _components_of(config: RunConfig) -> list[str]:
     absent = {"scaler": config.precision.kind is not PrecisionKind.fp16, "ema": config.train.ema_decay is None}
-    there = [name for name in COMPONENTS if not absent.get(name)] + list(config.components)
-    for name in config.proof.controls if isinstance(config.proof.controls, list) else []:
+    return [name for name in COMPONENTS if not absent.get(name)] + list(config.components)
+
+
+def _check_ignored(config: RunConfig) -> None:
+    """A pattern of ``proof.ignore`` says of which component it is, and leaves something of a built-in one."""
+    there = _components_of(config)
+    for pattern in config.proof.ignore:
+        component, _, rest = pattern.partition(".")
+        if component not in there:
+            raise ConfigError(
+                f"proof.ignore={pattern} names no component of this run; it has: {', '.join(there)}. A pattern begins "
+                "with the component's name, written out, e.g. timer.* for components.timer."
+            )
+        if component in COMPONENTS and not rest.strip("*?."):
+            raise ConfigError(
+                f"proof.ignore={pattern} exempts all of {component!r}, which decides what the next step computes: "
+                f"nothing would be proved of it. Name single leaves, e.g. {component}.<name>."
+            )
+        if component in _controls_by_name(config) and not rest.strip("*?."):
+            raise ConfigError(
+                f"proof.controls names {component!r}, all of which proof.ignore={pattern} exempts: leaving it out "
+                "could not be noticed. Give one of the two."
+            )
+
+
+def _controls_by_name(config: RunConfig) -> list[str]:
+    return config.proof.controls if isinstance(config.proof.controls, list) else []
+
+
+def _check_controls(config: RunConfig) -> None:
+    there = _components_of(config)
+    for name in _controls_by_name(config):
         if name not in there:
             raise ConfigError(
                 f"proof.controls names the component {name!r}, which this run does not have; it has: "

@@ -12,6 +12,7 @@ from, an optimizer that keeps no state. If that is so of all, the model itself i
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -27,6 +28,7 @@ from ckptrun.launch.observer import Line
 from ckptrun.launch.preflight import checkpoint_of
 from ckptrun.launch.report import Report
 from ckptrun.launch.resume import Restorer
+from ckptrun.proof.ignored import Ignored
 from ckptrun.proof.ledger import Line as LedgerLine
 from ckptrun.proof.ledger import compare_lines, ledger_file
 from ckptrun.ranks import Ranks
@@ -165,6 +167,7 @@ class _Control:
         self._restorer = restorer
         self._manager = manager
         self._ranks = ranks
+        self._ignored = Ignored(controls.ignore)
 
     def run(self, reference: Mapping[int, LedgerLine]) -> _Outcome:
         """Load all but the component, and train until something differs or the run is over."""
@@ -175,7 +178,7 @@ class _Control:
             self._restorer.start_streams(built, loaded)
             blamed = self._blamed(built, loaded)
             self._restorer.settle(built)
-            watcher = _Watcher(reference, component=self._component, ranks=self._ranks)
+            watcher = _Watcher(reference, component=self._component, ignored=self._ignored, ranks=self._ranks)
             plan = self._builder.plan_without_saves()
             Trainer(built.training, plan, manager=self._manager, observer=watcher).run()
             effect = watcher.effect or self._at_the_end(built, plan.steps)
@@ -192,7 +195,7 @@ class _Control:
         saved = self._ranks.decide(
             lambda: {leaf.name: leaf.digest for leaf in read_manifest(loaded.folder).leaves.values()}
         )
-        live = digest_state(built.training.state.leaves())
+        live = self._ignored.kept(digest_state(built.training.state.leaves()))
         own = {name.partition(".")[0] for name, digest in live.items() if saved.get(name) != digest}
         return tuple(sorted(set().union(*self._ranks.gather(own))))
 
@@ -202,7 +205,7 @@ class _Control:
         expected = self._ranks.decide(
             lambda: {leaf.name: leaf.digest for leaf in read_manifest(folder).leaves.values()}
         )
-        live = digest_state(built.training.state.leaves())
+        live = self._ignored.kept(digest_state(built.training.state.leaves()))
         own = sorted(
             name
             for name, digest in live.items()
@@ -215,11 +218,11 @@ class _Control:
 class _Watcher:
     """Ends the loop when a step does not come out as in the reference. See :class:`~ckptrun.trainer.Observer`."""
 
-    def __init__(self, reference: Mapping[int, LedgerLine], *, component: str, ranks: Ranks) -> None:
+    def __init__(self, reference: Mapping[int, LedgerLine], *, component: str, ignored: Ignored, ranks: Ranks) -> None:
         self._reference = reference
         self._component = component
         self._ranks = ranks
-        self._line = Line(start=0, share=None)
+        self._line = Line(start=0, share=None, counts_stream=partial(ignored.counts_stream, rank=ranks.rank))
         self.effect: str | None = None
 
     def reached(self, point: FaultPoint, step: int) -> None:

@@ -29,6 +29,7 @@ from ckptrun.launch.legs import Legs, TimedOutcome
 from ckptrun.launch.preflight import checkpoint_of
 from ckptrun.proof import Status
 from ckptrun.proof.checkpoints import compare_checkpoints
+from ckptrun.proof.ignored import Ignored
 from ckptrun.proof.judge import compare_ledgers, describe, step_like
 from ckptrun.proof.ledger import Mismatch
 from ckptrun.proof.operation import Operation, What, first_operation
@@ -267,7 +268,10 @@ class _Inquiry:
         self._run(config, "repeated_reference", saves_at_end_only=True, begins_as=begins_as)
         steps = self._evidence.config.train.steps
         repeated = compare_checkpoints(
-            checkpoint_of(self._reference, steps), checkpoint_of(config.run_dir, steps), step=steps
+            checkpoint_of(self._reference, steps),
+            checkpoint_of(config.run_dir, steps),
+            step=steps,
+            counts=Ignored(self._evidence.config.proof.ignore).counts,
         )
         if repeated.status is Status.different:
             return Diagnosis(is_deterministic=False, text=f"two references end differently: {repeated.detail}")
@@ -294,7 +298,10 @@ class _Inquiry:
         self._run(config, name, saves_at_end_only=not saves, saves_after_resume=saves, begins_as=begins_as)
         steps = self._evidence.config.train.steps
         ends = compare_checkpoints(
-            checkpoint_of(self._reference, steps), checkpoint_of(config.run_dir, steps), step=steps
+            checkpoint_of(self._reference, steps),
+            checkpoint_of(config.run_dir, steps),
+            step=steps,
+            counts=Ignored(self._evidence.config.proof.ignore).counts,
         )
         return ends.status is Status.equal
 

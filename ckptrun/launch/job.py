@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,11 +16,11 @@ from ckptrun.checkpoint.load import Loaded
 from ckptrun.checkpoint.manager import CheckpointManager, Commit, digest_state
 from ckptrun.checkpoint.policy import KeepLast
 from ckptrun.checkpoint.staging import HostStager
-from ckptrun.checkpoint.state import TrainingState
+from ckptrun.checkpoint.state import TrainingState, name_of
 from ckptrun.config.checkpoint import SaveMode
 from ckptrun.config.parallelism import MeshShape
 from ckptrun.config.proof import ReloadCheck
-from ckptrun.config.run import RunConfig, to_plain
+from ckptrun.config.run import COMPONENTS, RunConfig, to_plain
 from ckptrun.console import ProgressView, say, say_error
 from ckptrun.errors import InternalError
 from ckptrun.exit_codes import ExitCode
@@ -50,6 +52,7 @@ from ckptrun.proof import (
     check_trajectory,
     verdict_of,
 )
+from ckptrun.proof.ignored import Ignored
 from ckptrun.proof.lineage import Lineage
 from ckptrun.proof.trained import fingerprints
 from ckptrun.ranks import Ranks
@@ -89,6 +92,7 @@ class Job:
         self._groups = groups
         self._ranks = Ranks(groups.control)
         self._checks: list[Check] = []
+        self._ignored = Ignored(config.proof.ignore)
         self._report = Report(config, leg, mesh_shape=mesh_shape, device=device, command=command, ranks=self._ranks)
         self._lock: RunLock | None = None
         self._ranks.decide(self._take_lock)
@@ -110,8 +114,9 @@ class Job:
                 start=start,
                 share=self._builder.share if leg.samples else None,
                 trained=self._trained if leg.in_proof else None,
+                counts_stream=partial(self._ignored.counts_stream, rank=self._ranks.rank),
             ),
-            state_digests=lambda: digest_state(self._built.training.state.leaves()),
+            state_digests=lambda: self._ignored.kept(digest_state(self._built.training.state.leaves())),
         )
         self._lineage = Lineage()
         self._conditions = conditions_of(config, mesh_shape, device=device)
@@ -147,6 +152,8 @@ class Job:
 
     def run(self) -> int:
         """Resume, train, check; return the exit code."""
+        if self._ignored:
+            self._ignored.check_some_left(self._leaf_names(), needed=COMPONENTS)
         if self._leg.controls is not None:
             run_controls(
                 self._leg.controls,
@@ -256,9 +263,9 @@ class Job:
     def _on_commit(self, commit: Commit) -> None:
         self._observer.on_commit(commit)
         asked = self._config.proof.reload is not ReloadCheck.none and not self._leg.saves_at_end_only
-        if asked and commit.request.replica_conflicts:
+        if asked and any(map(self._ignored.counts, commit.request.replica_conflicts)):
             # Noted at once: what is loaded from it differs from what some rank had, and must not be blamed.
-            self._note(check_replicas(commit.request, ranks=self._ranks))
+            self._note(check_replicas(commit.request, ranks=self._ranks, ignored=self._ignored))
         if commit.not_removed is not None and self._ranks.rank == 0:
             say_error(f"ckptrun: Older checkpoints could not be removed: {commit.not_removed}")
 
@@ -268,7 +275,7 @@ class Job:
         self._say(f"Resumed from {loaded.folder} (step {step}).")
         if self._config.proof.reload is ReloadCheck.none:
             return True
-        checks = check_resumed(self._built.training.state, loaded, ranks=self._ranks)
+        checks = check_resumed(self._built.training.state, loaded, ranks=self._ranks, ignored=self._ignored)
         self._note(*checks)
         return all(check.status is not Status.different for check in checks)
 
@@ -278,7 +285,10 @@ class Job:
         commit = self._manager.last_commit
         if commit is None or commit.request.step != step:
             raise InternalError(f"The save of step {step} was requested but not committed.")
-        self._note(check_replicas(commit.request, ranks=self._ranks), self._check_folder(commit.request.folder, commit))
+        self._note(
+            check_replicas(commit.request, ranks=self._ranks, ignored=self._ignored),
+            self._check_folder(commit.request.folder, commit),
+        )
 
     def _check_last(self, loaded: Loaded | None) -> None:
         proof, commit = self._config.proof.reload, self._manager.last_commit
@@ -287,7 +297,8 @@ class Job:
         if commit is not None:
             if proof is ReloadCheck.final:
                 self._note(
-                    check_replicas(commit.request, ranks=self._ranks), self._check_folder(commit.request.folder, commit)
+                    check_replicas(commit.request, ranks=self._ranks, ignored=self._ignored),
+                    self._check_folder(commit.request.folder, commit),
                 )
         elif loaded is not None:
             # Nothing was saved: the run was complete. What it was told to leave out stays out.
@@ -310,7 +321,8 @@ class Job:
         digests = commit.request.digests if commit is not None else loaded.digests if loaded is not None else None
         if digests is not None:
             end = self._ranks.decide(lambda: checkpoint_of(reference, step))
-            self._note(check_final_state(end, digests, step=step, ranks=self._ranks))
+            counts = self._ignored.counts
+            self._note(check_final_state(end, digests, step=step, ranks=self._ranks, counts=counts))
 
     def _check_folder(self, folder: str, commit: Commit | None) -> Check:
         """Load ``folder`` into new objects; compare with the request, or with the manifest when no request was seen."""
@@ -321,13 +333,14 @@ class Job:
                 part = selection if commit is None and selection.source is None else EVERYTHING
                 loaded = self._restorer.load(fresh, folder, part)
                 if commit is None:
-                    return check_loaded(fresh.training.state, loaded, ranks=self._ranks)
+                    return check_loaded(fresh.training.state, loaded, ranks=self._ranks, ignored=self._ignored)
                 return check_reload(
                     commit.request.digests,
                     lambda: self._state_of(fresh),
                     step=commit.request.step,
                     folder=folder,
                     ranks=self._ranks,
+                    ignored=self._ignored,
                 )
             finally:
                 fresh.close()
@@ -363,7 +376,7 @@ class Job:
 
     def _finish(self) -> int:
         """Write the verdict and the summary; return the exit code."""
-        verdict = verdict_of(self._checks)
+        verdict = replace(verdict_of(self._checks), not_covered=self._not_covered())
         config = self._config
         reload = config.proof.reload is not ReloadCheck.none and config.checkpoint.mode is not SaveMode.none
         asked = reload or config.proof.reference is not None or bool(self._leg.faults)
@@ -371,6 +384,13 @@ class Job:
             self._report.finish(verdict, self._summary(), asked=asked, in_proof=self._leg.in_proof)
         self._ranks.barrier()
         return verdict.exit_code if asked or verdict.status is Status.different else ExitCode.done
+
+    def _not_covered(self) -> list[str]:
+        """What ``proof.ignore`` has exempted; all ranks call."""
+        return self._ignored.sentences(self._leaf_names()) if self._ignored else []
+
+    def _leaf_names(self) -> list[str]:
+        return [name_of(path) for path in self._built.training.state.leaves()]
 
     def _summary(self) -> dict[str, Any]:
         timing, progress = self._observer.timing, self._built.training.progress

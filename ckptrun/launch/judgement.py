@@ -14,11 +14,12 @@ from ckptrun.launch.diagnose import Diagnosis, Suspect, diagnose
 from ckptrun.launch.evidence import Evidence
 from ckptrun.launch.legs import TimedOutcome
 from ckptrun.launch.occurred import occurred
-from ckptrun.launch.preflight import checkpoint_of
+from ckptrun.launch.preflight import checkpoint_of, leaf_names
 from ckptrun.proof import Check, Status, Verdict, check_faults, verdict_of
 from ckptrun.proof.causes import moment_of
 from ckptrun.proof.checkpoints import compare_checkpoints
 from ckptrun.proof.finite import check_finite
+from ckptrun.proof.ignored import Ignored
 from ckptrun.proof.judge import (
     LedgerComparison,
     check_controls,
@@ -54,12 +55,14 @@ def judge(evidence: Evidence, *, run_leg: RunLeg, controls: Callable[[], Sequenc
     checks = [check_faults(evidence.planned, evidence.fired)] if evidence.planned else []
     checks += check_finite(read_lines(ledger_file(evidence.legs.folder("reference"), 0)))
     checks += _noisy(evidence.starts)
+    counts = Ignored(evidence.config.proof.ignore).counts
     refused = _refused_save(evidence)
-    checks.append(refused or check_saved(_committed(evidence), damaged=_still_damaged(evidence)))
+    damaged = _still_damaged(evidence)
+    checks.append(refused or check_saved(_committed(evidence), damaged=damaged, counts=counts))
     checks.append(check_loads(evidence.starts))
     checks.append(check_nothing_lost(evidence.starts, damaged=_damage(evidence), last_step=evidence.config.train.steps))
     checks += _failed_resume(evidence) if refused is None else []
-    differ = check_saves_differ(_committed(evidence), _ledgers(evidence))
+    differ = check_saves_differ(_committed(evidence), _ledgers(evidence), counts=counts)
     checks.append(differ or _only_one_save())
     outside, not_covered = evidence.outside.judge()
     checks.append(outside)
@@ -90,7 +93,7 @@ def judge(evidence: Evidence, *, run_leg: RunLeg, controls: Callable[[], Sequenc
         advice=f"{verdict.advice}{code_of(evidence.config, verdict.blame)}" if verdict.advice else "",
         path=str(evidence.config.run_dir),
         not_exercised=[*not_exercised(occurred(evidence)), *idle_controls(made)],
-        not_covered=not_covered,
+        not_covered=[*not_covered, *_exempt(evidence)],
     )
 
 
@@ -104,6 +107,13 @@ def judge_failed(starts: Sequence[Start], what: str, *, why: str) -> Verdict:
         return verdict_of([_of_failure(starts[-1], failure.check, f"{what} ended: ")])
     text = failure.text if failure is not None else why
     return Verdict(status=Status.not_verified, checks=(), reason=f"{what} failed: {text}")
+
+
+def _exempt(evidence: Evidence) -> list[str]:
+    config = evidence.config
+    if not config.proof.ignore:
+        return []
+    return Ignored(config.proof.ignore).sentences(leaf_names(evidence.legs.folder("reference"), config.train.steps))
 
 
 def _committed(evidence: Evidence) -> list[str]:
@@ -232,7 +242,8 @@ def _compared(evidence: Evidence, found: _Found) -> list[Check]:
         is_complete = evidence.starts[-1].is_complete
         checks.append(check_steps(found.later, wanted=wanted, after=steps - resumed_at, is_complete=is_complete))
         root, expected = config.checkpoint_root, checkpoint_of(evidence.reference_of_later, steps)
-        checks.append(compare_checkpoints(expected, step_folder(root, steps), step=steps))
+        counts = Ignored(config.proof.ignore).counts
+        checks.append(compare_checkpoints(expected, step_folder(root, steps), step=steps, counts=counts))
     checks.append(check_invisible(found.later if is_whole else found.first, saves=max(0, saves)))
     if config.proof.reshapes:
         checks.append(

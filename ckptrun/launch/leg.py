@@ -36,6 +36,8 @@ class Controls:
     """None: all there are."""
     checkpoint: str
     reference: Path
+    ignore: tuple[str, ...] = ()
+    """Leaves that are not compared: ``proof.ignore``."""
     are_named: bool = False
     """Whether somebody has asked for just these: then nothing excuses one that changes nothing."""
 

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptrun.checkpoint.commit import list_committed, remove_checkpoint
-from ckptrun.config.checkpoint import SaveMode, is_remote
+from ckptrun.config.checkpoint import SaveMode
 from ckptrun.config.proof import ReloadCheck
 from ckptrun.config.run import RunConfig
 from ckptrun.errors import ConfigError
@@ -17,6 +16,7 @@ from ckptrun.files import EVENTS, write_json
 from ckptrun.launch.leg import Leg
 from ckptrun.launch.local import Outcome, start_ranks
 from ckptrun.launch.overdue import Overdue
+from ckptrun.launch.proof_places import clear_checkpoints, clear_place, place_beside
 
 __all__ = ["Legs", "TimedOutcome", "check_folder", "claim_folder"]
 
@@ -87,7 +87,7 @@ class Legs:
         config.run.dir = str(self.folder(name))
         config.proof.reload = ReloadCheck.none
         if config.checkpoint.path is not None:
-            config.checkpoint.path = f"{config.checkpoint.path.rstrip('/')}/proof/{name}"
+            config.checkpoint.path = place_beside(config.checkpoint.path, name)
         if not saves:
             config.checkpoint.mode = SaveMode.none
             config.checkpoint.overlapped_staging = False
@@ -96,7 +96,9 @@ class Legs:
         return config
 
     def start(self, config: RunConfig, leg: Leg) -> TimedOutcome:
-        """Start the ranks of one leg and wait for their end."""
+        """Start the ranks of one leg and wait for their end. All but the run under proof begin in an empty place."""
+        if config.run_dir != self.run_dir and config.checkpoint.mode is not SaveMode.none:
+            clear_place(config.checkpoint_root)
         shutil.rmtree(config.run_dir / "trace", ignore_errors=True)
         began = time.monotonic()
         launch = config.launch
@@ -148,7 +150,7 @@ def claim_folder(config: RunConfig) -> dict[str, int]:
     is_ours = mark.is_file()
     known: dict[str, int] = json.loads(mark.read_text()).get("outside", {}) if is_ours else {}
     if config.checkpoint.path is not None:
-        _clear_checkpoints(root, is_ours=is_ours and json.loads(mark.read_text()).get("checkpoints") == root)
+        clear_checkpoints(root, is_ours=is_ours and json.loads(mark.read_text()).get("checkpoints") == root)
     for name in _OWN:
         path = folder / name
         if path.is_dir():
@@ -158,16 +160,3 @@ def claim_folder(config: RunConfig) -> dict[str, int]:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(mark, {"checkpoints": root, "outside": known})
     return known
-
-
-def _clear_checkpoints(root: str, *, is_ours: bool) -> None:
-    steps = list_committed(root)
-    if steps and not is_ours:
-        raise ConfigError(
-            f"checkpoint.path={root} holds checkpoints that this proof has not made (steps "
-            f"{', '.join(map(str, steps))}). Give the proof a place of its own."
-        )
-    for step in steps:
-        remove_checkpoint(root, step)
-    if not is_remote(root):
-        shutil.rmtree(Path(root.removeprefix("file://")) / "proof", ignore_errors=True)

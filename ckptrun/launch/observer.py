@@ -44,11 +44,18 @@ class Line:
         start: How often the run had been started before.
         share: Which samples of a global micro-batch this rank takes; None: single samples are not noted.
         trained: Takes the fingerprints of weights and moments; None: they are not noted.
+        counts_stream: Whether a random stream is compared.
     """
 
     def __init__(
-        self, *, start: int, share: Share | None, trained: Callable[[], Mapping[str, str | None]] | None = None
+        self,
+        *,
+        start: int,
+        share: Share | None,
+        trained: Callable[[], Mapping[str, str | None]] | None = None,
+        counts_stream: Callable[[str], bool] = lambda _: True,
     ) -> None:
+        self._counts_stream = counts_stream
         self._start = start
         self._share = share
         self._trained = trained
@@ -78,7 +85,7 @@ class Line:
             "learning_rate": facts.learning_rate.hex(),
             "skipped": facts.skipped,
             "batch": batches[0] if len(batches) == 1 else xxhash.xxh3_128_hexdigest(" ".join(batches).encode()),
-            "rng": stream_digests(),
+            "rng": {name: digest for name, digest in stream_digests().items() if self._counts_stream(name)},
         }
         if self._trained is not None:
             line["trained"] = dict(self._trained())

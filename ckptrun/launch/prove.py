@@ -11,17 +11,13 @@
 Every leg is a set of fresh processes. This process starts them, waits, and compares what they leave on disk.
 """
 
-import shutil
 import signal
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 from ckptrun.checkpoint.backend import locate
 from ckptrun.checkpoint.commit import list_committed
-from ckptrun.checkpoint.layout import step_folder
-from ckptrun.config.checkpoint import is_remote
 from ckptrun.config.run import RunConfig
 from ckptrun.console import say_error
 from ckptrun.errors import RankFailedError
@@ -35,12 +31,14 @@ from ckptrun.launch.leg_end import check_leg, why_incomplete
 from ckptrun.launch.legs import Legs, TimedOutcome, check_folder, claim_folder
 from ckptrun.launch.lock import RunLock
 from ckptrun.launch.outside_files import OutsideFiles
-from ckptrun.launch.preflight import make_folder
+from ckptrun.launch.preflight import leaf_names, make_folder
 from ckptrun.launch.private_files import PrivateFiles, check_private
 from ckptrun.launch.proof_check import check_proof, reshaped
+from ckptrun.launch.proof_places import keep_copies
 from ckptrun.launch.proof_view import ProofView
 from ckptrun.launch.silent_end import spoken_or_seen
 from ckptrun.proof import Status, Verdict
+from ckptrun.proof.ignored import Ignored
 from ckptrun.proof.judge import second_resumes
 from ckptrun.proof.starts import Start, read_failures, read_starts
 
@@ -61,7 +59,8 @@ def run_proof(config: RunConfig, *, command: Sequence[str]) -> int:
     """Prove ``config``; write ``verdict.json``; return the exit code.
 
     Raises:
-        ConfigError: A fault can never fire, or the folder belongs to something else; nothing has been started.
+        ConfigError: A fault can never fire, or the folder belongs to something else, and nothing has been started; or a
+            leaf to ignore is none of the reference.
     """
     plan = check_proof(config)
     after = reshaped(config) if config.proof.reshapes else config
@@ -125,6 +124,8 @@ class _Proof:
         if why is not None:
             what = "the reference, in which nothing was to fail,"
             return self._failed(read_starts(reference.run_dir), ended, what, why=why)
+        if self._config.proof.ignore:
+            Ignored(self._config.proof.ignore).check_matched(leaf_names(reference.run_dir, self._config.train.steps))
         try:
             failure = self._run_under_proof()
         except RankFailedError as error:
@@ -177,8 +178,8 @@ class _Proof:
                 return None
             if last.ended is None and not struck:
                 return last
-            if last.ended != "end" and index == 0:
-                self._before_first_resume()
+            if last.ended != "end":
+                self._before_resume(is_first=index == 0)
             index += 1
 
     def _wants_another(self, starts: Sequence[Start], ended: TimedOutcome) -> bool:
@@ -186,16 +187,12 @@ class _Proof:
         enough = second_resumes(starts) or len(starts) > len(self._plan) + _MOST_FURTHER_STARTS
         return ended.outcome.exit_code == ExitCode.done and not enough
 
-    def _before_first_resume(self) -> None:
+    def _before_resume(self, *, is_first: bool) -> None:
         """Keep what the resumed run may remove; on another mesh, let an uninterrupted run show what is right there."""
         root = self._config.checkpoint_root
-        steps = list_committed(root)
-        if self._config.checkpoint.keep_last is not None and not is_remote(root):
-            for step in steps:
-                kept = self._legs.folder("kept") / Path(step_folder(root, step)).name
-                shutil.copytree(step_folder(root, step).removeprefix("file://"), kept, dirs_exist_ok=True)
-                self._kept[str(locate(step_folder(root, step)))] = str(kept)
-        if self._config.proof.reshapes and steps:
+        if self._config.checkpoint.keep_last is not None:
+            self._kept.update(keep_copies(root, self._legs.folder("kept")))
+        if is_first and self._config.proof.reshapes and list_committed(root):
             again = self._later_legs.beside("resumed_reference")
             again.checkpoint.resume = root
             what = {"saves_at_end_only": True, "samples": True, "begins_as": 1}
@@ -212,6 +209,7 @@ class _Proof:
         reshapes = self._config.proof.reshapes
         controls = Controls(
             components=proof.control_names,
+            ignore=tuple(proof.ignore),
             are_named=isinstance(proof.controls, list),
             checkpoint=checkpoint,
             reference=self._legs.folder("resumed_reference" if reshapes else "reference"),

@@ -7,7 +7,7 @@ Reads files only; needs no process group. Memory is a few slabs, however large a
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -30,7 +30,9 @@ _SLAB_BYTES = 8 * 2**20
 _ABSENT = "absent"
 
 
-def compare_checkpoints(expected: Url, got: Url, *, step: int, name: str = _NAME) -> Check:
+def compare_checkpoints(
+    expected: Url, got: Url, *, step: int, name: str = _NAME, counts: Callable[[str], bool] = lambda _: True
+) -> Check:
     """Compare every leaf of two checkpoints.
 
     The first difference is that of the component that comes first in :data:`~ckptrun.proof.blame.BLAME_ORDER`, and in
@@ -42,9 +44,10 @@ def compare_checkpoints(expected: Url, got: Url, *, step: int, name: str = _NAME
         got: Folder of the other.
         step: Of both, for the report.
         name: Of the check.
+        counts: Whether a leaf is compared.
     """
     try:
-        with _Side(expected) as one, _Side(got) as other:
+        with _Side(expected, counts) as one, _Side(got, counts) as other:
             return _compare(one, other, step=step, name=name)
     except (CheckpointError, OSError) as error:
         return Check(name=name, status=Status.not_verified, detail=str(error))
@@ -53,11 +56,11 @@ def compare_checkpoints(expected: Url, got: Url, *, step: int, name: str = _NAME
 class _Side:
     """One of the two; a context manager, which closes its files."""
 
-    def __init__(self, folder: Url) -> None:
+    def __init__(self, folder: Url, counts: Callable[[str], bool]) -> None:
         place = locate(folder)
         manifest = read_manifest(place)
         self.folder = str(place)
-        self.leaves = manifest.leaves
+        self.leaves = {name: leaf for name, leaf in manifest.leaves.items() if counts(name)}
         self.world_size = manifest.world_size
         self.files = ShardFiles(place, manifest.files)
 

@@ -17,12 +17,14 @@ from ckptrun.checkpoint.read_state import read_leaf
 from ckptrun.checkpoint.state import TrainingState, name_of
 from ckptrun.errors import StateMismatchError
 from ckptrun.proof.element import DifferingPart, first_element, first_entry
+from ckptrun.proof.ignored import Ignored
 from ckptrun.proof.verdict import Check, Status
 from ckptrun.ranks import Ranks
 from ckptrun.state import preserved, stream_digests
 
 __all__ = ["Difference", "check_loaded", "check_reload", "check_replicas", "check_resumed"]
 
+NOTHING = Ignored()
 _SHOWN = 3
 _ABSENT = "absent"
 # A schedule writes it: when both differ, the schedule was first.
@@ -50,6 +52,7 @@ def check_reload(
     step: int,
     folder: str,
     ranks: Ranks,
+    ignored: Ignored = NOTHING,
 ) -> Check:
     """Load into freshly built objects and compare every leaf of every component on every rank. All ranks call.
 
@@ -59,26 +62,29 @@ def check_reload(
         step: The checkpoint's step, for the report.
         folder: The checkpoint, to show what should be there.
         ranks: All ranks of the run.
+        ignored: What is not compared.
     """
     state = load_fresh()
-    check = _compare("loaded_equals_saved", expected, digest_state(state.leaves()), step=step, ranks=ranks)
+    live = ignored.kept(digest_state(state.leaves()))
+    check = _compare("loaded_equals_saved", ignored.kept(expected), live, step=step, ranks=ranks)
     return _with_element(check, state, folder, ranks)
 
 
-def check_loaded(state: TrainingState, loaded: Loaded, *, ranks: Ranks) -> Check:
+def check_loaded(state: TrainingState, loaded: Loaded, *, ranks: Ranks, ignored: Ignored = NOTHING) -> Check:
     """Compare the live state right after a load with the digests in the manifest. All ranks call.
 
     Covers the leaves that were loaded; those that were left out on purpose are not compared.
     """
-    return _with_element(_check_live(digest_state(state.leaves()), loaded, ranks), state, loaded.folder, ranks)
+    return _with_element(_check_live(digest_state(state.leaves()), loaded, ranks, ignored), state, loaded.folder, ranks)
 
 
-def _check_live(live: Mapping[str, str], loaded: Loaded, ranks: Ranks) -> Check:
-    got = {name: digest for name, digest in live.items() if name in loaded.digests}
-    return _compare("loaded_equals_saved", loaded.digests, got, step=loaded.step, ranks=ranks)
+def _check_live(live: Mapping[str, str], loaded: Loaded, ranks: Ranks, ignored: Ignored) -> Check:
+    expected = ignored.kept(loaded.digests)
+    got = {name: digest for name, digest in live.items() if name in expected}
+    return _compare("loaded_equals_saved", expected, got, step=loaded.step, ranks=ranks)
 
 
-def check_resumed(state: TrainingState, loaded: Loaded, *, ranks: Ranks) -> list[Check]:
+def check_resumed(state: TrainingState, loaded: Loaded, *, ranks: Ranks, ignored: Ignored = NOTHING) -> list[Check]:
     """Compare the live state right after a resume with the manifest, and ranks with each other. All ranks call.
 
     A component that draws random numbers when it is asked for its state is found first: nothing else would mean much.
@@ -88,8 +94,8 @@ def check_resumed(state: TrainingState, loaded: Loaded, *, ranks: Ranks) -> list
     if noisy is not None:
         return [noisy]
     live = digest_state(state.leaves())
-    conflicts = conflicts_of(live, state, ranks)
-    loads = _with_element(_check_live(live, loaded, ranks), state, loaded.folder, ranks)
+    conflicts = [leaf for leaf in conflicts_of(live, state, ranks) if ignored.counts(leaf)]
+    loads = _with_element(_check_live(live, loaded, ranks, ignored), state, loaded.folder, ranks)
     return [loads, _replicas(conflicts, step=loaded.step, leaves=len(live), ranks=ranks)]
 
 
@@ -123,9 +129,10 @@ def _check_quiet(state: TrainingState, *, step: int, ranks: Ranks) -> Check | No
     )
 
 
-def check_replicas(request: SaveRequest, *, ranks: Ranks) -> Check:
+def check_replicas(request: SaveRequest, *, ranks: Ranks, ignored: Ignored = NOTHING) -> Check:
     """Report whether ranks that should hold the same values did when the save was requested. All ranks call."""
-    return _replicas(request.replica_conflicts, step=request.step, leaves=len(request.digests), ranks=ranks)
+    conflicts = [leaf for leaf in request.replica_conflicts if ignored.counts(leaf)]
+    return _replicas(conflicts, step=request.step, leaves=len(request.digests), ranks=ranks)
 
 
 def _replicas(conflicts: Sequence[str], *, step: int, leaves: int, ranks: Ranks) -> Check:

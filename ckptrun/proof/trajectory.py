@@ -1,6 +1,6 @@
 """Checks over the ledgers of a run: steps done twice came out the same, and all of them repeat a reference run."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from ckptrun.checkpoint.manifest import read_manifest
@@ -62,15 +62,20 @@ def check_trajectory(reference: Path, run_dir: Path, *, last_step: int, lineage:
     return Check(name="trajectory", status=Status.equal, detail=detail)
 
 
-def check_final_state(reference: str, own: Mapping[str, str], *, step: int, ranks: Ranks) -> Check:
+def check_final_state(
+    reference: str, own: Mapping[str, str], *, step: int, ranks: Ranks, counts: Callable[[str], bool] = lambda _: True
+) -> Check:
     """Compare the digests of this run's last save with those in the manifest of the checkpoint ``reference``.
 
-    All ranks call. ``own`` is leaf name -> digest when the save was requested, of this rank.
+    All ranks call. ``own`` is leaf name -> digest when the save was requested, of this rank; ``counts`` tells whether a
+    leaf is compared.
     """
+    own = {name: digest for name, digest in own.items() if counts(name)}
     try:
-        leaves = ranks.decide(lambda: {leaf.name: leaf.digest for leaf in read_manifest(reference).leaves.values()})
+        everything = ranks.decide(lambda: {leaf.name: leaf.digest for leaf in read_manifest(reference).leaves.values()})
     except CkptrunError as error:
         return Check(name="final_state", status=Status.not_verified, detail=str(error))
+    leaves = {name: digest for name, digest in everything.items() if counts(name)}
     wrong = sorted((name, digest) for name, digest in own.items() if leaves.get(name) != digest)
     everywhere = ranks.gather((wrong, set(own)))
     held = set().union(*(names for _, names in everywhere))

@@ -48,19 +48,27 @@ def test_a_draw_in_the_first_step_after_the_checkpoint_is_a_draw() -> None:
 
 
 def test_what_is_not_exercised_does_not_decide() -> None:
-    starts = [Start(index=0, controls=[control("rng", found=False, exercised=False), control("optimizer", found=True)])]
+    starts = [
+        Start(
+            index=0,
+            ended="end",
+            controls=[control("rng", found=False, exercised=False), control("optimizer", found=True)],
+        )
+    ]
     check = check_controls(starts, asked=True)
     assert (check.status, check.detail, check.covered) == (Status.equal, "what of optimizer", {"controls": 1})
     assert idle_controls(starts) == ["control of rng: what of rng"]
 
 
 def test_all_of_them_idle_prove_nothing_and_are_not_needed() -> None:
-    check = check_controls([Start(index=0, controls=[control("rng", found=False, exercised=False)])], asked=True)
+    check = check_controls(
+        [Start(index=0, ended="end", controls=[control("rng", found=False, exercised=False)])], asked=True
+    )
     assert (check.status, check.is_needed) == (Status.not_verified, False)
 
 
 def test_one_that_was_exercised_and_changed_nothing_is_vacuous() -> None:
-    starts = [Start(index=0, controls=[control("rng", found=False), control("optimizer", found=True)])]
+    starts = [Start(index=0, ended="end", controls=[control("rng", found=False), control("optimizer", found=True)])]
     check = check_controls(starts, asked=True)
     assert (check.status, check.is_needed, check.detail) == (Status.not_verified, True, "vacuous: what of rng")
     assert idle_controls(starts) == []
