@@ -223,7 +223,7 @@ class _Inquiry:
                 "step": operation.step,
                 "rank": operation.rank,
                 "component": blame,
-                "leaf": f"{operation.name} {operation.what}",
+                "leaf": operation.subject,
                 "index": None,
                 "expected": operation.expected,
                 "got": operation.got,

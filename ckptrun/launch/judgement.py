@@ -105,7 +105,8 @@ def judge_failed(starts: Sequence[Start], what: str, *, why: str) -> Verdict:
     failure = starts[-1].failure if starts else None
     if failure is not None and failure.check is not None:
         return verdict_of([_of_failure(starts[-1], failure.check, f"{what} ended: ")])
-    text = failure.text if failure is not None else why
+    # Who lost contact knows less than the signal that ended the other rank.
+    text = failure.text if failure is not None and not failure.is_secondary else why
     return Verdict(status=Status.not_verified, checks=(), reason=f"{what} failed: {text}")
 
 

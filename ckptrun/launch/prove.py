@@ -133,7 +133,9 @@ class _Proof:
             return self._failed([], None, what, why=str(error))
         starts = read_starts(self._config.run_dir)
         if failure is not None and failure.index == 0:
-            return self._failed(starts, None, "the run, before anything was to fail,")
+            said = failure.failure
+            why = "its ranks ended with exit code 0 before they were done" if said is None else said.text
+            return self._failed(starts, None, "the run, before anything was to fail,", why=why)
         evidence = Evidence(
             config=self._config,
             after=self._after,
@@ -237,13 +239,12 @@ class _Proof:
         ended: TimedOutcome | None,
         what: str,
         *,
-        why: str = "its ranks ended with exit code 0 before they were done",
+        why: str,
     ) -> int:
         """The job does not run at all: nothing is proved, and the error is its own."""
         verdict = judge_failed(starts, what, why=why)
         self._write(verdict, starts)
-        failure = starts[-1].failure if starts else None
-        say_error(f"ckptrun: {what} failed: {failure.text if failure else why}")
+        say_error(f"ckptrun: {verdict.reason}")
         say_error(f"         what its ranks printed: {self._config.run_dir}/logs, {self._config.run_dir}/proof/*/logs")
         if verdict.status is Status.different:
             return verdict.exit_code

@@ -119,10 +119,11 @@ class Operation:
 
     def text(self, *, resumed_at: int | None) -> str:
         """Say what it is, e.g. ``blocks.1.dropout output, rank 1, first forward after resume``."""
-        return f"{self._subject}, rank {self.rank}, {self._when(resumed_at)}"
+        return f"{self.subject}, rank {self.rank}, {self._when(resumed_at)}"
 
     @property
-    def _subject(self) -> str:
+    def subject(self) -> str:
+        """What it is, without when, e.g. ``blocks.1.dropout output``."""
         match self.what:
             case What.stream:
                 return f"{self.what} {self.name}" + (f" after {self.at}" if self.at else "")

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from ckptrun.launch.broken_connection import is_broken_connection, is_secondary
 from ckptrun.launch.error_place import words_of
 from ckptrun.launch.failure import report_once
+from ckptrun.launch.judgement import judge_failed
 from ckptrun.launch.local import Outcome
 from ckptrun.launch.silent_end import last_line, spoken_or_seen
 from ckptrun.proof.judge import check_second_resume
@@ -145,3 +146,9 @@ def test_a_second_resume_that_could_not_go_on_is_not_equal() -> None:
     check = check_second_resume(starts, [], failed=starts[2])
     assert (check.status, check.blame) == (Status.different, "bug")
     assert check.detail == "resumed again at step 4, and start 3 could not go on"
+
+
+@pytest.mark.parametrize(("knows_less", "reason"), [(True, "x failed: SIGSEGV"), (False, "x failed: ValueError: mine")])
+def test_a_job_that_does_not_run_is_told_by_who_knows_most(knows_less, reason) -> None:
+    failure = Failure(rank=0, text="ValueError: mine", is_secondary=knows_less)
+    assert judge_failed([Start(index=0, failure=failure)], "x", why="SIGSEGV").reason == reason

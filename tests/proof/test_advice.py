@@ -96,3 +96,17 @@ def test_what_an_older_version_has_left_has_no_advice(tmp_path) -> None:
     content = '{"verdict": "equal", "checks": [], "first_difference": null, "blame": null, "reason": ""}'
     (tmp_path / "verdict.json").write_text(content)
     assert read_verdict(tmp_path) == Verdict(status=Status.equal, checks=[], path=str(tmp_path))
+
+
+def test_digests_are_left_to_the_file() -> None:
+    first = {
+        "step": 1,
+        "rank": 0,
+        "component": "rng",
+        "leaf": "random stream python",
+        "expected": "0" * 16,
+        "got": "1" * 16,
+    }
+    text = text_of(verdict_of([Check(name="trajectory", status=Status.different, detail="x", first_difference=first)]))
+    assert "first      step 1, rank 0, random stream python" in text
+    assert "0000" not in text
