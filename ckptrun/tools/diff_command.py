@@ -1,7 +1,8 @@
 """Compare two checkpoints bit by bit, whatever their sharding and format.
 
 A and B are checkpoints: a folder of ckptrun, of torch.distributed.checkpoint (DCP) or of .safetensors files, or one
-file of safetensors or torch.save; local paths or any fsspec URLs. Pickles are read without running what they name.
+file of safetensors or torch.save; or a run, of which the newest checkpoint that both have is taken; local paths or any
+fsspec URLs. Pickles are read without running what they name.
 
 Leaves are paired by name. Tensors must agree in dtype, shape and every bit; plain values in type, content and the bits
 of floats. The largest distance in ULP is the number of steps from one float to the next between two that stand at the
@@ -22,12 +23,14 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ckptrun.errors import ConfigError
+from ckptrun.checkpoint.backend import Location
+from ckptrun.errors import CheckpointNotFoundError, ConfigError
 from ckptrun.exit_codes import ExitCode
 from ckptrun.tools.incomplete import add_incomplete
 from ckptrun.tools.near_names import near_names
 from ckptrun.tools.output import Column, Output, add_output_arguments
 from ckptrun.tools.pairing import hint_of_prefixes, keep_only, strip_prefix
+from ckptrun.tools.places import newest_of, place_of, steps_of
 from ckptrun.tools.text import bytes_text, counted, cut_text, elements_text, joined
 
 if TYPE_CHECKING:
@@ -67,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what follows ``ckptrun diff``."""
     parser.add_argument("a", metavar="A", help="a checkpoint")
     parser.add_argument("b", metavar="B", help="another")
+    parser.add_argument("--step", type=int, help="of runs, the checkpoint of this step; else the newest that both have")
     parser.add_argument("--only", metavar="PREFIX", help="the leaf of this name, or those below it: 'model.blocks.0'")
     for side in ("a", "b"):
         parser.add_argument(
@@ -87,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
     output = Output(plain=args.no_color)
     opened = functools.partial(open_source, incomplete=args.incomplete)
-    with opened(args.a) as a, opened(args.b) as b:
+    with opened(_of_run(args.a, args.b, args.step)) as a, opened(_of_run(args.b, args.a, args.step)) as b:
         sides = [
             Side(source, strip_prefix(source.leaves, prefix, option=option))
             for source, prefix, option in ((a, args.prefix_a, "--prefix-a"), (b, args.prefix_b, "--prefix-b"))
@@ -104,6 +108,22 @@ def run(args: argparse.Namespace) -> int:
     if found.is_different:
         return ExitCode.different
     return ExitCode.not_verified if found.not_compared else ExitCode.done
+
+
+def _of_run(path: str, other: str, step: int | None) -> Location:
+    """The checkpoint that ``path`` is or, being a run, has: of ``step``, else the newest that ``other`` has too."""
+    place, there = place_of(path), place_of(other)
+    mine, theirs = steps_of(place), steps_of(there)
+    if step is None and mine and theirs:
+        common = sorted(set(mine) & set(theirs))
+        if not common:
+            raise CheckpointNotFoundError(
+                f"{place} and {there} have no step in common: {', '.join(map(str, mine))}; and "
+                f"{', '.join(map(str, theirs))}. Name two checkpoints.",
+                folder=str(place),
+            )
+        step = common[-1]
+    return newest_of(place, step=step if mine else None) or place
 
 
 def _only(sides: Sequence["Side"], prefix: str | None) -> list["Side"]:

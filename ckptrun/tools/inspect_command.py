@@ -1,6 +1,7 @@
 """Show what a checkpoint holds, or which checkpoints a run has.
 
-PATH is a checkpoint, a run, or a folder of checkpoints: a local path or any fsspec URL. Only manifests are read, and
+PATH is a checkpoint, of ckptrun, DCP, torch.save or safetensors; a run, a folder of checkpoints, or of runs: a local
+path or any fsspec URL. Only manifests are read, and
 with --leaf the bytes that are shown, which are checked. Leaves are a tree on a terminal, and full names in a pipe.
 
 Exit codes: 0; 2 there is no checkpoint, or no such leaf; 3 damaged, or it says another step, mesh or number of ranks
@@ -12,6 +13,7 @@ import pprint
 from collections.abc import Mapping
 
 from ckptrun.checkpoint.backend import Location
+from ckptrun.checkpoint.commit import is_committed
 from ckptrun.checkpoint.consistency import contradictions
 from ckptrun.checkpoint.manifest import Leaf, Manifest, read_manifest
 from ckptrun.errors import ConfigError
@@ -29,7 +31,7 @@ from ckptrun.tools.leaf_tree import Row, rows_of, tree_of
 from ckptrun.tools.list_run import list_run
 from ckptrun.tools.near_names import near_names
 from ckptrun.tools.output import Column, Output, add_output_arguments
-from ckptrun.tools.places import place_of, root_at
+from ckptrun.tools.places import is_foreign, place_of, root_at, runs_in
 from ckptrun.tools.text import bytes_text, counted, elements_text
 
 __all__ = ["add_arguments", "run"]
@@ -65,9 +67,15 @@ def run(args: argparse.Namespace) -> int:
     """Show what was asked for."""
     output = Output(plain=args.no_color)
     place = place_of(args.path)
-    root = root_at(place)
+    root = None if is_foreign(place) else root_at(place)
     if root is not None:
         return _show_run(root, args, output)
+    if is_foreign(place):
+        from ckptrun.tools.inspect_foreign import inspect_foreign
+
+        return inspect_foreign(place, args, output)
+    if not is_committed(place):
+        return max(_show_run(of_run, args, output) for run in runs_in(place) if (of_run := root_at(run)) is not None)
     manifest = read_manifest(place)
     if args.leaf is not None:
         _show_leaf(place, manifest, args, output)

@@ -1,7 +1,8 @@
 """Read and check every byte of a checkpoint.
 
-PATH is a checkpoint, a run, or a folder of checkpoints: a local path or any fsspec URL. Of several checkpoints the
-newest is checked, or with --all each. Lengths, headers and the checksums of all blocks are compared with the manifest.
+PATH is a checkpoint, a run, a folder of checkpoints, or of runs: a local path or any fsspec URL. Of several checkpoints
+of a run the newest is checked, or with --all each. Lengths, headers and the checksums of all blocks are compared with
+the manifest. Of other formats (DCP, torch.save, safetensors) every byte is read, and said how far that shows it whole.
 Damage does not end the check; all of it is listed.
 
 Exit codes: 0 whole; 1 some of it could not be read, for reasons that say nothing about the bytes (permission, network);
@@ -13,12 +14,13 @@ import time
 from typing import Any
 
 from ckptrun.checkpoint.backend import Location
+from ckptrun.checkpoint.commit import is_committed
 from ckptrun.errors import CheckpointNotFoundError
 from ckptrun.exit_codes import ExitCode
 from ckptrun.tools.check_checkpoint import Findings, check_checkpoint
 from ckptrun.tools.damage import Damage
 from ckptrun.tools.output import Column, Output, add_output_arguments
-from ckptrun.tools.places import checkpoints_in, place_of, root_at
+from ckptrun.tools.places import checkpoints_in, is_foreign, place_of, root_at, runs_in, steps_of
 from ckptrun.tools.text import bytes_text, counted
 
 __all__ = ["add_arguments", "run"]
@@ -44,6 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check what was asked for."""
     output = Output(plain=args.no_color)
+    if is_foreign(place_of(args.path)):
+        from ckptrun.tools.verify_foreign import verify_foreign
+
+        return verify_foreign(place_of(args.path), args, output)
     folders = _folders(args.path, every=args.all)
     documents: list[dict[str, Any]] = []
     for folder in folders:
@@ -78,6 +84,8 @@ _CODES = {"whole": ExitCode.done, "not_checked": ExitCode.failed, "damaged": Exi
 def _folders(path: str, *, every: bool) -> list[Location]:
     place = place_of(path)
     root = root_at(place)
+    if root is None and not is_committed(place):
+        return [folder for run in runs_in(place) if steps_of(run) for folder in _folders(str(run), every=every)]
     if root is None:
         return [place]
     found = checkpoints_in(root)

@@ -310,7 +310,7 @@ def test_what_is_no_checkpoint_is_told_with_what_is_there(tmp_path: Path) -> Non
     for path, words in (
         (tmp_path, "data.txt"),
         (tmp_path / "nothing", "does not exist"),
-        (tmp_path / "data.txt", "no folder"),
+        (tmp_path / "data.txt", "an empty file"),
         ("nowhere://x", "nowhere"),
     ):
         ended = run_tool("inspect", path)
@@ -321,8 +321,9 @@ def test_what_is_no_checkpoint_is_told_with_what_is_there(tmp_path: Path) -> Non
 
 
 def test_a_run_that_keeps_its_checkpoints_elsewhere_says_where_to_look(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").touch()
-    assert "checkpoint.path" in run_tool("inspect", tmp_path).errors
+    (tmp_path / "config.yaml").write_text(f"checkpoint:\n  path: {tmp_path}/elsewhere\n")
+    ended = run_tool("inspect", tmp_path)
+    assert (ended.code, f"{tmp_path}/elsewhere, where there are none" in ended.errors) == (2, True), ended
 
 
 def test_names_in_a_file_cannot_steer_the_terminal(tmp_path: Path) -> None:
