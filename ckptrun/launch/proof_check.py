@@ -37,7 +37,7 @@ def check_proof(config: RunConfig) -> tuple[PlannedFault, ...]:
             f"checkpoint.path={config.checkpoint.path} does not outlive the process that is killed. Use a path on "
             "storage."
         )
-    if config.train.steps < _FEWEST_STEPS and config.proof.controls:
+    if config.train.steps < _FEWEST_STEPS and config.proof.control_names != ():
         raise ConfigError(
             f"train.steps={config.train.steps}: controls resume before the last step, which takes {_FEWEST_STEPS} "
             "steps or more. Raise train.steps, or do without controls: proof.controls=none."
