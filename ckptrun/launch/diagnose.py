@@ -27,7 +27,7 @@ from ckptrun.launch.leg import TraceWindow
 from ckptrun.launch.leg_end import check_leg
 from ckptrun.launch.legs import Legs, TimedOutcome
 from ckptrun.launch.preflight import checkpoint_of
-from ckptrun.proof import Status
+from ckptrun.proof import Check, Status
 from ckptrun.proof.checkpoints import compare_checkpoints
 from ckptrun.proof.ignored import Ignored
 from ckptrun.proof.judge import compare_ledgers, describe, step_like
@@ -117,6 +117,11 @@ class _Inquiry:
         repeated = compare_ledgers(self._reference, again, ranks=self._ranks, last_step=mismatch.step)
         if repeated.first is not None:
             return self._not_deterministic(repeated.first)
+        if self._is_interpreter_another:
+            other = self._reference_again("reference_in_another_interpreter", window, fresh=True)
+            repeated = compare_ledgers(self._reference, other, ranks=self._ranks, last_step=mismatch.step)
+            if repeated.first is not None:
+                return self._by_interpreter(repeated.first)
         self.reference_repeats = True
         counted_as = step_like(self._reference, self._evidence.config.run_dir, mismatch)
         if counted_as is not None:
@@ -142,13 +147,18 @@ class _Inquiry:
             return self.unexplained("it did not show again when every operation was watched")
         return self._named(self._followed_back(found), mismatch)
 
+    @property
+    def _is_interpreter_another(self) -> bool:
+        """Whether what differs came from another interpreter, or from what one has saved."""
+        return any(start.fresh for start in self._evidence.starts[: self._suspect.start.index + 1])
+
     def _window(self, start: Start, last_step: int) -> TraceWindow:
         begin = start.step + 1
         if last_step - begin >= _WATCHED_STEPS:
             begin = last_step - 1
         return TraceWindow(first_step=min(begin, last_step), last_step=last_step)
 
-    def _reference_again(self, name: str, window: TraceWindow) -> Path:
+    def _reference_again(self, name: str, window: TraceWindow, *, fresh: bool = False) -> Path:
         """Run the reference once more, as far as the window goes."""
         config = self._legs.beside(name)
         if self._is_later:
@@ -156,7 +166,8 @@ class _Inquiry:
                 self._checkpoint(self._evidence.resumes[0]) or self._evidence.config.checkpoint_root
             )
         begins_as = self._evidence.resumes[0].index if self._is_later else None
-        self._run(config, name, stop_at=window.last_step, saves_at_end_only=True, trace=window, begins_as=begins_as)
+        what = {"saves_at_end_only": True, "trace": window, "begins_as": begins_as, "fresh": fresh}
+        self._run(config, name, stop_at=window.last_step, **what)
         return config.run_dir
 
     def _run(self, config: RunConfig, name: str, *, stop_at: int | None = None, **what: object) -> None:
@@ -178,7 +189,7 @@ class _Inquiry:
             if start.resumed_from is not None:
                 config.checkpoint.resume = self._checkpoint(start) or start.resumed_from
             resumed = start.index > 0
-            what = {"saves_after_resume": saves and resumed, "begins_as": start.index or None}
+            what = {"saves_after_resume": saves and resumed, "begins_as": start.index or None, "fresh": start.fresh}
             self._run(config, leg, stop_at=window.last_step, trace=window, **what)
             operation = first_operation(reference, config.run_dir, ranks=self._ranks)
             if operation is not None:
@@ -261,22 +272,17 @@ class _Inquiry:
 
     def _of_the_end(self) -> Diagnosis:
         """Every step was equal and the end was not: does the reference end as it did before?"""
-        config = self._legs.beside("repeated_reference")
-        if self._is_later:
-            config.checkpoint.resume = self._evidence.config.checkpoint_root
-        begins_as = self._evidence.resumes[0].index if self._is_later else None
-        self._run(config, "repeated_reference", saves_at_end_only=True, begins_as=begins_as)
-        steps = self._evidence.config.train.steps
-        repeated = compare_checkpoints(
-            checkpoint_of(self._reference, steps),
-            checkpoint_of(config.run_dir, steps),
-            step=steps,
-            counts=Ignored(self._evidence.config.proof.ignore).counts,
-        )
-        if repeated.status is Status.different:
-            return Diagnosis(is_deterministic=False, text=f"two references end differently: {repeated.detail}")
-        if repeated.status is not Status.equal:
-            raise RankFailedError(f"the end of the repeated reference cannot be compared: {repeated.detail}")
+        again = {"repeated_reference": False, "reference_in_another_interpreter": True}
+        for name, fresh in again.items():
+            if fresh and not self._is_interpreter_another:
+                continue
+            repeated = self._end_of_reference(name, fresh=fresh)
+            if repeated.status is Status.different:
+                where = f" that ran in two interpreters: {repeated.detail}. {self._interpreters()}"
+                text = f"two references end differently{where if fresh else f': {repeated.detail}'}"
+                return Diagnosis(is_deterministic=False, text=text)
+            if repeated.status is not Status.equal:
+                raise RankFailedError(f"the end of the {name.replace('_', ' ')} cannot be compared: {repeated.detail}")
         self.reference_repeats = True
         if self._ends_right(saves=False) and not self._ends_right(saves=True):
             text = "saving changes the state: every step came out the same, and the end is right if nothing is saved"
@@ -285,6 +291,18 @@ class _Inquiry:
             is_deterministic=True,
             text="hidden state: every step came out the same, and yet the state at the end is another one",
         )
+
+    def _end_of_reference(self, name: str, *, fresh: bool) -> Check:
+        """Run the reference to its end once more, and compare that with what it was."""
+        config = self._legs.beside(name)
+        if self._is_later:
+            config.checkpoint.resume = self._evidence.config.checkpoint_root
+        begins_as = self._evidence.resumes[0].index if self._is_later else None
+        self._run(config, name, saves_at_end_only=True, begins_as=begins_as, fresh=fresh)
+        steps = self._evidence.config.train.steps
+        ends = (checkpoint_of(self._reference, steps), checkpoint_of(config.run_dir, steps))
+        counts = Ignored(self._evidence.config.proof.ignore).counts
+        return compare_checkpoints(*ends, step=steps, counts=counts)
 
     def _ends_right(self, *, saves: bool) -> bool:
         """Whether the run, from the checkpoint of its first resume on and never killed again, ends as it should."""
@@ -304,6 +322,22 @@ class _Inquiry:
             counts=Ignored(self._evidence.config.proof.ignore).counts,
         )
         return ends.status is Status.equal
+
+    def _by_interpreter(self, mismatch: Mismatch) -> Diagnosis:
+        """Two references differ, and what they have not in common is the interpreter that they ran in."""
+        return Diagnosis(
+            is_deterministic=False,
+            text=f"two references differ that ran in two interpreters: {describe(mismatch)}. {self._interpreters()}",
+            first_difference=mismatch.as_difference(),
+        )
+
+    def _interpreters(self) -> str:
+        seeds = sorted({start.hash_seed or "random" for start in self._evidence.starts})
+        return (
+            f"What an interpreter draws when it starts decides (PYTHONHASHSEED was {' and '.join(seeds)}): hash() of a "
+            "string, the order of a set, id(). Sort what comes out of a set, use zlib.crc32 for hash(), or set "
+            "PYTHONHASHSEED for every start of the job"
+        )
 
     def _not_deterministic(self, mismatch: Mismatch) -> Diagnosis:
         """Two references differ: name the operation, from two more that are watched where they did."""

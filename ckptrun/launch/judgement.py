@@ -64,6 +64,7 @@ def judge(evidence: Evidence, *, run_leg: RunLeg, controls: Callable[[], Sequenc
     checks += _failed_resume(evidence) if refused is None else []
     differ = check_saves_differ(_committed(evidence), _ledgers(evidence), counts=counts)
     checks.append(differ or _only_one_save())
+    checks = [_in_interpreter(check, evidence) for check in checks]
     outside, not_covered = evidence.outside.judge()
     checks.append(outside)
     found = _against_reference(evidence)
@@ -273,6 +274,22 @@ def _diagnosed(
         return list(compared)
     diagnosis = diagnose(suspect, evidence, run_leg=run_leg)
     return [_explained(check, diagnosis) for check in compared]
+
+
+def _in_interpreter(check: Check, evidence: Evidence) -> Check:
+    """What a resume in the other interpreter has found, with a word on that."""
+    fresh = next((start for start in evidence.starts if start.fresh), None)
+    if fresh is None or check.status is not Status.different:
+        return check
+    failed = evidence.failure is not None and evidence.failure.index == fresh.index and check.name == "resume"
+    found = any(own.name == check.name and own.status is Status.different for own in fresh.checks)
+    if not (failed or found):
+        return check
+    word = (
+        f"start {fresh.index + 1} ran in another interpreter (PYTHONHASHSEED={fresh.hash_seed}): state whose order "
+        "comes from a set, or from hash(), is another one there"
+    )
+    return replace(check, detail=f"{check.detail} ({word})")
 
 
 def _unjudged(check: Check) -> Check:

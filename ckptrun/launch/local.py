@@ -3,21 +3,22 @@
 A fork server with torch preloaded makes ranks start in tenths of a second; it loads torch while this process does.
 """
 
+import contextlib
 import logging
 import math
-import multiprocessing
 import os
 import signal
 import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import forkserver, resource_tracker
 
 from ckptrun.config.run import RunConfig
 from ckptrun.exit_codes import ExitCode
+from ckptrun.launch.hash_seeds import hash_seed
 from ckptrun.launch.leg import Leg
 from ckptrun.launch.preflight import preflight
 
@@ -56,7 +57,8 @@ def start_ranks(config: RunConfig, *, command: Sequence[str], leg: Leg) -> Outco
         if name.startswith(("torch.distributed.elastic", "torch.multiprocessing")):
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
-    with tempfile.TemporaryDirectory(prefix="ckptrun-") as folder:
+    server = start_fork_server(config, in_proof=leg.in_proof, fresh=leg.fresh)
+    with tempfile.TemporaryDirectory(prefix="ckptrun-") as folder, _forking_from(server):
         return _started(config, command=command, leg=leg, agent_folder=folder)
 
 
@@ -95,24 +97,72 @@ def _started(config: RunConfig, *, command: Sequence[str], leg: Leg, agent_folde
     return Outcome(exit_code=ExitCode.done)
 
 
-def start_fork_server(config: RunConfig) -> None:
-    """Start the process that ranks are forked from, unless it runs already; returns before it has loaded torch."""
+_SERVERS: dict[tuple[bool, str | None], forkserver.ForkServer] = {}
+
+
+def start_fork_server(config: RunConfig, *, in_proof: bool = False, fresh: bool = False) -> forkserver.ForkServer:
+    """Start the process that ranks are forked from, unless it runs already; returns before it has loaded torch.
+
+    Args:
+        config: Of the run.
+        in_proof: Whether ranks need a hash seed that is known; otherwise any server will do.
+        fresh: The other one of the two that a proof has, see ``hash_seeds``.
+    """
     os.environ.setdefault("OMP_NUM_THREADS", str(config.train.threads))
     # Longer than ranks take to save after SIGTERM.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(math.ceil(config.launch.stop_seconds + 2)))
     # A console script does not look into the working folder, where the user's own modules may lie.
     if str(os.getcwd()) not in sys.path and "" not in sys.path:  # noqa: PTH109  # sys.path holds str
         sys.path.insert(0, os.getcwd())  # noqa: PTH109
+    seed = hash_seed(fresh=fresh) if in_proof else None
+    key = next(iter(_SERVERS), (fresh, seed)) if seed is None else (fresh, seed)
+    server = _SERVERS.setdefault(key, forkserver.ForkServer())
     # The first DTensor imports the compiler; every rank would do it again.
-    multiprocessing.set_forkserver_preload(["ckptrun.launch.fork_server"])
+    server.set_forkserver_preload(["ckptrun.launch.fork_server"])
     # The server ignores Ctrl-C only after it has loaded torch; until then it would end with a stack of imports. Ranks
     # inherit the mask and lift it when they can answer. The tracker comes first: its start ends with SIGINT unblocked.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        forkserver.ensure_running()
+        with _environment_with(PYTHONHASHSEED=key[1]):
+            server.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if not fresh:
+        # Whoever asks multiprocessing for a process has one with torch in it.
+        _let_fork(server)
+    return server
+
+
+@contextlib.contextmanager
+def _environment_with(**values: str | None) -> Iterator[None]:
+    """Let processes that are started meanwhile have ``values`` in their environment; None: what is there."""
+    set_values = {name: value for name, value in values.items() if value is not None}
+    before = {name: os.environ.get(name) for name in set_values}
+    os.environ.update(set_values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ.update({} if value is None else {name: value})
+
+
+@contextlib.contextmanager
+def _forking_from(server: forkserver.ForkServer) -> Iterator[None]:
+    """Let torch elastic, which asks ``multiprocessing`` for processes, have those of ``server``."""
+    before = forkserver._forkserver
+    _let_fork(server)
+    try:
+        yield
+    finally:
+        _let_fork(before)
+
+
+def _let_fork(server: forkserver.ForkServer) -> None:
+    forkserver._forkserver = server
+    forkserver.ensure_running = server.ensure_running
+    forkserver.connect_to_new_process = server.connect_to_new_process
 
 
 def _outcome(error: object) -> Outcome:

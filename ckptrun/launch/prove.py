@@ -29,6 +29,7 @@ from ckptrun.launch.judgement import judge, judge_failed
 from ckptrun.launch.leg import Controls, Leg
 from ckptrun.launch.leg_end import check_leg, why_incomplete
 from ckptrun.launch.legs import Legs, TimedOutcome, check_folder, claim_folder
+from ckptrun.launch.local import start_fork_server
 from ckptrun.launch.lock import RunLock
 from ckptrun.launch.outside_files import OutsideFiles
 from ckptrun.launch.preflight import leaf_names, make_folder
@@ -117,6 +118,8 @@ class _Proof:
     def run(self) -> int:
         """Run all legs, judge, and say what came out."""
         self._view.begin()
+        # It loads torch while the reference runs.
+        start_fork_server(self._config, in_proof=True, fresh=True)
         samples = self._config.proof.reshapes
         reference = self._legs.beside("reference")
         ended = self._start(self._legs, reference, "reference", saves_at_end_only=True, samples=samples)
@@ -167,6 +170,7 @@ class _Proof:
                 faults=self._plan,
                 stop_at=stops[index] if index < len(stops) else None,
                 saves_after_resume=index > 0,
+                fresh=self._is_first_resume(index),
                 samples=self._config.proof.reshapes,
             )
             starts = read_starts(self._config.run_dir)
@@ -183,6 +187,12 @@ class _Proof:
             if last.ended != "end":
                 self._before_resume(is_first=index == 0)
             index += 1
+
+    def _is_first_resume(self, index: int) -> bool:
+        """Whether a start is the first that has something to go on from."""
+        if index == 0 or any(start.fresh for start in read_starts(self._config.run_dir)):
+            return False
+        return bool(list_committed(self._config.checkpoint_root))
 
     def _wants_another(self, starts: Sequence[Start], ended: TimedOutcome) -> bool:
         """Whether the run, which is complete, shall be started once more only to load its end."""
@@ -266,6 +276,7 @@ class _Proof:
                     "resumed_from": start.resumed_from,
                     "ended": start.ended,
                     "ranks": start.world_size,
+                    "hash_seed": start.hash_seed,
                 }
                 for start in starts
             ],

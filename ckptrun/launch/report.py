@@ -50,6 +50,7 @@ class Report:
         self._config = config
         # What a proof runs beside the run would stand beside it in TensorBoard, as if it were another run.
         self._has_board = leg.name == "run"
+        self._is_fresh = leg.fresh
         self._mesh = mesh_shape.degrees
         self._device = device
         self._command = command
@@ -62,7 +63,8 @@ class Report:
         """Note that ranks have been started; return how often they had been before. Rank 0 calls, first of all."""
         file = self._config.run_dir / EVENTS
         before = len([event for event in read_lines(file) if event["event"] == "launch"])
-        append_line(file, {"event": "launch", "start": before})
+        seed = os.environ.get("PYTHONHASHSEED")
+        append_line(file, {"event": "launch", "start": before, "hash_seed": seed, "fresh": self._is_fresh})
         return before
 
     def begin(self, *, first_step: int, damaged: Mapping[str, str], resumed_from: str | None) -> None:

@@ -20,7 +20,7 @@ def launch(config: RunConfig, *, command: Sequence[str]) -> int:
         ConfigError: Something that needs no rank to be seen is wrong.
     """
     check_targets(config)
-    start_fork_server(config)
+    start_fork_server(config, in_proof=is_proof(config))
     if is_proof(config):
         # Imported here: it loads torch, which the fork server does meanwhile.
         from ckptrun.launch.prove import run_proof

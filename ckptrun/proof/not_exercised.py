@@ -59,6 +59,11 @@ def _restarts(occurred: Occurred) -> Iterator[str]:
         yield "second restart: the run was resumed once" if resumes else "restart: the run was never resumed"
     elif all(start.step >= steps for start in resumes[1:]):
         yield f"steps after a second restart: it loaded the end (step {resumes[1].step}) and took none"
+    seeds = {start.hash_seed for start in occurred.starts}
+    if resumes and not any(start.fresh and start.step < steps for start in resumes):
+        yield "steps after a resume in another interpreter"
+    elif resumes and len(seeds) == 1 and seeds != {None}:
+        yield f"another hash seed: PYTHONHASHSEED={seeds.pop()} was set for every start"
 
 
 def _failures(occurred: Occurred) -> Iterator[str]:

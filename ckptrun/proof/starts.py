@@ -41,6 +41,10 @@ class Start:
     committed: list[str] = field(default_factory=list)
     """Folders of checkpoints that were committed."""
     controls: list[Mapping[str, Any]] = field(default_factory=list)
+    hash_seed: str | None = None
+    """That of its interpreters; None: they drew one."""
+    fresh: bool = False
+    """Whether they were others than those of the reference."""
     ended: str | None = None
     """``end``: complete; ``stopped``: at a step that was planned; ``preempted``; None: it did not end by itself."""
     failure: Failure | None = None
@@ -57,7 +61,8 @@ def read_starts(run_dir: Path) -> list[Start]:
     for event in read_lines(run_dir / EVENTS):
         kind = event["event"]
         if kind == "launch":
-            starts.append(Start(index=event["start"]))
+            seed, fresh = event.get("hash_seed"), event.get("fresh", False)
+            starts.append(Start(index=event["start"], hash_seed=seed, fresh=fresh))
         elif kind == "failure" and not starts:
             # A rank did not come as far as to say that it was there.
             starts.append(Start(index=0, failure=_failure(event)))

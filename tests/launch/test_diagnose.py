@@ -11,7 +11,7 @@ from ckptrun.launch.leg_end import why_incomplete
 from ckptrun.launch.legs import Legs, TimedOutcome
 from ckptrun.launch.local import Outcome
 from ckptrun.launch.outside_files import OutsideFiles
-from ckptrun.proof import Status
+from ckptrun.proof import Check, Status
 from ckptrun.proof.judge import LedgerComparison, check_controls, check_invisible
 from ckptrun.proof.ledger import Mismatch
 from ckptrun.proof.starts import Failure, Start
@@ -25,9 +25,9 @@ def line(step: int, loss: float = 1.0, start: int = 0) -> dict[str, object]:
     return {"step": step, "start": start, **digits, "skipped": False, "batch": f"batch {step}", "rng": {}}
 
 
-def write_ledger(folder: Path, steps: int) -> None:
+def write_ledger(folder: Path, steps: int, loss: float = 1.0) -> None:
     (folder / "ledger").mkdir(parents=True, exist_ok=True)
-    text = "".join(json.dumps(line(step)) + "\n" for step in range(1, steps + 1))
+    text = "".join(json.dumps(line(step, loss)) + "\n" for step in range(1, steps + 1))
     (folder / "ledger/rank_00000.jsonl").write_text(text)
 
 
@@ -122,7 +122,13 @@ def test_a_leg_is_whole_only_with_every_step_of_every_rank(tmp_path) -> None:
 
 
 def test_controls_that_fail_half_way_are_not_made(tmp_path) -> None:
-    control = {"component": "rng", "is_found": True, "blamed": ["rng"], "detail": "without rng: loss differed"}
+    control = {
+        "component": "rng",
+        "is_found": True,
+        "is_exercised": True,
+        "blamed": ["rng"],
+        "detail": "without rng: loss differed",
+    }
     start = Start(index=0, controls=[control], failure=Failure(rank=0, text="ValueError: no"))
     check = check_controls([start], asked=True)
     assert (check.status, check.is_needed) == (Status.not_verified, True)
@@ -134,3 +140,29 @@ def test_controls_that_fail_half_way_are_not_made(tmp_path) -> None:
 def test_no_step_in_common_is_no_proof_that_saving_is_invisible() -> None:
     nothing = LedgerComparison(steps=0, lines=0, repeated=0, ranks=1, first=None)
     assert check_invisible(nothing, saves=2).status is Status.not_verified
+
+
+@pytest.mark.parametrize("step", [5, None])
+def test_a_reference_that_another_interpreter_does_not_repeat_is_told_with_the_seeds(
+    step, tmp_path, monkeypatch
+) -> None:
+    evidence = evidence_in(tmp_path)
+    evidence.starts[0].hash_seed, evidence.starts[1].hash_seed, evidence.starts[1].fresh = "32", "45", True
+    asked = []
+
+    def run_leg(legs, config, name, *, fresh=False, **what):
+        asked.append((name, fresh))
+        write_ledger(config.run_dir, STEPS, loss=2.0 if fresh else 1.0)
+        return ended(0)
+
+    def ends(expected, got, *, step, counts):
+        status = Status.different if "interpreter" in str(got) else Status.equal
+        return Check(name="final_state", status=status, detail="1 leaf differs")
+
+    monkeypatch.setattr("ckptrun.launch.diagnose.compare_checkpoints", ends)
+    monkeypatch.setattr("ckptrun.launch.diagnose.checkpoint_of", lambda folder, step: folder)
+    found = diagnose(suspect_of(evidence, step=step), evidence, run_leg=run_leg)
+    assert asked[-1] == ("reference_in_another_interpreter", True)
+    assert (len(asked), found.is_known, found.is_deterministic, found.blame) == (2, True, False, None)
+    assert "two interpreters" in found.text
+    assert "PYTHONHASHSEED was 32 and 45" in found.text

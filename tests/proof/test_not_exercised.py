@@ -1,5 +1,6 @@
 """What a verdict says did not occur, from made-up facts."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,11 @@ from ckptrun.proof.not_exercised import Occurred, not_exercised
 from ckptrun.proof.starts import Start
 from tests.test_config import config_of
 
-RESUMED = (Start(index=0), Start(index=1, step=4, resumed_from="a"), Start(index=2, step=6, resumed_from="b"))
+RESUMED = (
+    Start(index=0, hash_seed="32"),
+    Start(index=1, step=4, resumed_from="a", hash_seed="45", fresh=True),
+    Start(index=2, step=6, resumed_from="b", hash_seed="32"),
+)
 
 
 def occurred(*overrides: str, **facts: Any) -> Occurred:
@@ -65,9 +70,8 @@ def test_epoch_ends_are_counted_from_what_was_taken(at_end, begins) -> None:
 
 def test_an_epoch_end_before_the_resume_is_none_after_it() -> None:
     # 5 samples a step: the epoch of 18 ends in step 4, the next one would in step 8.
-    starts = (RESUMED[0], Start(index=1, step=4, resumed_from="a"), RESUMED[2])
     short = {"data.length": 18, "data.epoch": 1, "data.samples": 17, "progress.step": 7}
-    assert said(at_end=short, starts=starts)[0].startswith("epoch end after a resume: none after step 4")
+    assert said(at_end=short)[0].startswith("epoch end after a resume: none after step 4")
 
 
 def test_a_rate_that_does_not_change_is_said() -> None:
@@ -102,6 +106,11 @@ def test_a_loss_scale_that_does_not_change_is_said_in_fp16_only() -> None:
             {"starts": (*RESUMED[:2], Start(index=2, step=12, resumed_from="b"))},
             "steps after a second restart: it loaded the end (step 12) and took none",
         ),
+        (
+            {"starts": [replace(start, hash_seed="0") for start in RESUMED]},
+            "another hash seed: PYTHONHASHSEED=0 was set for every start",
+        ),
+        ({"starts": [replace(start, fresh=False) for start in RESUMED]}, "steps after a resume in another interpreter"),
         ({"fired": ()}, "a kill: every start ended by itself"),
         (
             {"fired": [Fired(index=0, rank=0, kind=FaultKind.sigkill, point="after_optimizer", step=5)]},

@@ -1,11 +1,13 @@
 """Proofs of jobs that keep something outside of the run folder. Each is a real one; which files were seen is theirs to say."""
 
-import shutil
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.jobs import run_here, verdict
+from tests.support.jobs import ROOT, run_here, verdict
 
 pytestmark = [pytest.mark.distributed, pytest.mark.crash]
 
@@ -58,4 +60,27 @@ def test_whatever_writes_and_reads_it_a_shared_file_is_found(name, tmp_path) -> 
 def test_what_each_leg_makes_for_itself_is_no_matter(tmp_path) -> None:
     done, found = prove(tmp_path, "Scratch")
     assert (done, found["verdict"]) == (0, "equal"), found["reason"]
-    shutil.rmtree(tmp_path / "run")
+
+
+def test_what_an_interpreter_draws_at_its_start_is_another_thing_after_the_first_resume(tmp_path) -> None:
+    done, found = prove(tmp_path, "ByHash")
+    assert (done, found["verdict"], found["blame"]) == (4, "not_verified", None), found["reason"]
+    assert "two references differ that ran in two interpreters" in found["reason"]
+    assert "PYTHONHASHSEED was 32 and 45" in found["reason"]
+    assert [start["hash_seed"] for start in found["starts"]] == ["32", "45", "32"]
+
+
+@pytest.mark.slow
+def test_a_hash_seed_that_the_user_sets_for_every_start_is_theirs(tmp_path) -> None:
+    job = [*JOB, f"data._target_='{OUTSIDE}:ByHash'", f"run.dir={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "ckptrun", *job],
+        env={**os.environ, "PYTHONHASHSEED": "7"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = verdict(tmp_path)
+    assert "another hash seed: PYTHONHASHSEED=7 was set for every start" in found["not_exercised"]

@@ -28,7 +28,8 @@ def rank_streams() -> tuple[IO[bytes], IO[bytes]]:
             # Ranks append, so that a seek of the reader does not move where they write.
             fcntl.fcntl(file.fileno(), fcntl.F_SETFL, os.O_APPEND)
             os.dup2(file.fileno(), number)
-        start_fork_server(config_of())
+        # The one that proofs and other runs have in common.
+        start_fork_server(config_of(), in_proof=True)
     finally:
         for copy, number in zip(saved, (1, 2), strict=True):
             os.dup2(copy, number)
