@@ -158,7 +158,7 @@ def test_a_lock_is_released_by_the_death_of_its_owner(local_root: Location, tmp_
 def test_a_committed_checkpoint_is_not_written_over_unless_asked(root: Location) -> None:
     save(root, 1)
     target = root.child(step_name(1))
-    with pytest.raises(CheckpointExistsError, match=r"step_00000001 is a committed checkpoint.*overwrite=True"):
+    with pytest.raises(CheckpointExistsError, match=r"step_00000001 is committed.*overwrite=True"):
         require_free(target, overwrite=False)
     require_free(target, overwrite=True)
     require_free(root.child(step_name(2)), overwrite=False)
