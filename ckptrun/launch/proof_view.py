@@ -1,6 +1,7 @@
 """What a person sees of a proof: a line per leg while it runs, the checks, and the outcome in ten lines. Torch-free."""
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,16 +9,19 @@ from ckptrun.config.run import RunConfig
 from ckptrun.console import aligned, say
 from ckptrun.exit_codes import ExitCode
 from ckptrun.fault import Fired, PlannedFault
+from ckptrun.launch.leg_progress import has_colour
 from ckptrun.launch.legs import TimedOutcome
 from ckptrun.proof import Check, Status, Verdict
 from ckptrun.proof.starts import Start
 
 __all__ = ["ProofView", "text_of"]
 
-_LEG = "  {:<18} {:<78} {:>6.1f} s"
 # A reason that is longer than this holds somebody's stack.
 _LONGEST = 800
 _WIDTH = 80
+_NAME_WIDTH, _TEXT_WIDTH = 17, 51
+# green, red, yellow
+_COLOURS = {Status.equal: 32, Status.different: 31, Status.not_verified: 33}
 _DIGEST = re.compile(r"[0-9a-f]{16}|[0-9a-f]{32}")
 
 
@@ -36,7 +40,8 @@ class ProofView:
     def begin(self) -> None:
         """Say what is going to happen."""
         what = "; then ".join(str(fault) for fault in self._plan) or "fresh processes go on from the middle, twice"
-        say(f"Proof of {self._config.train.steps} steps on {self._config.ranks} ranks: {what}")
+        text = f"Proof of {self._config.train.steps} steps on {self._config.ranks} ranks: {what}"
+        say("\n".join(textwrap.wrap(text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)))
 
     def leg(self, name: str, ended: TimedOutcome) -> None:
         """A leg that is not the run under proof has ended."""
@@ -46,7 +51,7 @@ class ProofView:
             "controls": "resumed with a component left out",
         }.get(name, "the same again, every operation watched")
         failed = "" if ended.outcome.exit_code == ExitCode.done else " (failed)"
-        say(_LEG.format(name.replace("_", " "), text + failed, ended.seconds))
+        say(leg_line(name.replace("_", " "), text + failed, ended.seconds))
 
     def started(self, start: Start, struck: Sequence[Fired], ended: TimedOutcome) -> None:
         """A start of the run under proof has ended."""
@@ -57,12 +62,25 @@ class ProofView:
             how = f"{struck[0]}{', saved and ended' if start.ended == 'preempted' else ''}"
         skipped = f", {len(start.damaged)} damaged skipped" if start.damaged else ""
         name = "run" if start.index == 0 else f"  start {start.index + 1}"
-        say(_LEG.format(name, f"{began}{skipped}; {how}", ended.seconds))
+        say(leg_line(name, f"{began}{skipped}; {how}", ended.seconds))
 
     def finish(self, verdict: Verdict) -> None:
         """Say what came out."""
         say("")
-        say(text_of(verdict))
+        say(coloured(text_of(verdict), verdict.status) if has_colour() else text_of(verdict))
+
+
+def leg_line(name: str, text: str, seconds: float) -> str:
+    """Return what a leg came to, in lines of 80 characters: name, text, seconds; long texts go on below."""
+    first, *more = textwrap.wrap(text, _TEXT_WIDTH, break_on_hyphens=False) or [""]
+    lines = [f"  {name:<{_NAME_WIDTH}} {first:<{_TEXT_WIDTH}} {seconds:>6.1f} s"]
+    return "\n".join([*lines, *(f"{'':{_NAME_WIDTH + 3}}{line}" for line in more)])
+
+
+def coloured(text: str, status: Status) -> str:
+    """Return ``text`` with the first word that says what came out in the colour of it, for a terminal."""
+    word = status.upper()
+    return text.replace(word, f"\x1b[1;{_COLOURS[status]}m{word}\x1b[0m", 1)
 
 
 def text_of(verdict: Verdict) -> str:

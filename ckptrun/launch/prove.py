@@ -28,6 +28,7 @@ from ckptrun.launch.evidence import Evidence
 from ckptrun.launch.judgement import judge, judge_failed
 from ckptrun.launch.leg import Controls, Leg
 from ckptrun.launch.leg_end import check_leg, why_incomplete
+from ckptrun.launch.leg_progress import leg_progress
 from ckptrun.launch.legs import Legs, TimedOutcome, check_folder, claim_folder
 from ckptrun.launch.local import start_fork_server
 from ckptrun.launch.lock import RunLock
@@ -236,7 +237,8 @@ class _Proof:
         leg = Leg(name=name, in_proof=True, log=config.run_dir / "logs", **what)  # type: ignore[arg-type]
         self._private.begin(name, leg.start, begins_as=leg.begins_as)
         leg = replace(leg, files=self._outside.begin(name, leg.start, config.run_dir))
-        ended = legs.start(config, leg)
+        with leg_progress(name, config.run_dir, steps=config.train.steps):
+            ended = legs.start(config, leg)
         if ended.outcome.interrupted_by is not None:
             raise Interrupted(ended.outcome.interrupted_by)
         if name != "run":
