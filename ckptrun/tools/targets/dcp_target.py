@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from ckptrun.checkpoint.backend import Location
+from ckptrun.embedded import restore
 from ckptrun.tools.selection import Selection
 from ckptrun.tools.sources.dcp_format import DcpSource
 from ckptrun.tools.targets.torch_save import save_to
@@ -44,7 +45,7 @@ def write_dcp(selection: Selection, working: Location, *, final: Location, advan
     state = {
         item.name: torch.empty(item.shape, dtype=getattr(torch, str(item.dtype)), device="meta")
         if item.is_tensor
-        else item.leaf.value
+        else restore(item.leaf.value, name=item.name)
         for item in selection.items
     }
     try:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ckptrun.checkpoint.backend import Location
 from ckptrun.checkpoint.nested import Places
 from ckptrun.checkpoint.tensor_bytes import dtype_name
+from ckptrun.embedded import restore
 from ckptrun.errors import UnsupportedLeafError
 from ckptrun.tools.selection import Item, Selection
 from ckptrun.tools.sources.torch_format import TorchSource
@@ -39,7 +40,7 @@ def write_torch(selection: Selection, working: Location, *, advance: Advance) ->
         optimizer.begin(state)
     for item in selection.items:
         # A copy, because what comes later may be placed inside it.
-        places.put(item.path, tensors.of(item) if item.is_tensor else copy.deepcopy(item.leaf.value))
+        places.put(item.path, tensors.of(item) if item.is_tensor else _value_of(item))
         advance(item.bytes)
     for optimizer in selection.optimizers:
         optimizer.finish(state)
@@ -54,6 +55,10 @@ def write_torch(selection: Selection, working: Location, *, advance: Advance) ->
         open=lambda: TorchSource(working, {item.name: item.path for item in selection.items}),
         notes=tuple(note for optimizer in selection.optimizers for note in optimizer.notes()),
     )
+
+
+def _value_of(item: Item) -> Any:
+    return copy.deepcopy(restore(item.leaf.value, name=item.name))
 
 
 class _Tensors:
