@@ -21,9 +21,10 @@ class ReloadCheck(StrEnum):
     none = "none"
     """Never; the run then proves nothing."""
     final = "final"
-    """The last checkpoint, at the end of the run."""
+    """The last checkpoint, at the end of the run, in the processes that have trained: nothing is computed there any
+    more that a second model could disturb."""
     every_save = "every_save"
-    """Each checkpoint right after its commit, and the last at the end; training waits meanwhile."""
+    """Each checkpoint right after its commit, in a process beside each rank; training waits meanwhile."""
 
 
 @dataclass(kw_only=True, slots=True)

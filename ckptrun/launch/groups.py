@@ -22,6 +22,8 @@ _OPENED = itertools.count()
 class Groups:
     """What ranks talk through."""
 
+    prefix: str
+    """Their corner of the store: no other set of ranks has the same."""
     store: Store
     """Outlives a rank that dies: the launcher's own, or rank 0's."""
     control: dist.ProcessGroup
@@ -54,8 +56,8 @@ def hosted_by_agent() -> bool:
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
-def open_groups(config: RunConfig, device: torch.device) -> Groups:
-    """Open the default group and the two others. All ranks call.
+def open_groups(config: RunConfig, device: torch.device, *, beside: str | None = None) -> Groups:
+    """Open the default group and the two others. All ranks call; or a process beside each of them, all with ``beside``.
 
     The store is prefixed by the attempt: a launcher that restarts ranks keeps its store, where the addresses of dead
     ranks are still written. And by how often this process has opened groups: a sweep under torchrun does for each
@@ -68,12 +70,12 @@ def open_groups(config: RunConfig, device: torch.device) -> Groups:
         address,
         port,
         world_size,
-        is_master=rank == 0 and not hosted_by_agent(),
+        is_master=rank == 0 and not hosted_by_agent() and beside is None,
         timeout=timeout,
         multi_tenant=True,
     )
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    prefix = f"attempt_{attempt}/{next(_OPENED)}"
+    prefix = f"attempt_{attempt}/{next(_OPENED)}" if beside is None else f"{beside}/beside"
     store = PrefixStore(prefix, shared)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -86,6 +88,7 @@ def open_groups(config: RunConfig, device: torch.device) -> Groups:
         device_id=device if device.type == "cuda" else None,
     )
     return Groups(
+        prefix=prefix,
         store=store,
         control=dist.new_group(backend="gloo", timeout=timeout),
         saving=dist.new_group(backend="gloo", timeout=timeout),

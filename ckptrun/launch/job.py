@@ -34,6 +34,7 @@ from ckptrun.launch.lock import RunLock
 from ckptrun.launch.observer import Line, StepObserver
 from ckptrun.launch.points import Points
 from ckptrun.launch.preflight import checkpoint_of
+from ckptrun.launch.reload_process import ReloadProcess
 from ckptrun.launch.report import Report
 from ckptrun.launch.resume import EVERYTHING, Restorer, Resume
 from ckptrun.launch.stop import StopSignal
@@ -95,6 +96,7 @@ class Job:
         self._ignored = Ignored(config.proof.ignore)
         self._report = Report(config, leg, mesh_shape=mesh_shape, device=device, command=command, ranks=self._ranks)
         self._lock: RunLock | None = None
+        self._reload: ReloadProcess | None = None
         self._ranks.decide(self._take_lock)
         start = self._ranks.decide(self._report.launch)
         fired = self._ranks.decide(FaultRecord(config.run_dir).fired)
@@ -145,6 +147,8 @@ class Job:
         self._report.close()
         self._observer.close()
         self._built.close()
+        if self._reload is not None:
+            self._reload.close()
         if error is None:
             self._manager.close()
         if self._lock is not None:
@@ -221,6 +225,9 @@ class Job:
 
     def _trainer(self) -> Trainer:
         every_save = self._config.proof.reload is ReloadCheck.every_save
+        if every_save and self._config.checkpoint.mode is not SaveMode.none and not self._leg.saves_at_end_only:
+            log = self._leg.log_file(self._ranks.rank)
+            self._reload = ReloadProcess(self._config, log=log, beside=self._groups.prefix, ranks=self._ranks)
         saves = self._leg.saves_after_resume
         further = frozenset({self._built.training.progress.step + 1} if saves else ())
         return Trainer(
@@ -228,7 +235,7 @@ class Job:
             self._builder.plan_with(further_saves=further, only_last=self._leg.saves_at_end_only),
             manager=self._manager,
             observer=self._observer,
-            after_save=self._check_save if every_save else lambda _: None,
+            after_save=self._check_save if self._reload is not None else lambda _: None,
             is_asked_to_end=lambda: self._stop.asked,
         )
 
@@ -285,9 +292,12 @@ class Job:
         commit = self._manager.last_commit
         if commit is None or commit.request.step != step:
             raise InternalError(f"The save of step {step} was requested but not committed.")
+        if self._reload is None:
+            raise InternalError("There is no process to check saves.")
+        request = commit.request
         self._note(
-            check_replicas(commit.request, ranks=self._ranks, ignored=self._ignored),
-            self._check_folder(commit.request.folder, commit),
+            check_replicas(request, ranks=self._ranks, ignored=self._ignored),
+            self._reload.check(request.folder, request.digests, step=step),
         )
 
     def _check_last(self, loaded: Loaded | None) -> None:
