@@ -252,7 +252,11 @@ def check_second_resume(starts: Sequence[Start], others: Sequence[Check], *, fai
             detail=detail,
             blame=failed.failure.component if failed.failure is not None else None,
         )
+    # Steps that came out otherwise when they were done again: what the trajectory says of them holds for this, too.
+    unjudged = next((c for c in others if c.name == "trajectory" and c.status is Status.not_verified), None)
     bad = [check for check in second[0].checks if check.status is Status.different]
+    if unjudged is not None and bad and all(check.name == "repeats" for check in bad):
+        return Check(name="second_resume", status=Status.not_verified, detail=unjudged.detail)
     late = [c for c in others if c.status is Status.different and _step_of(c) > second[0].step]
     worst = bad or late
     if worst:

@@ -12,7 +12,7 @@ from ckptrun.launch.legs import Legs, TimedOutcome
 from ckptrun.launch.local import Outcome
 from ckptrun.launch.outside_files import OutsideFiles
 from ckptrun.proof import Check, Status
-from ckptrun.proof.judge import LedgerComparison, check_controls, check_invisible
+from ckptrun.proof.judge import LedgerComparison, check_controls, check_invisible, check_second_resume
 from ckptrun.proof.ledger import Mismatch
 from ckptrun.proof.starts import Failure, Start
 from tests.test_config import config_of
@@ -166,3 +166,17 @@ def test_a_reference_that_another_interpreter_does_not_repeat_is_told_with_the_s
     assert (len(asked), found.is_known, found.is_deterministic, found.blame) == (2, True, False, None)
     assert "two interpreters" in found.text
     assert "PYTHONHASHSEED was 32 and 45" in found.text
+
+
+def test_steps_that_no_resume_is_to_blame_for_are_not_held_against_the_second_one() -> None:
+    repeats = Check(name="repeats", status=Status.different, detail="step 5: batch")
+    starts = [
+        Start(index=0, committed=["a"]),
+        Start(index=1, step=4, resumed_from="a", committed=["b"]),
+        Start(index=2, step=5, resumed_from="b", checks=[repeats]),
+    ]
+    random = Check(name="trajectory", status=Status.not_verified, detail="not deterministic: two references differ")
+    found = check_second_resume(starts, [random])
+    assert (found.status, found.detail) == (Status.not_verified, random.detail)
+    other = Check(name="trajectory", status=Status.different, detail="step 5: batch")
+    assert check_second_resume(starts, [other]).status is Status.different
