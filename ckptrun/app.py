@@ -7,7 +7,6 @@ folder of choices of the user's own, and expands sweeps. Whatever is wrong with 
 import contextlib
 import os
 import sys
-import time
 from collections.abc import Generator
 
 import hydra
@@ -30,7 +29,6 @@ from ckptrun.launch.sweep import Sweep
 
 __all__ = ["main"]
 
-_PATIENCE_SECONDS = 3.0
 _RAISE = "HYDRA_FULL_ERROR"
 
 
@@ -131,12 +129,12 @@ def _run(config: RunConfig) -> int:
 
 
 def _report(error: CkptrunError) -> int:
-    # Every rank finds the same mistake; one message is enough.
-    if os.environ.get("RANK", "0") == "0":
-        say_error(f"ckptrun: {error}")
+    if _is_rank():
+        from ckptrun.launch.failure import say_once
+
+        say_once(error, rank=int(os.environ["RANK"]))
     else:
-        # The launcher ends all ranks when the first one does: let rank 0 be heard.
-        time.sleep(_PATIENCE_SECONDS)
+        say_error(f"ckptrun: {error}")
     return exit_code_of(error)
 
 

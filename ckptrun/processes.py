@@ -1,10 +1,47 @@
-"""Processes that must not outlive who started them. Torch-free."""
+"""Processes beside a rank: they must not outlive who started them, and leave signals to the rank. Torch-free.
 
+Schedulers, service managers, terminals and ``kill`` of a group send their signal to every process of a job. The rank
+answers it, perhaps by saving, and needs its helpers for that: they sit it out, and end with the rank.
+"""
+
+import contextlib
 import multiprocessing
 import os
+import signal
 import threading
+from collections.abc import Iterator
+from types import FrameType
 
-__all__ = ["end_with_parent"]
+__all__ = ["LEFT_TO_RANKS", "end_with_parent", "held_back", "sit_out"]
+
+LEFT_TO_RANKS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What reaches all processes of a job, and is for its ranks to answer."""
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Start a process with ``LEFT_TO_RANKS`` blocked. It may sit them out by that, or lift it once it can answer.
+
+    Other threads of this process get what comes meanwhile, or this one gets it afterwards.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_RANKS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def sit_out() -> None:
+    """From here on ``LEFT_TO_RANKS`` mean nothing to this process, and what they would to those that it starts."""
+    for number in LEFT_TO_RANKS:
+        # Neither ignored nor blocked: programs that are started from here would inherit that, and never end by it.
+        signal.signal(number, _go_on)
+        signal.siginterrupt(number, False)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT_TO_RANKS)
+
+
+def _go_on(signal_number: int, frame: FrameType | None) -> None:
+    """Do nothing."""
 
 
 def end_with_parent() -> None:

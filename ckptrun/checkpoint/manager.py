@@ -12,7 +12,6 @@ One save is in flight at a time: the next request waits for the last commit. No 
 uses a group that training uses.
 """
 
-import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
@@ -39,6 +38,7 @@ from ckptrun.config.fault import FaultPoint
 from ckptrun.digest import digest_leaves, digest_with_parts, part_digests
 from ckptrun.errors import CheckpointError, CkptrunError, InternalError, SaveRefusedError
 from ckptrun.forks import this_process
+from ckptrun.processes import held_back
 from ckptrun.ranks import Ranks
 
 __all__ = ["CheckpointManager", "Commit", "SaveRequest", "conflicts_of", "digest_state"]
@@ -319,10 +319,9 @@ class CheckpointManager:
 
     def _write_beside(self, named: dict[str, Any], writer: ShardWriter) -> Any:
         in_process = self._mode is SaveMode.async_process
-        # A blocked signal is inherited by the thread that DCP starts, and by the process that the thread starts: Ctrl-C
-        # reaches every process of the terminal, but the writing process shall end with its rank, without a stack.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        # What is blocked here is blocked in the thread that DCP starts, and in the process that this starts: it
+        # shall end with its rank, which may be about to save.
+        with held_back():
             return async_save(
                 named,
                 storage_writer=writer,
@@ -332,8 +331,6 @@ class CheckpointManager:
                 async_checkpointer_type=AsyncCheckpointerType.PROCESS if in_process else AsyncCheckpointerType.THREAD,
                 no_dist=not self._ranks.distributed,
             )
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _committed(self, commit: Commit) -> None:
         self._last = commit

@@ -9,7 +9,7 @@ An iterable dataset, or a map-style one with ``state_dict``, keeps its position 
 data-parallel rank; it is stored for each rank, and can only be taken up by the same ranks and workers.
 """
 
-import signal
+import contextlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -21,7 +21,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from ckptrun.data.order import BatchKeys, SampleOrder, Share, derived_seed
 from ckptrun.data.samples import IterableSamples, is_stateful, keyed
 from ckptrun.errors import ConfigError, StateMismatchError
-from ckptrun.processes import end_with_parent
+from ckptrun.processes import end_with_parent, held_back, sit_out
 
 __all__ = ["DataStream", "SavedValue"]
 
@@ -66,17 +66,11 @@ def _order(dataset: Any, share: Share, seed: int, shuffle: bool) -> SampleOrder:
 
 
 def _begin_worker(_: int) -> None:
-    _leave_signals_to_the_rank()
+    # The rank ends its workers by other means, see ``_stop``.
+    sit_out()
     # What a worker has inherited of a rank that was killed (connections) would look alive to other ranks; by itself it
     # would look for its parent every five seconds only.
     end_with_parent()
-
-
-def _leave_signals_to_the_rank() -> None:
-    # Ctrl-C reaches every process of the terminal; the rank may want to finish its step with what workers prefetched.
-    # And a handler that the rank set for SIGTERM must not keep a worker alive.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class DataStream:
@@ -95,7 +89,8 @@ class DataStream:
         share: What part of each global micro-batch this rank takes.
         seed: Decides the order, and random samples.
         shuffle: Draw a new order for each epoch.
-        num_workers: Loader processes; they end with :meth:`close`, and ignore Ctrl-C, which is for the rank to answer.
+        num_workers: Loader processes; they end with :meth:`close`, and sit out signals that are for the rank
+            to answer (Ctrl-C, SIGTERM, SIGHUP).
 
     Raises:
         ConfigError: The dataset is smaller than one global micro-batch, or is no dataset.
@@ -158,7 +153,9 @@ class DataStream:
             if self._resume_from is not None:
                 self._loader.load_state_dict(self._resume_from)
                 self._resume_from = None
-            self._iterator = iter(self._loader)
+            # A worker that gets a signal before it can sit it out would bring its rank down.
+            with held_back() if self._num_workers else contextlib.nullcontext():
+                self._iterator = iter(self._loader)
         iterator: Iterator[Any] = self._iterator
         return iterator
 
@@ -285,4 +282,8 @@ class DataStream:
         if self._iterator is not None and self._num_workers:
             # Not left to garbage collection: the traceback of what went wrong may hold on to the iterator.
             self._iterator._shutdown_workers()
+            for worker in self._iterator._workers:
+                # It hangs, and has sat out the SIGTERM by which torch ends those.
+                worker.kill()
+                worker.join()
         self._iterator = self._loader = None

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from ckptrun.config.checkpoint import SaveMode
 from ckptrun.config.fault import ALL_RANKS, ANY_RANK, FaultConfig, FaultKind, FaultPoint
+from ckptrun.config.parallelism import resolve_mesh
 from ckptrun.config.run import RunConfig
 from ckptrun.errors import ConfigError
 
@@ -82,13 +83,31 @@ class _Saves:
         return first + max(1, (self.after(first) - first) // 2)
 
 
-def plan_faults(config: RunConfig, *, world_size: int, in_proof: bool) -> tuple[PlannedFault, ...]:
+@dataclass(frozen=True, slots=True)
+class _World:
+    """The ranks that a fault strikes among."""
+
+    size: int
+    passes: int
+    """Forward and backward passes per step."""
+
+    @classmethod
+    def of(cls, config: RunConfig, size: int) -> "_World":
+        if config.train.global_batch is None:
+            return cls(size, config.train.accumulate)
+        return cls(size, config.train.accumulation(resolve_mesh(config.parallelism, size).data_parallel))
+
+
+def plan_faults(
+    config: RunConfig, *, world_size: int, in_proof: bool, after: RunConfig | None = None
+) -> tuple[PlannedFault, ...]:
     """Return the faults of ``config``; none for ``fault=none``.
 
     Args:
         config: The checked config.
         world_size: How many ranks the run has where the faults strike.
         in_proof: Whether ckptrun restarts the run itself; then the first fault strikes once more after the resume.
+        after: The config of the run once it was resumed; None: the same.
 
     Raises:
         ConfigError: A fault can never fire as planned; names the key and the way out.
@@ -97,9 +116,10 @@ def plan_faults(config: RunConfig, *, world_size: int, in_proof: bool) -> tuple[
     if first.kind is FaultKind.none:
         return ()
     saves = _Saves.of(config)
+    worlds = (_World.of(config, world_size), _World.of(after, after.ranks) if after else _World.of(config, world_size))
     wanted: list[FaultConfig]
     if first.kind is FaultKind.chaos:
-        wanted = _chaos(first, saves, config)
+        wanted = _chaos(first, saves, passes=min(world.passes for world in worlds))
         if not wanted:
             raise ConfigError(
                 f"fault=chaos draws no failure in train.steps={saves.last} with fault.mean_steps={first.mean_steps:g}, "
@@ -117,7 +137,7 @@ def plan_faults(config: RunConfig, *, world_size: int, in_proof: bool) -> tuple[
                 placed = replace(placed, step=max(placed.step, later))
             wanted.append(placed)
         wanted = _with_kills(wanted, saves, repeat=in_proof and not first.more)
-    return tuple(_planned(index, fault, world_size) for index, fault in enumerate(wanted))
+    return _in_worlds(wanted, worlds)
 
 
 def stop_steps(config: RunConfig) -> list[int]:
@@ -163,8 +183,6 @@ def _check_point(place: str, point: FaultPoint, saves: _Saves, config: RunConfig
         raise ConfigError(
             f"{place} never fires with checkpoint=sync, which stages nothing. Choose checkpoint=async or async_process."
         )
-    if point is FaultPoint.mid_accumulation and config.train.accumulate < 2 and config.train.global_batch is None:
-        raise ConfigError(f"{place} never fires with train.accumulate={config.train.accumulate}; set it to 2 or more.")
     if point is FaultPoint.removing and config.checkpoint.keep_last is None:
         raise ConfigError(f"{place} never fires, because nothing is removed; set checkpoint.keep_last, e.g. to 1.")
 
@@ -229,10 +247,10 @@ def _resumed(fault: FaultConfig, saves: _Saves) -> int:
     return step if point in (FaultPoint.after_commit, FaultPoint.removing) else saves.before(step)
 
 
-def _chaos(fault: FaultConfig, saves: _Saves, config: RunConfig) -> list[FaultConfig]:
+def _chaos(fault: FaultConfig, saves: _Saves, *, passes: int) -> list[FaultConfig]:
     draw = random.Random(f"chaos/{fault.seed}")  # repeatable on purpose
     found: list[FaultConfig] = []
-    points = [*_LOOP_POINTS, *([FaultPoint.mid_accumulation] if config.train.accumulate > 1 else [])]
+    points = [*_LOOP_POINTS, *([FaultPoint.mid_accumulation] if passes > 1 else [])]
     clock, last = 0, 0
     while True:
         # The clock keeps the mean: a fault that waits for the next save does not put off those after it.
@@ -247,8 +265,23 @@ def _chaos(fault: FaultConfig, saves: _Saves, config: RunConfig) -> list[FaultCo
         found.append(replace(fault, kind=kind, point=point, step=step, more=[]))
 
 
-def _planned(index: int, fault: FaultConfig, world_size: int) -> PlannedFault:
+def _in_worlds(wanted: Sequence[FaultConfig], worlds: tuple[_World, _World]) -> tuple[PlannedFault, ...]:
+    """Place ``wanted`` among the ranks of the first start, and of those after it."""
+    found, world = [], worlds[0]
+    for index, fault in enumerate(wanted):
+        found.append(_planned(index, fault, world))
+        if not fault.kind.is_silent:
+            world = worlds[1]
+    return tuple(found)
+
+
+def _planned(index: int, fault: FaultConfig, world: _World) -> PlannedFault:
     point = fault.point or FaultPoint.after_optimizer
+    if point is FaultPoint.mid_accumulation and world.passes < 2:  # between two
+        raise ConfigError(
+            f"fault.point={point} never fires: on {world.size} ranks a step is one pass over one micro-batch. Set "
+            "train.accumulate to 2 or more, or train.global_batch to several times what all ranks take in one pass."
+        )
     if fault.kind is FaultKind.lost_file:
         # There is no file to lose before it counts.
         point = FaultPoint.after_commit
@@ -257,7 +290,7 @@ def _planned(index: int, fault: FaultConfig, world_size: int) -> PlannedFault:
         kind=fault.kind,
         point=point,
         step=fault.step,
-        ranks=_ranks(index, fault, point, world_size),
+        ranks=_ranks(index, fault, point, world.size),
         share=fault.share,
         seconds=fault.seconds,
         seed=fault.seed,

@@ -1,9 +1,9 @@
 """Lets a failing rank speak once, first, and alone: what brought it down, not what its end did to the others."""
 
 import contextlib
-import os
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from torch._C._distributed_c10d import Store
@@ -13,26 +13,36 @@ from ckptrun.errors import CkptrunError
 from ckptrun.files import EVENTS, append_line
 from ckptrun.launch.broken_connection import is_broken_connection, is_secondary
 from ckptrun.launch.error_place import words_of
+from ckptrun.launch.groups import launcher_store
 
-__all__ = ["has_spoken", "report_once", "speak_once"]
+__all__ = ["has_spoken", "record_once", "report_once", "say_once", "speak_once"]
 
 _KEY = "ckptrun_failure"
 _PATIENCE_SECONDS = 3.0
 
 
-def report_once(
-    error: BaseException, *, rank: int, store: Store | None, interrupted: bool, run_dir: Path, was_ended: bool
+def report_once(  # noqa: PLR0913  # one caller passes all of them by name
+    error: BaseException,
+    *,
+    rank: int,
+    store: Store | None,
+    interrupted: bool,
+    run_dir: Path,
+    was_ended: bool,
+    about_to_speak: Callable[[], None],
 ) -> None:
     """Print and record ``error`` unless another rank has, or will have, a better one to print.
 
     A rank whose peer died sees only a broken connection; it waits for the peer's own word before it speaks. The store
     belongs to the launcher and outlives the peer. A rank that the launcher has told to end says nothing of broken
-    connections: the launcher knows why.
+    connections: the launcher knows why. From ``about_to_speak`` on nobody may end this rank before it has spoken: as
+    soon as another rank sees that one is going to, it ends, and the launcher ends the rest.
     """
     secondary = is_secondary(error)
     if secondary and was_ended:
         return
-    if not _claim(store, rank, patience_seconds=_PATIENCE_SECONDS if secondary else 0.0):
+    patience_seconds = _PATIENCE_SECONDS if secondary else 0.0
+    if not _claim(store, rank, patience_seconds=patience_seconds, about_to_speak=about_to_speak):
         return
     _record(error, rank=rank, run_dir=run_dir, secondary=secondary)
     if interrupted or isinstance(error, KeyboardInterrupt):
@@ -55,6 +65,23 @@ def speak_once(text: str, *, rank: int, store: Store, run_dir: Path) -> None:
         say_error(f"ckptrun: {text}")
 
 
+def record_once(text: str, *, rank: int, store: Store, run_dir: Path) -> bool:
+    """For who has started the ranks: record ``text`` of ``rank`` and return True, unless a rank has spoken."""
+    if not _claim(store, rank, patience_seconds=0.0, claimant="launcher"):
+        return False
+    _record(RuntimeError(text), rank=rank, run_dir=run_dir)
+    return True
+
+
+def say_once(error: CkptrunError, *, rank: int) -> None:
+    """Print a mistake that was found before anything was built; as a rule every rank finds the same."""
+    if _claim(launcher_store(), rank, patience_seconds=0.0):
+        say_error(f"ckptrun: {error}")
+    else:
+        # A launcher ends all ranks when the first one ends: let the other be heard.
+        time.sleep(_PATIENCE_SECONDS)
+
+
 def has_spoken(store: Store) -> bool:
     """Whether a rank has said what brought the run down. RuntimeError: nobody can tell any more."""
     return bool(store.check([_KEY]))
@@ -75,10 +102,20 @@ def _record(error: BaseException, *, rank: int, run_dir: Path, secondary: bool =
         append_line(run_dir / EVENTS, {"event": "failure", **facts})
 
 
-def _claim(store: Store | None, rank: int, *, patience_seconds: float) -> bool:
+def _claim(
+    store: Store | None,
+    rank: int,
+    *,
+    patience_seconds: float,
+    claimant: str | None = None,
+    about_to_speak: Callable[[], None] = lambda: None,
+) -> bool:
     """Whether this rank is the one to speak."""
     if store is None:
-        return os.environ.get("RANK", "0") == "0"
+        # Nobody can tell. Rank 0 finds most mistakes too; if not, the others speak, better twice than not at all.
+        time.sleep(_PATIENCE_SECONDS if rank else 0.0)
+        about_to_speak()
+        return True
     until = time.monotonic() + patience_seconds
     with contextlib.suppress(RuntimeError):
         # A store that is gone raises: rank 0 hosted it and is dead, so somebody must speak.
@@ -86,5 +123,8 @@ def _claim(store: Store | None, rank: int, *, patience_seconds: float) -> bool:
             if store.check([_KEY]):
                 return False
             time.sleep(0.05)
-        return bool(store.compare_set(_KEY, "", str(rank)).decode() == str(rank))
+        claimant = claimant or str(rank)
+        about_to_speak()
+        return bool(store.compare_set(_KEY, "", claimant).decode() == claimant)
+    about_to_speak()
     return True

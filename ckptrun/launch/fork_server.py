@@ -1,15 +1,78 @@
-"""What the fork server imports, once, so that ranks start in tenths of a second. Nobody else imports this.
+"""The process that ranks are forked from: it has loaded torch, so that they start in tenths of a second.
 
 Everything that is loaded here is shared by all ranks and never collected: freezing it spares each rank a walk over all
 of torch's objects whenever Python's collector does its rounds, and the copies of memory pages that this walk causes.
+
+[Note: signals of the fork server]
+Schedulers, service managers and ``kill`` of a group send their signal to every process of a job, this one too, and the
+ranks must outlive it to save. So it never ends by one: it passes on that it was told to end, to who started it. SIGINT,
+SIGTERM and SIGHUP are blocked before it is loaded and in each rank until that can answer (see ``rank.py``).
 """
 
+import ctypes
 import gc
+import os
+import signal
+import warnings
+from multiprocessing import forkserver
 
-# The first DTensor imports the compiler; every rank would do it again.
-import torch._dynamo  # noqa: F401
+from ckptrun.processes import LEFT_TO_RANKS
 
-import ckptrun.launch.rank  # noqa: F401
+__all__ = ["main"]
 
-gc.collect()
-gc.freeze()
+_PASSED_ON = (signal.SIGTERM, signal.SIGHUP)
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def main(listener: int, alive: int, told: int) -> None:
+    """Be the fork server until nobody holds the other end of ``alive``.
+
+    Args:
+        listener: A listening socket; whoever connects gets a process (see ``multiprocessing.forkserver``).
+        alive: A pipe to read from.
+        told: A pipe to write to when this process is told to end.
+    """
+    # The first DTensor imports the compiler; every rank would do it again.
+    import torch._dynamo  # noqa: F401
+
+    import ckptrun.launch.rank  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+    _adopt_orphans()
+    for number in _PASSED_ON:
+        signal.signal(number, lambda *_: os.write(told, b"T"))
+    forking = _Forking(told)
+    os.register_at_fork(before=forking.before, after_in_parent=forking.in_parent, after_in_child=forking.in_child)
+    forking.in_parent()
+    forkserver.main(listener, alive, [])
+
+
+class _Forking:
+    """Lets children begin with all of ``LEFT_TO_RANKS`` blocked. In their own children, nothing of this holds."""
+
+    def __init__(self, told: int) -> None:
+        self._is_server = True
+        self._told = told
+
+    def before(self) -> None:
+        if self._is_server:
+            signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_RANKS)
+
+    def in_parent(self) -> None:
+        if self._is_server:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
+
+    def in_child(self) -> None:
+        if self._is_server:
+            self._is_server = False
+            os.close(self._told)
+            for number in _PASSED_ON:
+                signal.signal(number, signal.SIG_DFL)
+
+
+def _adopt_orphans() -> None:
+    """Become the parent of what a rank leaves behind, so that it can be found and ended with the rank's start."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    # multiprocessing expects no other children than those it has made.
+    warnings.filterwarnings("ignore", message="forkserver: waitpid returned unexpected pid")

@@ -1,6 +1,5 @@
 """The process groups of a run, and the device of a rank."""
 
-import itertools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,9 +12,11 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from ckptrun.config.run import Device, RunConfig
 from ckptrun.errors import ConfigError
 
-__all__ = ["Groups", "choose_device", "hosted_by_agent", "open_groups"]
+__all__ = ["Groups", "choose_device", "hosted_by_agent", "launcher_store", "open_groups", "store_prefix"]
 
-_OPENED = itertools.count()
+_OPENED: list[str] = []
+# A store that does not answer by then has no word of another rank either.
+_PATIENCE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,26 @@ def hosted_by_agent() -> bool:
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
+def store_prefix() -> str:
+    """Where the ranks of this process's next groups meet in the store; see ``open_groups``."""
+    return f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{len(_OPENED)}"
+
+
+def launcher_store() -> Store | None:
+    """A connection to the store that the launcher hosts, before there are groups; None: there is none yet.
+
+    Without such a launcher rank 0 hosts the store, once it is there.
+    """
+    if not hosted_by_agent():
+        return None
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        shared = TCPStore(address, port, None, False, timedelta(seconds=_PATIENCE_SECONDS), wait_for_workers=False)
+    except (RuntimeError, OSError):
+        return None
+    return PrefixStore(store_prefix(), shared)
+
+
 def open_groups(config: RunConfig, device: torch.device, *, beside: str | None = None) -> Groups:
     """Open the default group and the two others. All ranks call; or a process beside each of them, all with ``beside``.
 
@@ -74,8 +95,9 @@ def open_groups(config: RunConfig, device: torch.device, *, beside: str | None =
         timeout=timeout,
         multi_tenant=True,
     )
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    prefix = f"attempt_{attempt}/{next(_OPENED)}" if beside is None else f"{beside}/beside"
+    prefix = store_prefix() if beside is None else f"{beside}/beside"
+    if beside is None:
+        _OPENED.append(prefix)
     store = PrefixStore(prefix, shared)
     if device.type == "cuda":
         torch.cuda.set_device(device)

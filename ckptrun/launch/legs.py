@@ -15,13 +15,11 @@ from ckptrun.errors import ConfigError
 from ckptrun.files import EVENTS, write_json
 from ckptrun.launch.leg import Leg
 from ckptrun.launch.local import Outcome, start_ranks
-from ckptrun.launch.overdue import Overdue
 from ckptrun.launch.proof_places import clear_checkpoints, clear_place, place_beside
 
 __all__ = ["Legs", "TimedOutcome", "check_folder", "claim_folder"]
 
 _MARK = "proof.json"
-_MARGIN_SECONDS = 10.0
 _LOCKS = ("run.lock", "proof.lock")
 # What a proof leaves, and may remove when it is done anew; anything else is somebody else's.
 _OWN = (
@@ -101,11 +99,7 @@ class Legs:
             clear_place(config.checkpoint_root)
         shutil.rmtree(config.run_dir / "trace", ignore_errors=True)
         began = time.monotonic()
-        launch = config.launch
-        # Ranks notice within the timeout, and the agent ends what is left when it has waited for a save.
-        patience = launch.timeout_seconds + launch.stop_seconds + _MARGIN_SECONDS
-        with Overdue(config.run_dir, seconds=patience):
-            outcome = start_ranks(config, command=self._command, leg=leg)
+        outcome = start_ranks(config, command=self._command, leg=leg)
         return TimedOutcome(outcome=outcome, seconds=time.monotonic() - began)
 
     def _copy(self) -> RunConfig:

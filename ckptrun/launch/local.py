@@ -1,32 +1,45 @@
-"""Starts the ranks of a run on this machine through torch elastic, in one command.
+"""Starts the ranks of a run on this machine, in one command.
 
 A fork server with torch preloaded makes ranks start in tenths of a second; it loads torch while this process does.
+Everything that a start sets (environment, import path, signal handlers) is of that start: the process that it is asked
+for in may be somebody's pytest, and asks for the next one with other settings.
 """
 
 import contextlib
-import logging
-import math
 import os
-import signal
-import sys
 import tempfile
-import threading
+import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import Pipe
+from pathlib import Path
+from signal import SIGKILL, SIGTERM, Signals
+from typing import TYPE_CHECKING, TypeAlias
 
 from ckptrun.config.run import RunConfig
 from ckptrun.exit_codes import ExitCode
+from ckptrun.launch import supervisor
 from ckptrun.launch.hash_seeds import hash_seed
+from ckptrun.launch.interpreter import Interpreter
 from ckptrun.launch.leg import Leg
 from ckptrun.launch.preflight import preflight
+from ckptrun.launch.stillness import Stillness
+from ckptrun.launch.supervisor import RankProcess, Supervisor
+from ckptrun.launch.tether import Tether
 
-__all__ = ["Outcome", "start_fork_server", "start_ranks"]
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
-_AGENT_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+__all__ = ["Outcome", "fork_server", "start_fork_server", "start_ranks"]
 
 _OWN_CODES = (ExitCode.config, ExitCode.different, ExitCode.not_verified)
+# Interpreters and libraries look at these when they are loaded, and never again.
+_READ_AT_START = ("PYTHON", "LD_", "MALLOC_", "OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "TORCH_")
+# Ranks notice by themselves within launch.timeout_seconds, and shall be heard before they are ended.
+_LAST_SECONDS = 2.0
+# On a busy machine everything stands still for a second or two.
+_LEAST_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,9 +48,11 @@ class Outcome:
 
     exit_code: int
     killed: Mapping[int, int] = field(default_factory=dict)
-    """Rank -> the signal that ended it, without those that the agent itself has ended."""
-    interrupted_by: signal.Signals | None = None
+    """Rank -> the signal that ended it, without those that were ended from here."""
+    interrupted_by: Signals | None = None
     """What this process was told meanwhile."""
+    reason: str | None = None
+    """What no rank could say: one stood still, or ended as if it were done."""
 
 
 def start_ranks(config: RunConfig, *, command: Sequence[str], leg: Leg) -> Outcome:
@@ -49,58 +64,33 @@ def start_ranks(config: RunConfig, *, command: Sequence[str], leg: Leg) -> Outco
     preflight(config, world_size=config.ranks)
 
     # Imported here: it loads torch, which the fork server does meanwhile.
-    import torch.distributed.launcher.api  # noqa: F401
+    from torch._C._distributed_c10d import TCPStore
 
-    # Ranks say themselves what brought them down; the agent's traces of its own loop say nothing more.
-    # Each of its modules has a logger with a level of its own.
-    for name in list(logging.root.manager.loggerDict):
-        if name.startswith(("torch.distributed.elastic", "torch.multiprocessing")):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-
+    store = TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
     server = start_fork_server(config, in_proof=leg.in_proof, fresh=leg.fresh)
-    with tempfile.TemporaryDirectory(prefix="ckptrun-") as folder, _forking_from(server):
-        return _started(config, command=command, leg=leg, agent_folder=folder)
+    with tempfile.TemporaryDirectory(prefix="ckptrun-") as folder, supervisor.Signals() as signals:
+        before = frozenset(server.children())
+        ranks = _started(config, server, command=command, leg=leg, port=store.port, folder=Path(folder))
+        spoken: list[str] = []
+        try:
+            Supervisor(
+                ranks,
+                signals=signals,
+                told=server.told,
+                stop_seconds=config.launch.stop_seconds,
+                on_early_end=lambda rank, text: spoken.extend(_recorded(config, leg, store, rank, text)),
+            ).run()
+        finally:
+            _leave_nothing(ranks, server, before=before)
+        told = [number for _, number in signals.came]
+    return _outcome(ranks, interrupted_by=told[0] if told else None, reason=spoken[0] if spoken else None)
 
 
-def _started(config: RunConfig, *, command: Sequence[str], leg: Leg, agent_folder: str) -> Outcome:
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    from ckptrun.launch.rank import elastic_rank
-
-    elastic = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=config.ranks,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        local_addr="127.0.0.1",
-        max_restarts=0,
-        monitor_interval=0.05,
-        start_method="forkserver",
-        logs_specs=DefaultLogsSpecs(log_dir=agent_folder),
-    )
-    handlers = {number: signal.getsignal(number) for number in _AGENT_SIGNALS}
-    try:
-        elastic_launch(elastic, elastic_rank)(config, list(command), leg)
-    except ChildFailedError as error:
-        return _outcome(error)
-    except SignalException as ended:
-        return Outcome(exit_code=ExitCode.failed, interrupted_by=signal.Signals(ended.sigval))
-    finally:
-        # The agent leaves its own behind.
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-    return Outcome(exit_code=ExitCode.done)
+_Settings: TypeAlias = tuple[object, ...]
+_SERVERS: dict[tuple[_Settings, bool, str | None], Interpreter] = {}
 
 
-_SERVERS: dict[tuple[bool, str | None], forkserver.ForkServer] = {}
-
-
-def start_fork_server(config: RunConfig, *, in_proof: bool = False, fresh: bool = False) -> forkserver.ForkServer:
+def start_fork_server(config: RunConfig, *, in_proof: bool = False, fresh: bool = False) -> Interpreter:
     """Start the process that ranks are forked from, unless it runs already; returns before it has loaded torch.
 
     Args:
@@ -108,74 +98,113 @@ def start_fork_server(config: RunConfig, *, in_proof: bool = False, fresh: bool 
         in_proof: Whether ranks need a hash seed that is known; otherwise any server will do.
         fresh: The other one of the two that a proof has, see ``hash_seeds``.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", str(config.train.threads))
-    # Longer than ranks take to save after SIGTERM.
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(math.ceil(config.launch.stop_seconds + 2)))
-    # A console script does not look into the working folder, where the user's own modules may lie.
-    if str(os.getcwd()) not in sys.path and "" not in sys.path:  # noqa: PTH109  # sys.path holds str
-        sys.path.insert(0, os.getcwd())  # noqa: PTH109
+    environment = _environment(config)
+    # A process that was forked from this one has inherited its servers, and must have its own.
+    settings = (os.getpid(), *sorted((n, value) for n, value in environment.items() if n.startswith(_READ_AT_START)))
+    for other in [key for key in _SERVERS if key[0] != settings]:
+        stale = _SERVERS.pop(other)
+        if other[0][0] == os.getpid():
+            stale.close()
     seed = hash_seed(fresh=fresh) if in_proof else None
-    key = next(iter(_SERVERS), (fresh, seed)) if seed is None else (fresh, seed)
-    server = _SERVERS.setdefault(key, forkserver.ForkServer())
-    # The first DTensor imports the compiler; every rank would do it again.
-    server.set_forkserver_preload(["ckptrun.launch.fork_server"])
-    # The server ignores Ctrl-C only after it has loaded torch; until then it would end with a stack of imports. Ranks
-    # inherit the mask and lift it when they can answer. The tracker comes first: its start ends with SIGINT unblocked.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        with _environment_with(PYTHONHASHSEED=key[1]):
-            server.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    if not fresh:
-        # Whoever asks multiprocessing for a process has one with torch in it.
-        _let_fork(server)
+    key = next(iter(_SERVERS), (settings, fresh, seed)) if seed is None else (settings, fresh, seed)
+    server = _SERVERS.setdefault(key, Interpreter(environment | _seed(key[2])))
+    server.start()
     return server
 
 
-@contextlib.contextmanager
-def _environment_with(**values: str | None) -> Iterator[None]:
-    """Let processes that are started meanwhile have ``values`` in their environment; None: what is there."""
-    set_values = {name: value for name, value in values.items() if value is not None}
-    before = {name: os.environ.get(name) for name in set_values}
-    os.environ.update(set_values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None)
-            os.environ.update({} if value is None else {name: value})
+def fork_server() -> Interpreter:
+    """The fork server that runs."""
+    return next(iter(_SERVERS.values()))
 
 
-@contextlib.contextmanager
-def _forking_from(server: forkserver.ForkServer) -> Iterator[None]:
-    """Let torch elastic, which asks ``multiprocessing`` for processes, have those of ``server``."""
-    before = forkserver._forkserver
-    _let_fork(server)
-    try:
-        yield
-    finally:
-        _let_fork(before)
+def _seed(seed: str | None) -> dict[str, str]:
+    return {} if seed is None else {"PYTHONHASHSEED": seed}
 
 
-def _let_fork(server: forkserver.ForkServer) -> None:
-    forkserver._forkserver = server
-    forkserver.ensure_running = server.ensure_running
-    forkserver.connect_to_new_process = server.connect_to_new_process
+def _environment(config: RunConfig) -> dict[str, str]:
+    """What the ranks of this start have in their environment, beside who they are."""
+    return {"OMP_NUM_THREADS": str(config.train.threads), **os.environ}
 
 
-def _outcome(error: object) -> Outcome:
+def _started(
+    config: RunConfig, server: Interpreter, *, command: Sequence[str], leg: Leg, port: int, folder: Path
+) -> list[RankProcess]:
+    from ckptrun.launch.rank import local_rank
+
+    run_id, world_size, limit = uuid.uuid4().hex, config.ranks, config.launch.timeout_seconds
+    limit = max(_LEAST_SECONDS, limit + config.launch.stop_seconds - _LAST_SECONDS)
+    ranks = []
+    for rank in range(world_size):
+        here, there = Pipe()
+        progress = folder / f"rank_{rank:05d}"
+        environment = _environment(config) | server.hash_seed | _place(rank, world_size, port=port, run_id=run_id)
+        process = server.process(
+            local_rank, (config, list(command), leg, environment, Tether(there, progress)), name=f"rank {rank}"
+        )
+        process.start()
+        there.close()
+        stillness = Stillness(limit_seconds=limit, now=time.monotonic())
+        ranks.append(RankProcess(rank=rank, process=process, connection=here, progress=progress, stillness=stillness))
+    return ranks
+
+
+def _place(rank: int, world_size: int, *, port: int, run_id: str) -> dict[str, str]:
+    """What torchrun, too, tells a rank of one machine."""
+    own, all_ranks = str(rank), str(world_size)
+    return {
+        "RANK": own,
+        "LOCAL_RANK": own,
+        "ROLE_RANK": own,
+        "GROUP_RANK": "0",
+        "ROLE_NAME": "default",
+        "WORLD_SIZE": all_ranks,
+        "LOCAL_WORLD_SIZE": all_ranks,
+        "ROLE_WORLD_SIZE": all_ranks,
+        "GROUP_WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "TORCHELASTIC_MAX_RESTARTS": "0",
+        "TORCHELASTIC_RUN_ID": run_id,
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+
+
+def _recorded(config: RunConfig, leg: Leg, store: "Store", rank: int, text: str) -> list[str]:
+    """Put ``text`` on record, unless a rank has said what brought the run down; return what was new."""
+    from torch._C._distributed_c10d import PrefixStore
+
+    from ckptrun.launch.failure import record_once
+    from ckptrun.launch.groups import store_prefix
+
+    if not record_once(text, rank=rank, store=PrefixStore(store_prefix(), store), run_dir=config.run_dir):
+        return []
+    log = leg.log_file(rank)
+    if log is not None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as file:
+            file.write(f"ckptrun: {text}\n")
+    return [text]
+
+
+def _leave_nothing(ranks: Sequence[RankProcess], server: Interpreter, *, before: frozenset[int]) -> None:
+    """End what is left: ranks, if nobody has waited for them, and what they have started and left behind."""
+    for rank in ranks:
+        rank.signal(SIGKILL)
+        rank.connection.close()
+    for child in server.children() - before:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, SIGKILL)
+
+
+def _outcome(ranks: Sequence[RankProcess], *, interrupted_by: Signals | None, reason: str | None) -> Outcome:
     """Which ranks were killed, and the exit code of the first rank that failed."""
-    failures = getattr(error, "failures", {})
-    first = min(failures.values(), key=lambda failure: failure.timestamp)
-    killed = {rank: failure.exitcode for rank, failure in failures.items() if failure.exitcode < 0}
-    # The agent ends the others with SIGTERM when one rank fails; that is no cause.
-    causes = {rank: code for rank, code in killed.items() if code != -signal.SIGTERM}
-    by_signal = {rank: -code for rank, code in causes.items()}
-    codes = {failure.exitcode for failure in failures.values()}
-    own = [code for code in _OWN_CODES if code in codes]
-    if own and not causes:
-        return Outcome(exit_code=own[0])
-    code = int(first.exitcode) if first.exitcode in _OWN_CODES else ExitCode.failed
-    return Outcome(exit_code=code, killed=by_signal)
+    failed = sorted((rank for rank in ranks if rank.failed or rank.code != 0), key=lambda rank: rank.ended_at or 0.0)
+    if not failed:
+        return Outcome(exit_code=ExitCode.done, interrupted_by=interrupted_by)
+    killed = {rank.rank: -rank.code for rank in failed if rank.code < 0 and not rank.was_killed_here}
+    # Who was told to end, and took it literally.
+    causes = {rank: number for rank, number in killed.items() if number != SIGTERM or interrupted_by is None}
+    own = [code for code in _OWN_CODES if code in {rank.code for rank in failed}]
+    code = own[0] if own and not causes else failed[0].code if failed[0].code in _OWN_CODES else ExitCode.failed
+    return Outcome(exit_code=int(code), killed=causes, interrupted_by=interrupted_by, reason=reason)

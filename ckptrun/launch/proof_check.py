@@ -50,9 +50,8 @@ def check_proof(config: RunConfig) -> tuple[PlannedFault, ...]:
             "start the run under torchrun, where it is held against the reference you name."
         )
     _check_goes_on_whole(config)
-    if config.proof.reshapes:
-        reshaped(config)
-    return plan_faults(config, world_size=config.ranks, in_proof=True)
+    after = reshaped(config) if config.proof.reshapes else None
+    return plan_faults(config, world_size=config.ranks, in_proof=True, after=after)
 
 
 def _check_goes_on_whole(config: RunConfig) -> None:

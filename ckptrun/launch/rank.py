@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -15,34 +15,41 @@ from typing import NoReturn
 import torch.distributed as dist
 
 from ckptrun.config.run import RunConfig, check_world
-from ckptrun.errors import CkptrunError
 from ckptrun.exit_codes import ExitCode, exit_code_of
 from ckptrun.fault import plan_faults
 from ckptrun.launch.determinism import make_deterministic
 from ckptrun.launch.failure import report_once
 from ckptrun.launch.file_watch import watch_files
-from ckptrun.launch.groups import Groups, choose_device, hosted_by_agent, open_groups
+from ckptrun.launch.groups import Groups, choose_device, hosted_by_agent, launcher_store, open_groups
 from ckptrun.launch.job import Job
 from ckptrun.launch.leg import Leg
 from ckptrun.launch.preflight import preflight
 from ckptrun.launch.stop import StopSignal
+from ckptrun.launch.tether import Tether
 from ckptrun.processes import end_with_parent
 
-__all__ = ["elastic_rank", "run_rank"]
+__all__ = ["local_rank", "run_rank"]
 
 
-def elastic_rank(config: RunConfig, command: Sequence[str], leg: Leg) -> None:
+def local_rank(
+    config: RunConfig, command: Sequence[str], leg: Leg, environment: Mapping[str, str], tether: Tether
+) -> None:
     """What the local launcher calls in each new process."""
     end_with_parent()
+    # The fork server has that of its own start, which may be long ago.
+    os.environ.clear()
+    os.environ.update(environment)
     log = leg.log_file(int(os.environ["RANK"]))
     if log is not None:
         _print_to(log)
     if leg.files is not None:
         watch_files(leg.files, name=leg.rank_name(int(os.environ["RANK"])))
-    sys.exit(run_rank(config, command=command, leg=leg))
+    code = run_rank(config, command=command, leg=leg, tether=tether)
+    tether.done(code)
+    sys.exit(code)
 
 
-def run_rank(config: RunConfig, *, command: Sequence[str], leg: Leg | None = None) -> int:
+def run_rank(config: RunConfig, *, command: Sequence[str], leg: Leg | None = None, tether: Tether | None = None) -> int:
     """Be one rank of the run; return its exit code.
 
     Does not return when the rank fails: threads of a save in flight may wait for peers that are gone.
@@ -52,10 +59,11 @@ def run_rank(config: RunConfig, *, command: Sequence[str], leg: Leg | None = Non
         command: The command line, for the record.
         leg: What this start is about; None: an outside launcher has started this process. Then rank 0 does the
             preflight, which otherwise the launching process has done, and the faults are those of the config.
+        tether: To the launching process; None as ``leg``.
     """
     groups: Groups | None = None
     interrupt = _Interrupt()
-    stop = StopSignal(grace_seconds=config.launch.stop_seconds, run_dir=config.run_dir)
+    stop = StopSignal(grace_seconds=config.launch.stop_seconds, run_dir=config.run_dir, tether=tether)
     try:
         interrupt.listen()
         stop.listen()
@@ -81,17 +89,25 @@ def run_rank(config: RunConfig, *, command: Sequence[str], leg: Leg | None = Non
         stop.quiet()
         dist.destroy_process_group()
         stop.close()
-    except (CkptrunError, KeyboardInterrupt, Exception) as error:  # noqa: BLE001  # reported, then the process ends
-        _end(error, groups, run_dir=config.run_dir, interrupted=interrupt.seen, was_ended=stop.asked)
+    except BaseException as error:  # noqa: BLE001  # a sys.exit() of user code too: reported, then the process ends
+        _end(error, groups, run_dir=config.run_dir, interrupted=interrupt.seen, stop=stop)
     else:
         return code
 
 
-def _end(error: BaseException, groups: Groups | None, *, run_dir: Path, interrupted: bool, was_ended: bool) -> NoReturn:
+def _end(
+    error: BaseException, groups: Groups | None, *, run_dir: Path, interrupted: bool, stop: StopSignal
+) -> NoReturn:
     """Say what happened, once over all ranks, and end the process without waiting for anything."""
+    was_ended = stop.asked
     # Nothing can be saved any more: whoever sends SIGTERM now means the end.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    store = groups.store if groups is not None else None
+
+    def about_to_speak() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        stop.let_speak()
+
+    store = groups.store if groups is not None else launcher_store()
     report_once(
         error,
         rank=int(os.environ["RANK"]),
@@ -99,6 +115,7 @@ def _end(error: BaseException, groups: Groups | None, *, run_dir: Path, interrup
         interrupted=interrupted,
         run_dir=run_dir,
         was_ended=was_ended,
+        about_to_speak=about_to_speak,
     )
     if os.environ["RANK"] == "0" and not hosted_by_agent():
         # This rank hosts the store in which the others look whether somebody has spoken.

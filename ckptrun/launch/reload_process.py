@@ -27,7 +27,7 @@ from ckptrun.launch.broken_connection import is_broken_connection
 from ckptrun.launch.determinism import make_deterministic
 from ckptrun.launch.groups import choose_device, open_groups
 from ckptrun.launch.resume import Restorer
-from ckptrun.processes import end_with_parent
+from ckptrun.processes import LEFT_TO_RANKS, end_with_parent, held_back
 from ckptrun.proof import Check, Status, check_reload
 from ckptrun.proof.blame import difference_of
 from ckptrun.proof.ignored import Ignored
@@ -63,13 +63,14 @@ class ReloadProcess:
         self._limit_seconds = config.launch.timeout_seconds
         self._ranks = ranks
         context = multiprocessing.get_context("forkserver")
-        # Under the local launcher there is a fork server already; under torchrun it starts with the first save to come.
-        context.set_forkserver_preload(["ckptrun.launch.fork_server"])
+        context.set_forkserver_preload(["torch._dynamo", "ckptrun.launch.rank"])
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
             target=_serve, args=(theirs, config, log, beside, dict(os.environ)), name="ReloadProcess"
         )
-        self._process.start()
+        with held_back():
+            # So its server does not end by what is for the rank to answer.
+            self._process.start()
         theirs.close()
         self._has_started = False
 
@@ -125,9 +126,9 @@ def _serve(pipe: Connection, config: RunConfig, log: Path | None, beside: str, e
     """What the process does: answer until nobody asks any more."""
     end_with_parent()
     # Whoever asks the whole job to end means the rank, which then closes the pipe.
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in LEFT_TO_RANKS:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT_TO_RANKS)
     os.environ.update(environment)
     if log is not None:
         _print_to(log)

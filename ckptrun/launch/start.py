@@ -29,7 +29,11 @@ def launch(config: RunConfig, *, command: Sequence[str]) -> int:
     outcome = start_ranks(config, command=command, leg=Leg())
     for rank, number in sorted(outcome.killed.items()):
         say_error(f"ckptrun: rank {rank} was ended by {signal.Signals(number).name}.")
-    if outcome.interrupted_by is not None and outcome.interrupted_by is not signal.SIGINT:
+    if outcome.reason is not None:
+        say_error(f"ckptrun: {outcome.reason}")
+    if outcome.exit_code and outcome.interrupted_by not in (None, signal.SIGINT):
         # On Ctrl-C the ranks speak.
-        say_error(f"ckptrun: ended by {outcome.interrupted_by.name}. Run the same command again to resume.")
+        say_error(
+            f"ckptrun: ended by {signal.Signals(outcome.interrupted_by).name}. Run the same command again to resume."
+        )
     return outcome.exit_code

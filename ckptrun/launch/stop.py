@@ -15,6 +15,7 @@ from ckptrun.launch.failure import has_spoken, speak_once
 from ckptrun.launch.groups import hosted_by_agent
 from ckptrun.launch.preemption import Preemption
 from ckptrun.launch.stall import Stall
+from ckptrun.launch.tether import Tether
 from ckptrun.launch.watchdog import Watchdog
 
 __all__ = ["StopSignal"]
@@ -26,13 +27,17 @@ class StopSignal:
     Args:
         grace_seconds: How long after SIGTERM the rank may take to reach the next step boundary and save.
         run_dir: Where it is recorded who stalled.
+        tether: To the launcher, if that is our own.
     """
 
-    def __init__(self, *, grace_seconds: float, run_dir: Path) -> None:
-        self._preemption = Preemption(grace_seconds=grace_seconds)
+    def __init__(self, *, grace_seconds: float, run_dir: Path, tether: Tether | None = None) -> None:
+        # torchrun passes on what it gets, and on a busy machine that may come late; the grace bounds it anyway.
+        echo_seconds = grace_seconds if tether is None and hosted_by_agent() else 2.0
+        self._preemption = Preemption(grace_seconds=grace_seconds, echo_seconds=echo_seconds, tether=tether)
+        self._tether = tether
         self._watchdog: Watchdog | None = None
         self._run_dir = run_dir
-        self.passed: Callable[[str, int], None] = _nobody_waits
+        self.passed: Callable[[str, int], None] = _nobody_waits if tether is None else tether.passed
 
     @property
     def asked(self) -> bool:
@@ -64,8 +69,12 @@ class StopSignal:
         self._watchdog = Watchdog(
             connect=connect, rank=rank, world_size=world_size, timeout_seconds=timeout_seconds, on_stall=give_up
         )
-        self.passed = self._watchdog.passed
+        self.passed = self._passed
         self._watchdog.start()
+
+    def let_speak(self) -> None:
+        """The rank fails: it is to say why before anybody ends it."""
+        self._preemption.let_speak()
 
     def quiet(self) -> None:
         """The rank is done, and waits for nobody any more. All ranks call, before any of them ends."""
@@ -75,6 +84,12 @@ class StopSignal:
     def close(self) -> None:
         """The process may live on: SIGTERM means again what it did before. Main thread."""
         self._preemption.close()
+
+    def _passed(self, point: str, step: int) -> None:
+        if self._watchdog is not None:
+            self._watchdog.passed(point, step)
+        if self._tether is not None:
+            self._tether.passed(point, step)
 
 
 def _nobody_waits(point: str, step: int) -> None:

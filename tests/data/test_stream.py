@@ -1,11 +1,12 @@
 """The stream over map-style datasets: order, position, resume."""
 
-import contextlib
 import gc
 import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import threading
 import time
 
 import numpy as np
@@ -261,22 +262,42 @@ def worker(streams):
     return stream, multiprocessing.active_children()[0]
 
 
-def test_workers_survive_ctrl_c(worker):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_workers_sit_out_what_the_rank_answers(worker, number):
+    """Schedulers send it to every process of a job, and the rank may need its workers for its last step."""
     stream, process = worker
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, number)
     take(stream, 6)
     assert process.is_alive()
 
 
-def test_workers_end_at_sigterm_whatever_the_rank_does_at_it(worker):
-    stream, process = worker
-    os.kill(process.pid, signal.SIGTERM)
-    # torch raises in the rank when it notices, unless join() noticed first.
-    with contextlib.suppress(RuntimeError):
-        process.join(10)
-    process.join(10)
-    assert process.exitcode == -signal.SIGTERM
+class Stuck(Numbers):
+    def __getitem__(self, index):
+        threading.Event().wait()
+
+
+def test_a_worker_that_hangs_ends_with_its_stream(streams, monkeypatch):
+    """torch ends it by SIGTERM, which it sits out, after this time."""
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
+    stream = streams(Stuck(), workers=1)
+    stream._running()
     stream.close()
+    assert multiprocessing.active_children() == []
+
+
+class Starts(Numbers):
+    """A sample is what became of a program that gets SIGTERM."""
+
+    def __getitem__(self, index):
+        program = subprocess.Popen(["sleep", "60"])
+        program.terminate()
+        code = torch.tensor(program.wait())
+        return code, code
+
+
+def test_programs_that_a_dataset_starts_still_end_by_sigterm(streams):
+    codes, _ = streams(Starts(), workers=1).next_batch()
+    assert set(codes.tolist()) == {-signal.SIGTERM}
 
 
 def test_a_stream_that_is_dropped_leaves_no_workers(streams):

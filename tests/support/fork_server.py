@@ -5,15 +5,27 @@ Its output lies in files from the start: ranks inherit where the server writes, 
 
 import fcntl
 import functools
+import multiprocessing
 import os
 import sys
 import tempfile
-from typing import IO
+from typing import IO, Any
 
-from ckptrun.launch.local import start_fork_server
+from ckptrun.launch.local import fork_server, start_fork_server
 from tests.test_config import config_of
 
-__all__ = ["Printed", "rank_streams"]
+__all__ = ["CONTEXT", "Printed", "rank_streams"]
+
+
+class _Context(type(multiprocessing.get_context("forkserver"))):  # type: ignore[misc]
+    """As multiprocessing's, with processes from our server, which has all modules loaded."""
+
+    def Process(self, **what: Any) -> Any:  # multiprocessing's name for it
+        rank_streams()
+        return fork_server().process(**what)
+
+
+CONTEXT = _Context()
 
 
 @functools.cache

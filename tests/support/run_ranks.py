@@ -7,7 +7,7 @@ What looks at the process itself (its memory, a saving process that DCP keeps) a
 """
 
 import contextlib
-import multiprocessing
+import multiprocessing.connection
 import os
 import random
 import tempfile
@@ -20,11 +20,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tests.support.fork_server import Printed
+from tests.support.fork_server import CONTEXT, Printed
 
 __all__ = ["CONTEXT", "end_kept_ranks", "rank_main", "run_ranks"]
 
-CONTEXT = multiprocessing.get_context("forkserver")
 _SEED = torch.random.initial_seed()
 
 

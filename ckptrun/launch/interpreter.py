@@ -1,0 +1,213 @@
+"""Starts processes from a fork server of our own (``fork_server.py``), with an environment that is theirs alone.
+
+``multiprocessing`` has one fork server per process, which belongs to the user: their preloaded modules, their children,
+their environment. A proof in somebody's pytest may neither change it nor mistake its children for ranks.
+"""
+
+import contextlib
+import io
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from multiprocessing import connection, forkserver, popen_forkserver, process, reduction, resource_tracker, spawn, util
+from multiprocessing.context import set_spawning_popen
+from pathlib import Path
+from typing import Any
+
+from ckptrun.errors import InternalError
+from ckptrun.processes import LEFT_TO_RANKS, held_back
+
+__all__ = ["Interpreter"]
+
+_MAIN = (
+    "import sys; sys.path[:] = {path!r}; from ckptrun.launch.fork_server import main; main({listener}, {alive}, {told})"
+)
+
+
+class Interpreter:
+    """A Python process with torch in it that children are forked from; it ends with the last of those who hold it.
+
+    Args:
+        environment: What it is started with. Its children have their own, see ``process``.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = dict(environment)
+        self._lock = threading.Lock()
+        self._pid: int | None = None
+        self._address = ""
+        self._alive = -1
+        self.told = -1
+        """Readable when the server was told to end."""
+
+    @property
+    def hash_seed(self) -> dict[str, str]:
+        """The variable that fixes the seed of ``hash()`` in it and in its children; none where it is drawn."""
+        return {name: value for name, value in self._environment.items() if name == "PYTHONHASHSEED"}
+
+    @property
+    def pid(self) -> int | None:
+        """Of the server; None: not started."""
+        return self._pid
+
+    def start(self) -> None:
+        """Start the server unless it runs; returns before it has loaded torch."""
+        with self._lock:
+            if self._pid is not None and not _has_ended(self._pid):
+                return
+            self._forget()
+            # The tracker sits out what it was started with, too; it unblocks SIGINT and SIGTERM once it ignores them.
+            with held_back():
+                resource_tracker.ensure_running()
+            self._spawn()
+
+    def process(self, target: Callable[..., object], args: tuple[Any, ...] = (), **more: Any) -> "process.BaseProcess":
+        """A child that is going to call ``target(*args)``, with this process's working folder and import path."""
+        return _Process(self, target=target, args=args, **more)
+
+    def close(self) -> None:
+        """Let the server end, which it does with the last of its children; nobody waits for that."""
+        with self._lock:
+            if self._pid is not None:
+                os.close(self._alive)
+                self._alive = -1
+                threading.Thread(target=_wait_for, args=(self._pid,), name="ForkServerEnd", daemon=True).start()
+                self._forget()
+
+    def children(self) -> set[int]:
+        """Those that were started from it, and what those have started and left behind."""
+        found: set[int] = set()
+        for task in Path(f"/proc/{self._pid}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                found.update(map(int, task.read_text().split()))
+        return found
+
+    def fork(self, fds: list[int]) -> tuple[int, int]:
+        """Ask for a child; return where its pid and exit code can be read, and where it reads what it is to do."""
+        self.start()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(self._address)
+            status, child_status = os.pipe()
+            child_data, data = os.pipe()
+            try:
+                tracker = resource_tracker.getfd() or -1
+                reduction.sendfds(client, [child_data, child_status, self._alive, tracker, *fds])
+            except BaseException:
+                os.close(status)
+                os.close(data)
+                raise
+            finally:
+                os.close(child_data)
+                os.close(child_status)
+        return status, data
+
+    def _spawn(self) -> None:
+        with socket.socket(socket.AF_UNIX) as listener:
+            self._address = connection.arbitrary_address("AF_UNIX")  # type: ignore[attr-defined]
+            listener.bind(self._address)
+            if not util.is_abstract_socket_namespace(self._address):
+                Path(self._address).chmod(0o600)
+            listener.listen()
+            alive, self._alive = os.pipe()
+            self.told, told = os.pipe()
+            main = _MAIN.format(path=import_path(), listener=listener.fileno(), alive=alive, told=told)
+            flags = util._args_from_interpreter_flags()  # type: ignore[attr-defined]
+            try:
+                self._pid = os.posix_spawn(
+                    sys.executable,
+                    [sys.executable, *flags, "-c", main],
+                    self._environment,
+                    # To itself: what makes a descriptor outlive exec.
+                    file_actions=[(os.POSIX_SPAWN_DUP2, fd, fd) for fd in (listener.fileno(), alive, told)],
+                    # Ranks inherit that, too, until they can answer. [Note: signals of the fork server]
+                    setsigmask=LEFT_TO_RANKS,
+                )
+            finally:
+                os.close(alive)
+                os.close(told)
+
+    def _forget(self) -> None:
+        for fd in (self._alive, self.told):
+            if fd >= 0:
+                os.close(fd)
+        self._pid, self._alive, self.told = None, -1, -1
+
+
+def _wait_for(pid: int) -> None:
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] != 0
+    except ChildProcessError:
+        # Somebody has waited for all children of this process, or it is not the one that has started the server.
+        return True
+
+
+def import_path() -> list[str]:
+    """Where ranks import from: a console script does not look into the working folder, where users' modules may lie."""
+    here = str(Path.cwd())
+    path = [here if entry == "" else entry for entry in sys.path]
+    return path if here in path else [here, *path]
+
+
+class _Process(process.BaseProcess):
+    """A child of an interpreter."""
+
+    # In its own children, what the platform has: as under torchrun.
+    _start_method = None
+
+    def __init__(self, interpreter: Interpreter, **what: Any) -> None:
+        super().__init__(**what)
+        self._interpreter: Interpreter | None = interpreter
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_interpreter": None}
+
+    def _Popen(self, process_obj: process.BaseProcess) -> "_Popen":  # multiprocessing's name for it
+        if self._interpreter is None:
+            raise InternalError("A child of the fork server cannot start itself.")
+        return _Popen(process_obj, self._interpreter)
+
+
+class _Popen(popen_forkserver.Popen):
+    """As ``multiprocessing`` has it, from a server that is not the one of the process.
+
+    The main module is not imported again: ranks need nothing of it, and a script without a guard would begin anew.
+    """
+
+    def __init__(self, process_obj: process.BaseProcess, interpreter: Interpreter) -> None:
+        self._interpreter = interpreter
+        super().__init__(process_obj)
+
+    def _launch(self, process_obj: process.BaseProcess) -> None:
+        buffer = io.BytesIO()
+        set_spawning_popen(self)
+        try:
+            reduction.dump(_preparation(process_obj.name), buffer)
+            reduction.dump(process_obj, buffer)
+        finally:
+            set_spawning_popen(None)
+        self.sentinel, data = self._interpreter.fork(self._fds)  # type: ignore[attr-defined]
+        # Open as long as this process lives: the child's way to know that it does.
+        alive = os.dup(data)
+        self.finalizer = util.Finalize(self, util.close_fds, (alive, self.sentinel))  # type: ignore[attr-defined]
+        with os.fdopen(data, "wb") as stream:
+            stream.write(buffer.getbuffer())
+        self.pid = forkserver.read_signed(self.sentinel)
+
+
+def _preparation(name: str) -> dict[str, Any]:
+    """What ``multiprocessing.spawn.prepare`` does before anything is unpickled."""
+    return {
+        "name": name,
+        "authkey": process.current_process().authkey,
+        "sys_path": import_path(),
+        "sys_argv": sys.argv,
+        "dir": str(Path.cwd()),
+        "orig_dir": str(spawn.process.ORIGINAL_DIR),  # type: ignore[attr-defined]
+    }
