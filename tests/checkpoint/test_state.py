@@ -53,7 +53,7 @@ def test_a_list_with_a_missing_element_is_refused() -> None:
 
 
 @pytest.mark.parametrize("value", [{"#1": 2}, {"#None": 2}, {float("nan"): 1}, {1j: 1}, {"t": Pair(torch.ones(1), 2)}, {"u": UserDict(a=1)},
-     {"d": defaultdict(lambda: 0, a=torch.ones(1))}], ids=repr)  # fmt: skip
+     {"d": defaultdict(lambda: 0, a=torch.ones(1))}])  # fmt: skip
 def test_what_cannot_be_named_is_refused(value) -> None:
     with pytest.raises(UnsupportedLeafError, match=r"'part(\.[tud])?'"):
         flatten({"part": value})
