@@ -1,5 +1,6 @@
 """Checks of single values, with errors that name the key as the user types it."""
 
+import math
 from collections.abc import Iterable
 
 from ckptrun.errors import ConfigError
@@ -8,6 +9,7 @@ __all__ = ["at_least", "between", "named_pattern_list", "not_empty"]
 
 
 _LARGEST = 2**63
+"""Of what is counted."""
 
 
 def at_least(key: str, value: float | None, minimum: float) -> None:
@@ -18,7 +20,7 @@ def at_least(key: str, value: float | None, minimum: float) -> None:
         raise ConfigError(f"{key} must be a number, got {value!r}.")
     if not value >= minimum:
         raise ConfigError(f"{key} must be at least {minimum}, got {value}.")
-    if value >= _LARGEST:
+    if value >= _LARGEST and (isinstance(value, int) or math.isinf(value)):
         raise ConfigError(f"{key}={value} is too large.")
 
 

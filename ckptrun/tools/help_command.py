@@ -5,6 +5,8 @@ ckptrun help model           one group: its choices, and the keys of each
 ckptrun help model=cnn       one choice
 ckptrun help train.steps     one key: type, default, all that it means
 ckptrun help verify          one command
+
+Exit codes: 0 said, 2 there is nothing of that name.
 """
 
 import argparse

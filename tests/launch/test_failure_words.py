@@ -90,7 +90,9 @@ def test_torch_distributed_is_believed_where_it_raised(tmp_path) -> None:
 def test_a_user_s_error_that_names_gloo_keeps_its_stack(tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("RANK", "0")
     error = raised_by(tmp_path / "mine.py", "def check():\n    raise RuntimeError('needs gloo here')\ncheck()\n")
-    report_once(error, rank=0, store=None, interrupted=False, run_dir=tmp_path, was_ended=False)
+    report_once(
+        error, rank=0, store=None, interrupted=False, run_dir=tmp_path, was_ended=False, about_to_speak=lambda: None
+    )
     printed = capsys.readouterr().err
     assert "lost contact" not in printed
     assert 'mine.py", line 2, in check' in printed

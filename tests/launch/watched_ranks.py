@@ -167,7 +167,15 @@ def _be_rank(
     except BaseException as error:
         # As a rank does: it waits a little for a better word than its own broken connection.
         store = PrefixStore("failure", _client(group_port))
-        report_once(error, rank=rank, store=store, interrupted=False, run_dir=Path(folder), was_ended=False)
+        report_once(
+            error,
+            rank=rank,
+            store=store,
+            interrupted=False,
+            run_dir=Path(folder),
+            was_ended=False,
+            about_to_speak=lambda: None,
+        )
         wire.say("failed", traceback.format_exc())
     else:
         wire.say("ended", outcome)

@@ -185,7 +185,11 @@ def test_values_with_tensors_in_tuples_go_where_they_can(tmp_path: Path) -> None
     convert(source, tmp_path / "dcp", "--to", "dcp")
     assert all_bits(torch.load(tmp_path / "b.pt", weights_only=True)) == all_bits(saved)
     assert read_bits("dcp", tmp_path / "dcp") == all_bits(saved)
-    assert "Leaf 'pair' is a torch.Tensor" in refused(source, tmp_path / "c", "--to", "ckptrun", code=2)
+    assert "Leaf 'set' is a builtins.set" in refused(source, tmp_path / "c", "--to", "ckptrun", code=2)
+    pair = {"pair": saved["pair"]}
+    convert(write("torch", pair, tmp_path / "pair.pt"), tmp_path / "c", "--to", "ckptrun")
+    convert(tmp_path / "c", tmp_path / "again.pt", "--to", "torch")
+    assert all_bits(torch.load(tmp_path / "again.pt", weights_only=True)) == all_bits(pair)
 
 
 # What is chosen
