@@ -33,10 +33,15 @@ from ckptrun.digest import digest
 from ckptrun.errors import CheckpointError, InternalError
 from ckptrun.forks import OfProcess, fork_count, this_process
 from ckptrun.ranks import Ranks
-from tests.support.fork_here import exits, in_child
+from tests.support.fork_here import exits, in_child, leave_out_finalizers_of_others
 from tests.support.storage_backends import WaitingBackend, on, wait_for
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable)")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _finalizers_of_others_are_theirs() -> None:
+    leave_out_finalizers_of_others()
 
 
 def state(value: float, size: int = 300_000) -> dict[str, Any]:
