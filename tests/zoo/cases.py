@@ -139,7 +139,7 @@ COUNTERS = [
     ),
     Case(
         ids="C20", bug="After a load the loop and the checkpoints count steps apart", plant="counters.CopyInTheState",
-        args={"component": "progress"}, check="second_resume", blame="progress",
+        args={"component": "progress"}, check=SAVED, blame="progress",
     ),
     Case(
         ids="C21", bug="A step counted in parameter groups is not restored", plant="counters.GroupStepForgotten",

@@ -100,8 +100,12 @@ class LoadedAndNotApplied(Bug):
 
     def plant(self) -> None:
         @wrap(TrainingState, "load")
-        def load(original, state, leaves):
-            original(state, {path: value for path, value in leaves.items() if path[0] not in ("schedule", "progress")})
+        def load(original, state, leaves, *containers):
+            original(
+                state,
+                {path: value for path, value in leaves.items() if path[0] not in ("schedule", "progress")},
+                *containers,
+            )
 
 
 class ScaleNotLoaded(Bug):
@@ -202,8 +206,8 @@ class CopyInTheState(Bug):
 
     def plant(self, component: str) -> None:
         @wrap(TrainingState, "load")
-        def load(original, state, leaves):
-            original(state, leaves)
+        def load(original, state, leaves, *containers):
+            original(state, leaves, *containers)
             state.components[component] = copy.copy(state.components[component])
             if component == "schedule":
                 state.components[component].wrapped = copy.copy(state.components[component].wrapped)

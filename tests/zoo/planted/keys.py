@@ -27,8 +27,8 @@ class PrefixAfterResume(Bug):
         saving = during(CheckpointManager, "save")
 
         @wrap(TrainingState, "load")
-        def load(original, state, leaves):
-            original(state, leaves)
+        def load(original, state, leaves, *containers):
+            original(state, leaves, *containers)
             loaded.append(True)
 
         @wrap(ParallelModel, "state_dict")

@@ -94,10 +94,10 @@ class OtherKeysOnOneRank(Bug):
 
     def plant(self) -> None:
         @wrap(TrainingState, "load")
-        def load(original, state, leaves):
+        def load(original, state, leaves, *containers):
             for _ in range(3 + rank()):
                 dist.barrier()
-            original(state, leaves)
+            original(state, leaves, *containers)
 
 
 class SecondReplicaNotLoaded(Bug):
