@@ -20,14 +20,13 @@ from ckptrun.checkpoint.backend import locate
 from ckptrun.checkpoint.commit import list_committed
 from ckptrun.config.run import RunConfig
 from ckptrun.console import say_error
-from ckptrun.errors import RankFailedError
 from ckptrun.exit_codes import ExitCode
 from ckptrun.fault import FaultRecord, PlannedFault, stop_steps
 from ckptrun.files import write_json
 from ckptrun.launch.evidence import Evidence
 from ckptrun.launch.judgement import judge, judge_failed
 from ckptrun.launch.leg import Controls, Leg
-from ckptrun.launch.leg_end import check_leg, why_incomplete
+from ckptrun.launch.leg_end import why_incomplete
 from ckptrun.launch.leg_progress import leg_progress
 from ckptrun.launch.legs import Legs, TimedOutcome, check_folder, claim_folder
 from ckptrun.launch.local import start_fork_server
@@ -115,6 +114,7 @@ class _Proof:
         self._record = FaultRecord(config.run_dir)
         self._view = ProofView(config, plan=plan)
         self._kept: dict[str, str] = {}
+        self._other_mesh: str | None = None
 
     def run(self) -> int:
         """Run all legs, judge, and say what came out."""
@@ -130,11 +130,10 @@ class _Proof:
             return self._failed(read_starts(reference.run_dir), ended, what, why=why)
         if self._config.proof.ignore:
             Ignored(self._config.proof.ignore).check_matched(leaf_names(reference.run_dir, self._config.train.steps))
-        try:
-            failure = self._run_under_proof()
-        except RankFailedError as error:
+        failure = self._run_under_proof()
+        if failure is None and self._other_mesh is not None:
             what = "the uninterrupted run on the other mesh, in which nothing was to fail,"
-            return self._failed([], None, what, why=str(error))
+            return self._failed([], None, what, why=self._other_mesh)
         starts = read_starts(self._config.run_dir)
         if failure is not None and failure.index == 0:
             said = failure.failure
@@ -210,7 +209,8 @@ class _Proof:
             again.checkpoint.resume = root
             what = {"saves_at_end_only": True, "samples": True, "begins_as": 1}
             ended = self._start(self._later_legs, again, "resumed_reference", **what)
-            check_leg("resumed reference", again, ended, last_step=self._config.train.steps)
+            # The resume may fail of the same: that is what the proof is about, and is told first.
+            self._other_mesh = why_incomplete(again, ended, last_step=self._config.train.steps)
 
     def _controls(self, starts: Sequence[Start]) -> Sequence[Start]:
         """Run the controls from the checkpoint of the first resume; return what they say."""

@@ -261,7 +261,7 @@ SAVING = [
     ),
     Case(
         ids="H1 H22", bug="A checkpoint is overwritten in place, and the run is killed meanwhile", plant="saving.WrittenInPlace",
-        args={"step": 6}, job=(*NUMBERS, *ALONE, "fault.point=writing", "fault.step=6"), check=LOST, blame="model",
+        args={"step": 6}, job=(*NUMBERS, *ALONE, "fault.point=writing", "fault.step=6"), check=LOST, blame="progress",
     ),
     Case(
         ids="H2 H4", bug="A save that was cut off is taken for the newest checkpoint", plant="saving.TmpIsACheckpoint",

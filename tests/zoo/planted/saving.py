@@ -107,7 +107,7 @@ class SameTensorsForEver(Bug):
         @wrap(CheckpointManager, "_write")
         def write(original, manager, named, writer):
             if not first:
-                first.update({n: local(v).clone() if isinstance(v, Tensor) else v for n, v in named.items()})
+                first.update({n: local(v).clone() for n, v in named.items() if isinstance(v, Tensor)})
             return original(manager, {n: first.get(n, v) for n, v in named.items()}, writer)
 
 
