@@ -91,10 +91,11 @@ class Tracer:
     def begin(self, step: int) -> None:
         """A step begins."""
         self._passes = 0
+        self._values.keeps = step in self._steps
         if step not in self._steps:
             self._step = 0
             if step < self._steps.start:
-                whole = json.dumps([self._streams(), *(items for _, items in self._state(What.weight))])
+                whole = json.dumps([_bits(self._streams()), *(_bits(items) for _, items in self._state(What.weight))])
                 digest = xxhash.xxh3_128_hexdigest(whole.encode())
                 self._write(step, {What.state: {"all": {"digest": digest}}}, part="begin", owner="")
             return
@@ -214,6 +215,11 @@ def _is_updated_in_backward(parameter: Tensor, optimizer: Optimizer) -> bool:
     return any(getattr(hook, "__self__", None) is optimizer for hook in hooks.values())
 
 
+def _bits(items: _Items) -> list[tuple[str, str]]:
+    """What decides, without where its bytes are kept, and in no order of its own."""
+    return sorted((name, str(item.get("digest", item.get("value")))) for name, item in items.items())
+
+
 def _plain(value: Any) -> dict[str, Any]:
     if type(value) is float:
         return {"value": value.hex(), "shown": repr(value)}
@@ -229,13 +235,16 @@ class _Values:
         self._file = file.open("wb")
         self._places: dict[str, int] = {}
         self._size = 0
+        self.keeps = True
+        """Whether bytes that are not there yet are kept."""
 
     def item(self, value: Tensor) -> dict[str, Any]:
         part = own_part(value)
         raw = raw_bytes(part)
         digest = digest_of_part(part, raw)
         item: dict[str, Any] = {"digest": digest}
-        if digest not in self._places and len(raw) <= _LARGEST_VALUE and self._size + len(raw) <= _MOST_VALUES:
+        has_room = len(raw) <= _LARGEST_VALUE and self._size + len(raw) <= _MOST_VALUES
+        if self.keeps and has_room and digest not in self._places:
             self._places[digest] = self._size
             self._size += self._file.write(raw)
         if digest in self._places:
