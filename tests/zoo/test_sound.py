@@ -95,8 +95,8 @@ SLOW = {
 }  # fmt: skip
 
 VACUOUS = {
-    "no dropout": ((*NUMBERS, *ALONE, "proof.controls=[rng]"), "without rng|leaving rng out"),
-    "constant rate": ((*GPT, *ALONE, "schedule=constant", "proof.controls=[schedule]"), "schedule"),
+    "no dropout": ((*NUMBERS, *ALONE, "proof.controls=[rng]"), "nothing was drawn from the random streams"),
+    "constant rate": ((*GPT, *ALONE, "schedule=constant", "proof.controls=[schedule]"), "the learning rate did not change"),
     "no momentum": ((*NUMBERS, *ALONE, "optimizer=sgd", "optimizer.momentum=0", "proof.controls=[optimizer]"), "optimizer"),
 }  # fmt: skip
 
@@ -121,7 +121,7 @@ def test_a_control_that_changes_nothing_is_not_verified(job, words, tmp_path) ->
     found = verdict(tmp_path)
     assert (found["verdict"], int(done)) == ("not_verified", 4), found["reason"] or done
     assert "vacuous" in found["reason"]
-    assert any(word in found["reason"] for word in words.split("|"))
+    assert words in found["reason"], found["reason"]
 
 
 def test_the_default_controls_say_what_was_not_exercised_for_a_model_without_dropout(tmp_path) -> None:
