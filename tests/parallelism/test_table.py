@@ -33,8 +33,8 @@ def _compiled_outcomes(cells: list) -> dict:
 
 @pytest.fixture(scope="module")
 def results():
-    quick = run_ranks(outcomes, 4, quick_cells(), timeout_s=300)
-    compiled = run_ranks(_compiled_outcomes, 4, compiled_cells(), timeout_s=300)
+    quick = run_ranks(outcomes, 4, quick_cells(), timeout_s=900)
+    compiled = run_ranks(_compiled_outcomes, 4, compiled_cells(), timeout_s=900)
     return [{**one, **other} for one, other in zip(quick, compiled, strict=True)]
 
 
