@@ -54,7 +54,7 @@ class S3Server:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.client.close()
-        self._process.communicate(timeout=10)
+        self._process.communicate(timeout=60)
 
     def objects(self, bucket: str) -> dict[str, int]:
         """Key -> bytes."""
