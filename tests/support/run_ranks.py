@@ -4,12 +4,16 @@ Starting ranks takes longer than what most tests do on them, so they are kept fr
 (``tests/conftest.py`` ends them with it).
 Each call begins as in a fresh process as far as tests can tell: with the same environment and the same random streams.
 What looks at the process itself (its memory, a saving process that DCP keeps) asks for ranks of its own.
+
+Nothing ends the process groups that a call has made: meshes and modules keep them. Each has threads that poll, and some
+hundred of them slow the whole machine down; so ranks that have many are not kept.
 """
 
 import contextlib
 import multiprocessing.connection
 import os
 import random
+import signal
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -19,12 +23,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
+from ckptrun.processes import LEFT_TO_RANKS, end_with_parent
 from tests.support.fork_server import CONTEXT, Printed
 
 __all__ = ["CONTEXT", "end_kept_ranks", "rank_main", "run_ranks"]
 
 _SEED = torch.random.initial_seed()
+_MANY_GROUPS = 20
 
 
 def run_ranks(
@@ -46,6 +53,8 @@ def run_ranks(
         raise AssertionError(f"{error}\nRanks printed:\n{printed.read()[1][-4000:]}") from None
     if fresh:
         ranks.close()
+    elif ranks.groups > _MANY_GROUPS:
+        _KEPT.pop(nproc).close()
     return results
 
 
@@ -56,6 +65,8 @@ class _KeptRanks:
         Printed()  # the fork server is there, with its output in files
         self._folder = tempfile.TemporaryDirectory()
         self._pipes, self._ranks = [], []
+        self.groups = 0
+        """Process groups that a rank has, at most."""
         for rank in range(nproc):
             ours, theirs = CONTEXT.Pipe()
             process = CONTEXT.Process(target=_serve, args=(theirs, rank, nproc, self._folder.name), daemon=False)
@@ -76,20 +87,21 @@ class _KeptRanks:
                 raise AssertionError(f"ranks {sorted(waiting)} did not end within {timeout_s} s")
             for rank in [rank for rank, pipe in waiting.items() if pipe in ready]:
                 try:
-                    ok, value = waiting.pop(rank).recv()
+                    ok, value, groups = waiting.pop(rank).recv()
                 except EOFError:
                     self._ranks[rank].join(5)
                     raise AssertionError(f"rank {rank} ended with {self._ranks[rank].exitcode}") from None
                 if not ok:
                     raise AssertionError(f"rank {rank} failed:\n{value}")
                 results[rank] = value
+                self.groups = max(self.groups, groups)
         return [results[rank] for rank in range(len(self._ranks))]
 
     def close(self) -> None:
         for pipe in self._pipes:
             pipe.close()
         for process in self._ranks:
-            process.join(5)
+            process.join(10)
             if process.is_alive():
                 process.kill()
         self._folder.cleanup()
@@ -126,7 +138,7 @@ def _serve(pipe: Any, rank: int, nproc: int, folder: str) -> None:
             os.environ.clear()
             os.environ.update(environment)
             _rewind()
-            pipe.send(told)
+            pipe.send((*told, len(distributed_c10d._world.pg_map)))
     finally:
         dist.destroy_process_group()
 
@@ -138,6 +150,9 @@ def _rewind() -> None:
 
 
 def _be_rank(rank: int, nproc: int, folder: str) -> None:
+    end_with_parent()
+    # As a rank does once it can answer: what it starts would inherit that, and never end by SIGTERM.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT_TO_RANKS)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(nproc))
     torch.set_num_threads(1)
     _rewind()
