@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType,
 
 from ckptrun.checkpoint.backend import Url, locate
 from ckptrun.checkpoint.commit import list_committed, remove_checkpoint, remove_leftovers
+from ckptrun.checkpoint.dcp_process import end_saving_process, serve_rank
 from ckptrun.checkpoint.layout import step_name
 from ckptrun.checkpoint.planner import PlanCache
 from ckptrun.checkpoint.policy import KeepLast
@@ -105,6 +106,14 @@ class _SavePoints:
         point = _POINT_OF.get(name)
         if point is not None:
             self.reached(point, self.step)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _points_in_saving_process, (self.reached, self.step)
+
+
+def _points_in_saving_process(reached: Callable[[FaultPoint, int], None], step: int) -> _SavePoints:
+    serve_rank()
+    return _SavePoints(reached, step)
 
 
 class CheckpointManager:
@@ -286,10 +295,12 @@ class CheckpointManager:
         )
 
     def close(self) -> None:
-        """Wait for the save in flight and give staging buffers back."""
+        """Wait for the save in flight, end the process that saves, and give staging buffers back."""
         try:
             self.wait()
         finally:
+            if self._mode is SaveMode.async_process and self._process is this_process():
+                end_saving_process()
             self._plans.close()
             if self._stager is not None:
                 self._stager.close()
