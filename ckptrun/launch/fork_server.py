@@ -24,13 +24,14 @@ _PASSED_ON = (signal.SIGTERM, signal.SIGHUP)
 _PR_SET_CHILD_SUBREAPER = 36
 
 
-def main(listener: int, alive: int, told: int) -> None:
+def main(listener: int, alive: int, told: int, loaded: int) -> None:
     """Be the fork server until nobody holds the other end of ``alive``.
 
     Args:
         listener: A listening socket; whoever connects gets a process (see ``multiprocessing.forkserver``).
         alive: A pipe to read from.
         told: A pipe to write to when this process is told to end.
+        loaded: A pipe to write to when torch is loaded.
     """
     # The first DTensor imports the compiler; every rank would do it again.
     import torch._dynamo  # noqa: F401
@@ -45,6 +46,8 @@ def main(listener: int, alive: int, told: int) -> None:
     forking = _Forking(told)
     os.register_at_fork(before=forking.before, after_in_parent=forking.in_parent, after_in_child=forking.in_child)
     forking.in_parent()
+    os.write(loaded, b"L")
+    os.close(loaded)
     forkserver.main(listener, alive, [])
 
 

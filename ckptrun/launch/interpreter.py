@@ -4,9 +4,11 @@
 their environment. A proof in somebody's pytest may neither change it nor mistake its children for ranks.
 """
 
+import atexit
 import contextlib
 import io
 import os
+import signal
 import socket
 import sys
 import threading
@@ -14,16 +16,15 @@ from collections.abc import Callable, Mapping
 from multiprocessing import connection, forkserver, popen_forkserver, process, reduction, resource_tracker, spawn, util
 from multiprocessing.context import set_spawning_popen
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from ckptrun.errors import InternalError
+from ckptrun.errors import InternalError, RankFailedError
 from ckptrun.processes import LEFT_TO_RANKS, held_back
 
 __all__ = ["Interpreter"]
 
-_MAIN = (
-    "import sys; sys.path[:] = {path!r}; from ckptrun.launch.fork_server import main; main({listener}, {alive}, {told})"
-)
+_LOOK_SECONDS = 0.1
+_MAIN = "import sys; sys.path[:] = {path!r}; from ckptrun.launch.fork_server import main; main(**{pipes})"
 
 
 class Interpreter:
@@ -38,9 +39,10 @@ class Interpreter:
         self._lock = threading.Lock()
         self._pid: int | None = None
         self._address = ""
-        self._alive = -1
+        self._alive = self._loaded = -1
         self.told = -1
         """Readable when the server was told to end."""
+        atexit.register(self._end_loading, os.getpid())
 
     @property
     def hash_seed(self) -> dict[str, str]:
@@ -62,6 +64,26 @@ class Interpreter:
             with held_back():
                 resource_tracker.ensure_running()
             self._spawn()
+
+    def wait(self, is_over: Callable[[], bool]) -> None:
+        """Return when the server can fork, or when it is not needed any more.
+
+        Args:
+            is_over: Whether this process is told to end; asked now and then. A server that still loads is ended then,
+                which is safe: nothing was forked from it.
+
+        Raises:
+            RankFailedError: The server has ended.
+        """
+        while self._loaded >= 0:
+            if connection.wait([self._loaded], timeout=_LOOK_SECONDS):
+                if not os.read(self._loaded, 1):
+                    self._has_not_loaded()
+                os.close(self._loaded)
+                self._loaded = -1
+            elif is_over():
+                self._kill()
+                self.close()
 
     def process(self, target: Callable[..., object], args: tuple[Any, ...] = (), **more: Any) -> "process.BaseProcess":
         """A child that is going to call ``target(*args)``, with this process's working folder and import path."""
@@ -112,7 +134,9 @@ class Interpreter:
             listener.listen()
             alive, self._alive = os.pipe()
             self.told, told = os.pipe()
-            main = _MAIN.format(path=import_path(), listener=listener.fileno(), alive=alive, told=told)
+            self._loaded, loaded = os.pipe()
+            pipes = {"listener": listener.fileno(), "alive": alive, "told": told, "loaded": loaded}
+            main = _MAIN.format(path=import_path(), pipes=pipes)
             flags = util._args_from_interpreter_flags()  # type: ignore[attr-defined]
             try:
                 self._pid = os.posix_spawn(
@@ -120,19 +144,40 @@ class Interpreter:
                     [sys.executable, *flags, "-c", main],
                     self._environment,
                     # To itself: what makes a descriptor outlive exec.
-                    file_actions=[(os.POSIX_SPAWN_DUP2, fd, fd) for fd in (listener.fileno(), alive, told)],
+                    file_actions=[(os.POSIX_SPAWN_DUP2, fd, fd) for fd in pipes.values()],
                     # Ranks inherit that, too, until they can answer. [Note: signals of the fork server]
                     setsigmask=LEFT_TO_RANKS,
                 )
             finally:
-                os.close(alive)
-                os.close(told)
+                for fd in (alive, told, loaded):
+                    os.close(fd)
+
+    def _has_not_loaded(self) -> NoReturn:
+        pid, status = self._pid, 0
+        if pid is not None:
+            with contextlib.suppress(ChildProcessError):
+                status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        self._forget()
+        how = f"by {signal.Signals(-status).name}" if status < 0 else f"with exit code {status}"
+        raise RankFailedError(
+            f"The process that ranks are forked from ended {how} while it loaded torch; what it said stands above. "
+            f"Try it alone: {sys.executable} -c 'import torch, ckptrun'"
+        )
+
+    def _end_loading(self, of_process: int) -> None:
+        """Once it has loaded, it ends by itself; until then it would outlive this process."""
+        if os.getpid() == of_process and self._loaded >= 0 and not connection.wait([self._loaded], timeout=0):
+            self._kill()
+
+    def _kill(self) -> None:
+        if self._pid is not None:
+            os.kill(self._pid, signal.SIGKILL)
 
     def _forget(self) -> None:
-        for fd in (self._alive, self.told):
+        for fd in (self._alive, self.told, self._loaded):
             if fd >= 0:
                 os.close(fd)
-        self._pid, self._alive, self.told = None, -1, -1
+        self._pid, self._alive, self.told, self._loaded = None, -1, -1, -1
 
 
 def _wait_for(pid: int) -> None:

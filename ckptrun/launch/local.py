@@ -60,6 +60,8 @@ def start_ranks(config: RunConfig, *, command: Sequence[str], leg: Leg) -> Outco
 
     Raises:
         ConfigError: Something that needs no rank to be seen is wrong.
+        RankFailedError: No rank can be started.
+        KeyboardInterrupt: SIGINT came before there were ranks.
     """
     preflight(config, world_size=config.ranks)
 
@@ -69,6 +71,13 @@ def start_ranks(config: RunConfig, *, command: Sequence[str], leg: Leg) -> Outco
     store = TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
     server = start_fork_server(config, in_proof=leg.in_proof, fresh=leg.fresh)
     with tempfile.TemporaryDirectory(prefix="ckptrun-") as folder, supervisor.Signals() as signals:
+        server.wait(lambda: bool(signals.came))
+        if signals.came:
+            number = signals.came[0][1]
+            if number is Signals.SIGINT:
+                # Otherwise ranks would speak of it.
+                raise KeyboardInterrupt
+            return Outcome(exit_code=ExitCode.failed, interrupted_by=number)
         before = frozenset(server.children())
         ranks = _started(config, server, command=command, leg=leg, port=store.port, folder=Path(folder))
         spoken: list[str] = []
