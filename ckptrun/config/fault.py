@@ -107,6 +107,8 @@ class FaultPoint(StrEnum):
 
 _FIRST_RANK = frozenset({FaultPoint.before_commit, FaultPoint.after_commit, FaultPoint.removing})
 _OF_SAVE = _FIRST_RANK | {FaultPoint.at_request, FaultPoint.staging, FaultPoint.writing}
+_KEYS_OF_ONE_KIND = {"mean_steps": FaultKind.chaos, "seconds": FaultKind.slow_storage}
+_NOT_OF_CHAOS = ("point", "step")
 _MORE_KEYS = ("kind", "point", "step", "rank", "share")
 
 
@@ -148,6 +150,26 @@ class FaultConfig:
             raise ConfigError(f"fault.more adds to a fault, but fault={self.kind}. Choose the first one with fault=...")
         for index, entry in enumerate(self.more):
             self.further(index, entry)
+
+    def check_keys(self) -> None:
+        """Refuse what only faults of another kind look at.
+
+        Raises:
+            ConfigError: Names the key and the kind that it is for.
+        """
+        kinds = {str(self.kind), *(str(entry.get("kind")) for entry in self.more)}
+        defaults = {item.name: item.default for item in fields(self)}
+        for name, kind in _KEYS_OF_ONE_KIND.items():
+            value = getattr(self, name)
+            if value != defaults[name] and kind not in kinds:
+                raise ConfigError(f"fault.{name}={value} has no effect on fault={self.kind}. It is for fault={kind}.")
+        for name in _NOT_OF_CHAOS:
+            value = getattr(self, name)
+            if self.kind is FaultKind.chaos and value != defaults[name]:
+                raise ConfigError(
+                    f"fault.{name}={value} has no effect on fault=chaos, which draws it. Leave it out, or choose one "
+                    "kind of fault."
+                )
 
     def further(self, index: int, entry: Mapping[str, Any]) -> "FaultConfig":
         """Return entry ``index`` of ``more`` as a config of its own.

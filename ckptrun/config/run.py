@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from ckptrun.config.checkpoint import CheckpointConfig
 from ckptrun.config.custom import Custom
 from ckptrun.config.data import CustomDataConfig, DataConfig, PythonSourceConfig, RandomConfig, ShapesConfig, TextConfig
-from ckptrun.config.fault import FaultConfig
+from ckptrun.config.fault import FaultConfig, FaultKind
 from ckptrun.config.launch import LaunchConfig
 from ckptrun.config.model import CNNConfig, CustomModelConfig, GPTConfig, MLPConfig, ModelConfig
 from ckptrun.config.optimizer import AdafactorConfig, MuonConfig, OptimizerConfig
@@ -176,6 +176,8 @@ def check(config: RunConfig) -> None:
             raise ConfigError(f"components.{name} is the name of a built-in component; choose another name.")
     _check_controls(config)
     _check_ignored(config)
+    _check_other_mesh(config)
+    config.fault.check_keys()
     _check_data_fits_model(config)
     _check_choice_works_with_parallelism(config)
     check_world(config, config.ranks)
@@ -229,6 +231,17 @@ def _check_controls(config: RunConfig) -> None:
             raise ConfigError(
                 f"proof.controls names the component {name!r}, which this run does not have; it has: "
                 f"{', '.join(there)}."
+            )
+
+
+def _check_other_mesh(config: RunConfig) -> None:
+    """A plain run resumes on its own mesh only: whoever names another one has forgotten to choose the proof."""
+    for name in ("resume_parallelism", "resume_nproc"):
+        value = getattr(config.proof, name)
+        if value is not None and config.fault.kind is FaultKind.none and not config.proof.full:
+            raise ConfigError(
+                f"proof.{name}={value} has no effect, because nothing is to be proved. Choose a fault, e.g. "
+                "fault=sigkill, or proof=full."
             )
 
 

@@ -1,6 +1,5 @@
 """Text as bytes: files cut into sequences, each with its next-byte targets. Must not know tokenizers or ranks."""
 
-import glob
 import sysconfig
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ import xxhash
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ckptrun.config.data_files import data_files
 from ckptrun.errors import ConfigError
 
 __all__ = ["PythonSource", "Text"]
@@ -76,24 +76,9 @@ class Text(_Bytes):
     """
 
     def __init__(self, patterns: Sequence[str], *, context: int, max_bytes: int | None = None) -> None:
-        if not patterns:
-            raise ConfigError("data.files must name files to train on, e.g. 'data.files=[~/books/**/*.txt]'.")
-        files = list(dict.fromkeys(file for pattern in patterns for file in _matches(pattern)))
+        files = data_files(patterns)
         content = _read(files, max_bytes, key="data.files")
         super().__init__(content, context=context, source=f"data.files={list(patterns)}")
-
-
-def _matches(pattern: str) -> list[Path]:
-    path = Path(pattern).expanduser()
-    if path.is_file():
-        return [path]
-    # Path.glob takes no absolute patterns, and its ** leaves files out.
-    found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
-    files = [path for path in found if not path.is_dir()]
-    if files:
-        return files
-    hint = f" It is a folder: write '{pattern.rstrip('/')}/**' for all files in it." if found else ""
-    raise ConfigError(f"data.files: no file matches {pattern!r} (looked from {Path.cwd()}).{hint}")
 
 
 def _read(files: Iterable[Path], max_bytes: int | None, *, key: str) -> bytes:

@@ -11,6 +11,8 @@ from ckptrun.checkpoint.commit import list_committed
 from ckptrun.checkpoint.layout import step_folder
 from ckptrun.checkpoint.manifest import read_manifest
 from ckptrun.config.checkpoint import SaveMode, is_remote
+from ckptrun.config.data import TextConfig
+from ckptrun.config.data_files import data_files
 from ckptrun.config.run import RunConfig, to_plain
 from ckptrun.errors import (
     CheckpointDamagedError,
@@ -44,17 +46,29 @@ def preflight(config: RunConfig, *, world_size: int) -> None:
     Called in the launching process, or on rank 0 under an outside launcher.
 
     Raises:
-        ConfigError: A folder cannot be used, a checkpoint to resume does not exist or belongs to another model.
+        ConfigError: A folder cannot be used, a checkpoint to resume does not exist or belongs to another model, there
+            are no files to train on. Nothing was made then.
     """
     if config.checkpoint.path is not None and config.checkpoint.path.startswith("memory:") and world_size > 1:
         raise ConfigError(
             f"checkpoint.path={config.checkpoint.path} is the memory of one process, but there are {world_size} ranks. "
             "Use parallelism=none, or a path on storage that all ranks see."
         )
+    if isinstance(config.data, TextConfig):
+        data_files(config.data.files)
     _check_reference(config)
-    make_folder("run.dir", config)
+    keys = ["run.dir"]
     if config.checkpoint.mode is not SaveMode.none and not is_remote(config.checkpoint_root):
-        make_folder("checkpoint.path", config)
+        keys.append("checkpoint.path")
+    for key in keys:
+        _check_can_be_made(key, config)
+    _check_resume(config)
+    for key in keys:
+        make_folder(key, config)
+
+
+def _check_resume(config: RunConfig) -> None:
+    """Look at what would be loaded; nothing is made for a start that cannot be."""
     folders = folders_to_resume(config)
     for folder in folders:
         try:
@@ -96,7 +110,7 @@ def make_folder(key: str, config: RunConfig) -> None:
     Raises:
         ConfigError: It cannot be made, or not be written to.
     """
-    folder = config.run_dir if key == "run.dir" else Path(config.checkpoint_root.removeprefix("file://"))
+    folder = _folder(key, config)
     probe = folder / f".writable-{config.run.name and hash(config.run.name) & 0xFFFF:x}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,6 +118,17 @@ def make_folder(key: str, config: RunConfig) -> None:
         probe.unlink()
     except OSError as error:
         raise ConfigError(f"{key}={folder} cannot be written: {error.strerror}. Choose another folder.") from error
+
+
+def _folder(key: str, config: RunConfig) -> Path:
+    return config.run_dir if key == "run.dir" else Path(config.checkpoint_root.removeprefix("file://"))
+
+
+def _check_can_be_made(key: str, config: RunConfig) -> None:
+    folder = _folder(key, config)
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not above.is_dir():
+        raise ConfigError(f"{key}={folder} cannot be made: {above} is no folder. Choose another folder.")
 
 
 def folders_to_resume(config: RunConfig) -> list[str]:

@@ -68,6 +68,25 @@ def test_mistake_is_named_and_nothing_is_touched(overrides, words, copy) -> None
     assert steps_in(copy) == before
 
 
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["checkpoint.resume=7"], ["checkpoint.resume=7", "no checkpoint of step 7"]),
+        (["checkpoint.resume=/no/such"], ["checkpoint.resume=/no/such"]),
+        (["checkpoint.load.from=/no/such"], ["checkpoint.load.from=/no/such"]),
+        (["proof.reference=/no/such"], ["proof.reference=/no/such"]),
+        (["data=text", "data.files=[/no/such]"], ["data.files", "/no/such"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_nothing_is_made_for_a_start_that_cannot_be(overrides, words, tmp_path) -> None:
+    ended = run_here(tmp_path / "outputs" / "run", *JOB, *overrides)
+    assert ended == 2
+    for word in words:
+        assert word in ended.errors
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path) -> None:
     (tmp_path / "file").write_text("not a folder")
     ended = run_here(tmp_path / "file" / "run", *JOB)
