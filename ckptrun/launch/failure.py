@@ -5,6 +5,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torch._C._distributed_c10d import Store
 
@@ -61,7 +62,7 @@ def report_once(  # noqa: PLR0913  # one caller passes all of them by name
 def speak_once(text: str, *, rank: int, store: Store, run_dir: Path) -> None:
     """Print and record ``text``, what brings the run down, unless a rank has spoken. In any thread."""
     if _claim(store, rank, patience_seconds=0.0):
-        _record(RuntimeError(text), rank=rank, run_dir=run_dir)
+        _record_words(text, rank=rank, run_dir=run_dir)
         say_error(f"ckptrun: {text}")
 
 
@@ -69,7 +70,7 @@ def record_once(text: str, *, rank: int, store: Store, run_dir: Path) -> bool:
     """For who has started the ranks: record ``text`` of ``rank`` and return True, unless a rank has spoken."""
     if not _claim(store, rank, patience_seconds=0.0, claimant="launcher"):
         return False
-    _record(RuntimeError(text), rank=rank, run_dir=run_dir)
+    _record_words(text, rank=rank, run_dir=run_dir)
     return True
 
 
@@ -90,14 +91,24 @@ def has_spoken(store: Store) -> bool:
 def _record(error: BaseException, *, rank: int, run_dir: Path, secondary: bool = False) -> None:
     leaves = [str(leaf) for leaf in getattr(error, "leaves", ())]
     notes = " ".join(getattr(error, "__notes__", ()))
-    facts = {
-        "rank": rank,
-        "text": f"{words_of(error)}{f' ({notes})' if notes else ''}",
-        "leaves": leaves,
-        "check": getattr(error, "check", None),
-        "component": getattr(error, "component", None) or (leaves[0].partition(".")[0] if leaves else None),
-        "secondary": secondary,
-    }
+    _append(
+        run_dir,
+        rank=rank,
+        text=f"{words_of(error)}{f' ({notes})' if notes else ''}",
+        leaves=leaves,
+        check=getattr(error, "check", None),
+        component=getattr(error, "component", None) or (leaves[0].partition(".")[0] if leaves else None),
+        secondary=secondary,
+    )
+
+
+def _record_words(text: str, *, rank: int, run_dir: Path) -> None:
+    """``text`` says itself of which rank it tells; whoever shows a failure names that first."""
+    words = text.removeprefix(f"rank {rank} ")
+    _append(run_dir, rank=rank, text=words, leaves=[], check=None, component=None, secondary=False)
+
+
+def _append(run_dir: Path, **facts: Any) -> None:
     with contextlib.suppress(OSError):
         append_line(run_dir / EVENTS, {"event": "failure", **facts})
 

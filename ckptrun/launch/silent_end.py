@@ -67,7 +67,9 @@ def _has_log(leg: Leg, rank: int) -> bool:
 
 def _log(leg: Leg, rank: int) -> str:
     file = leg.log_file(rank)
-    line = last_line(file) if file is not None else None
+    if file is None or not file.is_file():
+        return "it has left no log"
+    line = last_line(file)
     return f"its log ({file}) is empty" if line is None else f"the last line of its log: {line!r} ({file})"
 
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from ckptrun.launch.broken_connection import is_broken_connection, is_secondary
 from ckptrun.launch.error_place import words_of
-from ckptrun.launch.failure import report_once
+from ckptrun.launch.failure import record_once, report_once
 from ckptrun.launch.judgement import judge_failed
 from ckptrun.launch.local import Outcome
 from ckptrun.launch.silent_end import last_line, spoken_or_seen
@@ -124,6 +124,19 @@ def test_a_signal_is_named_with_the_last_line_of_the_log(tmp_path) -> None:
     assert spoken_or_seen([lost, spoken], outcome, run_dir=tmp_path, start=2) is spoken
     assert spoken_or_seen([], Outcome(exit_code=0), run_dir=tmp_path) is None
     assert spoken_or_seen([lost], Outcome(exit_code=0), run_dir=tmp_path) is lost
+
+
+def test_a_signal_before_anything_was_printed_is_told_without_a_log(tmp_path) -> None:
+    failure = spoken_or_seen([], Outcome(exit_code=1, killed={0: int(signal.SIGTERM)}), run_dir=tmp_path)
+    assert failure is not None
+    assert failure.text == "was ended by SIGTERM without a word of its own; it has left no log"
+
+
+def test_what_the_launcher_has_seen_is_recorded_in_its_words(tmp_path) -> None:
+    store = dist.HashStore()
+    assert record_once("rank 1 stands still.", rank=1, store=store, run_dir=tmp_path) is True
+    (failure,) = read_failures(tmp_path)
+    assert (failure.rank, failure.text) == (1, "stands still.")
 
 
 def test_an_exit_code_comes_with_what_was_printed_last(tmp_path) -> None:
