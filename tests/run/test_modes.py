@@ -53,10 +53,10 @@ def test_resumes_exactly(case, tmp_path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["none", "ddp", "fsdp", "hsdp"])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_compiled_run_resumes_exactly(kind, tmp_path) -> None:
-    ranks = {"none": 1, "hsdp": 4}.get(kind, 2)
-    assert_resumes_exactly(tmp_path, *TINY, "train.compile=true", f"parallelism={kind}", f"launch.nproc={ranks}")
+    # The other kinds are compiled, saved and resumed for the table of docs/parallelism.md.
+    assert_resumes_exactly(tmp_path, *TINY, "train.compile=true", f"parallelism={kind}", "launch.nproc=2")
 
 
 def test_skipped_steps_are_counted_and_said(tmp_path) -> None:

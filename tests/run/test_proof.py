@@ -239,11 +239,13 @@ def test_killed_at_every_point(point, mesh, tmp_path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["sync", "async_process"])
-@pytest.mark.parametrize("point", [point for point in POINTS if point.is_of_save])
-def test_killed_at_every_point_of_a_save(point, mode, tmp_path) -> None:
-    if point is FaultPoint.staging and mode == "sync":
-        return
+@pytest.mark.parametrize(
+    ("mode", "point"),
+    [("sync", point) for point in POINTS if point.is_of_save and point is not FaultPoint.staging]
+    # The others strike in the rank, before there is anything for a process to write or after it was done.
+    + [("async_process", point) for point in (FaultPoint.staging, FaultPoint.writing, FaultPoint.after_commit)],
+)
+def test_killed_at_every_point_of_a_save(mode, point, tmp_path) -> None:
     job = (*TWO, f"checkpoint={mode}", "checkpoint.keep_last=1")
     assert_equal_as_without(tmp_path, run_here(tmp_path, *job, "fault=sigkill", f"fault.point={point}"))
 
