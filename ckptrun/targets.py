@@ -4,6 +4,7 @@ import functools
 import importlib
 import inspect
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,14 +61,22 @@ def _load_module(name: str, *, key: str) -> Any:
     # A console script, unlike python -m, does not look into the working folder.
     if str(Path.cwd()) not in sys.path and "" not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
+    return _imported(name, key=key, what=f"the module {name!r}")
+
+
+def _imported(name: str, *, key: str, what: str) -> Any:
     try:
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
-            raise
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
+            raise ConfigError(
+                f"{key}: there is no module {name!r} in {Path.cwd()} or in the environment; "
+                "start ckptrun where the module lies, or write path/to/file.py:Name."
+            ) from error
+        last = traceback.extract_tb(error.__traceback__)[-1]
         raise ConfigError(
-            f"{key}: there is no module {name!r} in {Path.cwd()} or in the environment; "
-            "start ckptrun where the module lies, or write path/to/file.py:Name."
+            f"{key}: {what} cannot be imported: {type(error).__name__}: {error} (in {last.filename}, line "
+            f"{last.lineno}). It must import in a Python of its own."
         ) from error
 
 
@@ -82,7 +91,7 @@ def _load_file(path: Path, *, key: str) -> Any:
         raise ConfigError(f"{key}: there is no file {path}.")
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
-    module = importlib.import_module(path.stem)
+    module = _imported(path.stem, key=key, what=str(path))
     if Path(str(module.__file__)).resolve() != path:
         raise ConfigError(
             f"{key}: the name of {path} is taken by {module.__file__}, which Python finds first; rename the file."

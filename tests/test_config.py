@@ -108,6 +108,7 @@ def test_every_field_is_documented_under_the_field() -> None:
         (["fault=disk_full", "fault.seconds=3"], ["fault.seconds=3", "fault=slow_storage"]),
         (["fault=chaos", "fault.step=3"], ["fault.step=3", "fault=chaos", "draws"]),
         (["proof.resume_nproc=2"], ["proof.resume_nproc=2", "fault=sigkill", "proof=full"]),
+        (["proof.controls=all"], ["proof.controls=all", "fault=sigkill"]),
         (["proof.resume_parallelism=ddp"], ["proof.resume_parallelism=ddp", "fault=sigkill"]),
         (["data=text"], ["data.files"]),
         (["optimizer=muon", "parallelism=fsdp1"], ["muon", "fsdp1"]),

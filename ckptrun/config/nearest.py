@@ -9,6 +9,8 @@ _SHOWN = 3
 _NEAR = 0.6
 # A key without its section, or in another one, is meant more surely than one that only looks alike.
 _SAME_KEY = 0.9
+# Then its own section decides: train.step is train.steps, not fault.step.
+_AS_GOOD = 0.02
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
@@ -17,6 +19,10 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     best = max(scores.values(), default=0.0)
     if best < _NEAR:
         return ""
+    section = name.rpartition(".")[0]
+    here = {other: score for other, score in scores.items() if other.rpartition(".")[0] == section}
+    if max(here.values(), default=0.0) > best - _AS_GOOD:
+        scores, best = here, max(here.values())
     found = [other for other, score in scores.items() if score == best][:_SHOWN]
     *others, last = found
     return f"did you mean {', '.join(others)} or {last}?" if others else f"did you mean {last}?"

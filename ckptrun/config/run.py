@@ -176,7 +176,7 @@ def check(config: RunConfig) -> None:
             raise ConfigError(f"components.{name} is the name of a built-in component; choose another name.")
     _check_controls(config)
     _check_ignored(config)
-    _check_other_mesh(config)
+    _check_is_proof(config)
     config.fault.check_keys()
     _check_data_fits_model(config)
     _check_choice_works_with_parallelism(config)
@@ -234,13 +234,16 @@ def _check_controls(config: RunConfig) -> None:
             )
 
 
-def _check_other_mesh(config: RunConfig) -> None:
-    """A plain run resumes on its own mesh only: whoever names another one has forgotten to choose the proof."""
-    for name in ("resume_parallelism", "resume_nproc"):
+def _check_is_proof(config: RunConfig) -> None:
+    """Whoever says how a proof is done and asks for none has forgotten to choose it."""
+    if config.fault.kind is not FaultKind.none or config.proof.full:
+        return
+    for name in ("controls", "resume_parallelism", "resume_nproc"):
         value = getattr(config.proof, name)
-        if value is not None and config.fault.kind is FaultKind.none and not config.proof.full:
+        if value is not None:
+            shown = f"[{','.join(value)}]" if isinstance(value, list) else value
             raise ConfigError(
-                f"proof.{name}={value} has no effect, because nothing is to be proved. Choose a fault, e.g. "
+                f"proof.{name}={shown or 'none'} has no effect, because nothing is to be proved. Choose a fault, e.g. "
                 "fault=sigkill, or proof=full."
             )
 

@@ -126,7 +126,7 @@ def check_folder(config: RunConfig) -> None:
     if strangers and not (folder / _MARK).is_file():
         raise ConfigError(
             f"run.dir={folder} holds {sorted(strangers)[0]!r} and was not made by a proof, which begins with an empty "
-            "folder. Give the proof a folder of its own: run.name=..."
+            "folder. Give the proof a folder of its own: run.dir=..., or, without that, run.name=..."
         )
 
 

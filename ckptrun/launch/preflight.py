@@ -21,10 +21,12 @@ from ckptrun.errors import (
     ConfigError,
     ManifestError,
 )
+from ckptrun.files import EVENTS
 
 __all__ = [
     "abandoned_steps",
     "changed_keys",
+    "check_own_folder",
     "checkpoint_in",
     "checkpoint_of",
     "deciding_keys",
@@ -37,6 +39,10 @@ __all__ = [
 
 # Their state would be loaded into something else: refused. Everything else that changed is only reported.
 _IDENTITY = ("model", "optimizer")
+# What every start writes first, be it in a proof.
+_MARKS = (EVENTS, "run.lock", "proof.json", "proof.lock")
+# Checkpoints may have been brought from elsewhere.
+_BEFORE_A_RUN = ("checkpoints",)
 _OPERATION = ("run", "launch", "proof", "fault", "checkpoint", "device")
 
 
@@ -65,6 +71,22 @@ def preflight(config: RunConfig, *, world_size: int) -> None:
     _check_resume(config)
     for key in keys:
         make_folder(key, config)
+
+
+def check_own_folder(config: RunConfig) -> None:
+    """Refuse to put a plain run into a folder with somebody else's files, of which it would replace some.
+
+    Raises:
+        ConfigError: The folder holds what no run has left; names it.
+    """
+    folder = config.run_dir
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    strangers = [name for name in names if name not in _BEFORE_A_RUN]
+    if strangers and not any(name in _MARKS for name in names):
+        raise ConfigError(
+            f"run.dir={folder} holds {strangers[0]!r} and was not made by a run, which would put its own files there. "
+            "Give the run a folder of its own: run.dir=..., or, without that, run.name=..."
+        )
 
 
 def _check_resume(config: RunConfig) -> None:
@@ -263,11 +285,18 @@ def check_identity(config: RunConfig, saved_run: Mapping[str, Any], folder: str)
         if key.split(".")[0] in _IDENTITY and selection.takes(key.split(".")[0])
     ]
     if changed:
-        listed = "; ".join(f"{key} was {before!r}, now {now!r}" for key, before, now in changed)
+        # "choice" is how the config is recorded; it is typed as model=gpt.
+        named = [(key.removesuffix(".choice"), before, now) for key, before, now in changed]
+        listed = "; ".join(f"{key} was {before!r}, now {now!r}" for key, before, now in named)
+        group = changed[0][0].split(".")[0]
+        takes_weights = (
+            ""
+            if any(key == "model" for key, _, _ in named)
+            else (f" Or take over the weights only with run.name=... checkpoint.load.from={folder}.")
+        )
         raise ConfigError(
-            f"{folder} is a checkpoint of another {changed[0][0].split('.')[0]}: {listed}. "
-            "Go back to those values, start a run of its own with run.name=..., or take over the weights only with "
-            f"run.name=... checkpoint.load.from={folder}."
+            f"{folder} is a checkpoint of another {group}: {listed}. Go back to those values, or start a run of its "
+            f"own with run.name=... .{takes_weights}"
         )
 
 

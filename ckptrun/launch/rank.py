@@ -23,7 +23,7 @@ from ckptrun.launch.file_watch import watch_files
 from ckptrun.launch.groups import Groups, choose_device, hosted_by_agent, launcher_store, open_groups
 from ckptrun.launch.job import Job
 from ckptrun.launch.leg import Leg
-from ckptrun.launch.preflight import preflight
+from ckptrun.launch.preflight import check_own_folder, preflight
 from ckptrun.launch.stop import StopSignal
 from ckptrun.launch.tether import Tether
 from ckptrun.processes import end_with_parent
@@ -75,6 +75,7 @@ def run_rank(config: RunConfig, *, command: Sequence[str], leg: Leg | None = Non
             gc.freeze()
             leg = Leg(faults=plan_faults(config, world_size=mesh.world_size, in_proof=False))
             if os.environ["RANK"] == "0":
+                check_own_folder(config)
                 preflight(config, world_size=mesh.world_size)
         device = choose_device(config.device)
         groups = open_groups(config, device)

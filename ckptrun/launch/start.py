@@ -8,6 +8,7 @@ from ckptrun.config.target_source import check_targets
 from ckptrun.console import say_error
 from ckptrun.launch.leg import Leg
 from ckptrun.launch.local import start_fork_server, start_ranks
+from ckptrun.launch.preflight import check_own_folder
 from ckptrun.launch.proof_check import is_proof
 
 __all__ = ["launch"]
@@ -26,6 +27,7 @@ def launch(config: RunConfig, *, command: Sequence[str]) -> int:
         from ckptrun.launch.prove import run_proof
 
         return run_proof(config, command=command)
+    check_own_folder(config)
     outcome = start_ranks(config, command=command, leg=Leg())
     for rank, number in sorted(outcome.killed.items()):
         say_error(f"ckptrun: rank {rank} was ended by {signal.Signals(number).name}.")

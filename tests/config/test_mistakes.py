@@ -62,6 +62,7 @@ def refused(monkeypatch, capsys, tmp_path):
         (["=3"], "=3 has a value and no key; write KEY=VALUE."),
         (["~model"], "~model: a run cannot be without it; choose another one with model=cnn|custom|gpt|mlp|moe."),
         (["~train.steps"], "~train.steps: a key of the config cannot be taken away; leave it out to get its default."),
+        (["train.step=3"], "train.step: there is no such key; did you mean train.steps?"),
         (["~train.stepz"], "~train.stepz: there is no such key; did you mean train.steps?"),
         (["--multirn"], "--multirn: there is no such option; did you mean --multirun?"),
         (["--cfg", "jobb"], "Argument --cfg/-c: invalid choice: 'jobb'"),

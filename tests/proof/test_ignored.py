@@ -78,7 +78,9 @@ def test_a_pattern_says_its_component_and_leaves_something(ignore: str, word: st
 
 def test_what_is_exempt_is_no_control() -> None:
     with pytest.raises(ConfigError, match=r"proof\.controls names 'timer'"):
-        config_of("model=mlp", "data=random", "proof.ignore=[timer.*]", "proof.controls=[timer]", *TIMER)
+        config_of(
+            "model=mlp", "data=random", "proof.ignore=[timer.*]", "fault=sigkill", "proof.controls=[timer]", *TIMER
+        )
     found = config_of("model=mlp", "data=random", "proof.ignore=[components.timer.*,host]", *TIMER)
     assert found.proof.ignore == ["timer.*", "host"]
 

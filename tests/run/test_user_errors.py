@@ -42,7 +42,7 @@ def steps_in(folder) -> list[str]:
         (["checkpoint.resume=none"], ["2, 4", "checkpoint.overwrite=true"]),
         (["model.width=64"], ["model.width", "32", "64", "run.name"]),
         (["optimizer.beta1=0.5"], ["optimizer.beta1", "0.9", "0.5"]),
-        (["optimizer=sgd"], ["optimizer.choice", "AdamW", "SGD"]),
+        (["optimizer=sgd"], ["optimizer was", "AdamW", "SGD"]),
         (["train.ema_decay=0.9"], ["ema", "checkpoint.load.exclude=[ema]"]),
         (["checkpoint.load.only=[modle]"], ["checkpoint.load.only", "modle", "optimizer"]),
         (["checkpoint.path=foo://x"], ["checkpoint.path", "foo"]),
@@ -85,6 +85,26 @@ def test_nothing_is_made_for_a_start_that_cannot_be(overrides, words, tmp_path) 
     for word in words:
         assert word in ended.errors
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_files_of_somebody_else_is_left_as_it_is(tmp_path) -> None:
+    (tmp_path / "config.yaml").write_text("mine")
+    (tmp_path / "checkpoints").mkdir()
+    ended = run_here(tmp_path, *JOB)
+    assert ended == 2
+    assert f"run.dir={tmp_path} holds 'config.yaml'" in ended.errors
+    assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", "checkpoints"}
+    assert (tmp_path / "config.yaml").read_text() == "mine"
+
+
+@pytest.mark.parametrize("fault", [(), ("fault=sigkill",)])
+def test_a_module_that_raises_is_named_with_its_key_and_line(fault, tmp_path) -> None:
+    module = tmp_path / "raises.py"
+    module.write_text("import math\n\nclass Net:\n    pass\n\nraise RuntimeError('boom')\n")
+    ended = run_here(tmp_path / "run", "model=custom", "data=random", f"model._target_={module}:Net", *fault)
+    assert ended == 2
+    assert f"model._target_: {module} cannot be imported: RuntimeError: boom (in {module}, line 6)" in ended.errors
+    assert "Traceback" not in ended.errors
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path) -> None:
