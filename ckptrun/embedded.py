@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from ckptrun.errors import ManifestError, UnsupportedLeafError
+from ckptrun.memory import require_memory
 from ckptrun.values import EmbeddedTensor, kind_name
 
 __all__ = ["embed", "holds_tensor", "restore"]
@@ -69,6 +70,7 @@ def _embedded(tensor: Tensor, name: str) -> EmbeddedTensor:
             f"Leaf '{name}' holds a tensor of {size} bytes in a tuple, where tensors of up to {_MAX_BYTES} bytes can "
             "be stored. Use a list or a dict, whose tensors are leaves."
         )
+    require_memory(tensor, name=name)
     host = tensor.detach().to("cpu").resolve_conj().resolve_neg().contiguous()
     content = host.view(-1).view(torch.uint8).numpy().tobytes() if size else b""
     return EmbeddedTensor(dtype=str(tensor.dtype).removeprefix("torch."), shape=tuple(tensor.shape), content=content)

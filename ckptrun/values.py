@@ -38,6 +38,7 @@ from ckptrun.errors import ManifestError, UnsupportedLeafError
 
 __all__ = [
     "EmbeddedTensor",
+    "Refused",
     "canonical_bytes",
     "decode",
     "dict_kind",
@@ -69,6 +70,23 @@ class EmbeddedTensor:
     content: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Stands where a leaf was that could not be copied. A save that comes upon it fails, on all ranks alike.
+
+    To raise where one rank copies would leave the others waiting for it in the collectives of the save.
+    """
+
+    reason: str
+
+    def build(self, memory: Any) -> "Refused":
+        """As the notes of a staged copy have it."""
+        return self
+
+    def __create_write_items__(self, name: str, value: Any) -> Any:  # DCP's planners ask for it
+        raise UnsupportedLeafError(self.reason)
+
+
 def encode(value: Any, *, name: str, depth: int = 0) -> Any:
     """Turn the plain value of leaf ``name`` into what ``json.dumps`` takes.
 
@@ -89,6 +107,8 @@ def encode(value: Any, *, name: str, depth: int = 0) -> Any:
         return {"$tuple": [encode(item, name=name, depth=depth + 1) for item in value]}
     if isinstance(value, dict):
         return _encode_dict(value, name=name, depth=depth)
+    if kind is Refused:
+        raise UnsupportedLeafError(value.reason)
     raise UnsupportedLeafError(
         f"Leaf '{name}' is a {kind_name(value)}, which is neither a tensor nor a plain value "
         "(None, bool, int, float, str, bytes, BytesIO, list, tuple, dict) and could only be stored with pickle. "

@@ -125,7 +125,9 @@ class LocalBackend:
                 return
             _HELD.pop(descriptor, None)
             try:
-                self.calls.unlink(path)
+                # Whoever has removed the folder has removed it, too.
+                with contextlib.suppress(FileNotFoundError):
+                    self.calls.unlink(path)
             finally:
                 self.calls.close(descriptor)
 

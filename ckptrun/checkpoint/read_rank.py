@@ -36,6 +36,7 @@ from ckptrun.checkpoint.read_files import ShardFiles
 from ckptrun.checkpoint.tensor_bytes import dtype_name
 from ckptrun.embedded import restore
 from ckptrun.errors import StateMismatchError
+from ckptrun.memory import require_memory
 
 __all__ = ["read_rank", "to_metadata"]
 
@@ -146,6 +147,8 @@ def _resolve(items: list[ReadItem], planner: LoadPlanner, manifest: Manifest) ->
             continue
         leaf = manifest.leaves[item.storage_index.fqn]
         target = _resolved(item, planner).detach()
+        if type(target) is Tensor and target.layout is torch.strided and not target.is_meta:
+            require_memory(target, name=leaf.name)
         reads.append(_Read(item=item, leaf=leaf, chunk=_chunk_at(leaf, item), target=target))
     return reads
 

@@ -14,6 +14,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor.api import ShardedTensor
 from torch.distributed._shard.sharded_tensor.shard import Shard
@@ -23,10 +24,10 @@ from torch.distributed.tensor import DTensor
 
 from ckptrun.checkpoint.checkpointable import StagedShards, is_checkpointable, shards_of
 from ckptrun.checkpoint.host_memory import Lease, shared_memory
-from ckptrun.checkpoint.tensor_bytes import detached
+from ckptrun.checkpoint.tensor_bytes import detached, require_storable
 from ckptrun.embedded import holds_tensor
 from ckptrun.errors import SaveRefusedError, UnsupportedLeafError
-from ckptrun.values import kind_name
+from ckptrun.values import Refused, kind_name
 
 __all__ = ["StagedState", "Survey"]
 
@@ -105,7 +106,7 @@ class _Kept:
         return self.value
 
 
-_NOTES = (_Plain, _Copied, _Distributed, _Sharded, _Shards, _Kept)
+_NOTES = (_Plain, _Copied, _Distributed, _Sharded, _Shards, _Kept, Refused)
 _SCALARS = (type(None), bool, int, float, str, bytes)
 
 
@@ -123,12 +124,12 @@ class StagedState(dict[str, Any]):
         self._owner = lease.owner
 
     def __reduce__(self) -> tuple[Any, ...]:
-        _require_picklable(self._notes, ())
+        notes = _picklable(self._notes, ())
         memory = self._owner
         if not memory.is_shared():  # type: ignore[no-untyped-call]
             # Pickling it as it is would move it to shared memory under the tensors that were made on it.
             memory = shared_memory(self._owner.numel()).copy_(self._owner)
-        return _rebuild, (self._notes, memory)
+        return _rebuild, (notes, memory)
 
 
 def _rebuild(notes: dict[str, Any], memory: Tensor) -> dict[str, Any]:
@@ -161,24 +162,22 @@ def _name_of(path: tuple[Any, ...]) -> str:
     return ".".join(map(str, path))
 
 
-def _require_picklable(notes: Any, path: tuple[Any, ...]) -> None:
-    """Name the leaf that cannot go to another process; multiprocessing would not.
-
-    Raises:
-        UnsupportedLeafError: Names it.
-    """
+def _picklable(notes: Any, path: tuple[Any, ...]) -> Any:
+    """``notes``, with a Refused that names the leaf in place of what cannot go to another process."""
+    if isinstance(notes, dict):
+        return _like(notes, {key: _picklable(item, (*path, key)) for key, item in notes.items()})
+    if isinstance(notes, list | tuple):
+        return _like(notes, [_picklable(item, (*path, index)) for index, item in enumerate(notes)])
     value = notes.value if isinstance(notes, _Kept) else notes
-    if value is notes and isinstance(notes, dict | list | tuple):
-        for key, item in notes.items() if isinstance(notes, dict) else enumerate(notes):
-            _require_picklable(item, (*path, key))
-    elif not isinstance(value, _NOTES) and type(value) not in _SCALARS:
+    if not isinstance(value, _NOTES) and type(value) not in _SCALARS:
         try:
             ForkingPickler.dumps(value)
-        except Exception as error:
-            raise UnsupportedLeafError(
+        except Exception as error:  # noqa: BLE001  # whatever classes raise when they are pickled
+            return Refused(
                 f"Leaf '{_name_of(path)}' is or holds a {kind_name(value)} that cannot be handed to the process that "
                 f"saves ({type(error).__name__}: {error}). Return a tensor or a plain value from state_dict()."
-            ) from error
+            )
+    return notes
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +247,14 @@ class Survey:
         return StagedState(self.notes, lease)
 
     def _note(self, value: Any, path: tuple[Any, ...]) -> Any:
+        try:
+            return self._note_of(value, path)
+        except UnsupportedLeafError as error:
+            if not (dist.is_initialized() and dist.get_world_size() > 1):
+                raise
+            return Refused(str(error))
+
+    def _note_of(self, value: Any, path: tuple[Any, ...]) -> Any:
         if isinstance(value, Tensor):
             return self._note_tensor(value, path, value)
         if isinstance(value, Mapping):
@@ -269,6 +276,7 @@ class Survey:
         bare = detached(tensor, name=name)
         if type(bare) is not Tensor or bare.layout is not torch.strided or bare.is_quantized or bare.is_nested:
             return _Copied(_copied(bare, name))
+        require_storable(name, bare.dtype, bare.layout)
         return self._note_plain(bare, path, watched)
 
     def _note_plain(self, tensor: Tensor, path: tuple[Any, ...], watched: Tensor) -> _Plain:

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ckptrun.checkpoint.dtypes import is_known
 from ckptrun.errors import UnsupportedLeafError
+from ckptrun.memory import require_memory
 from ckptrun.values import kind_name
 
 __all__ = ["TensorBytes", "detached", "dtype_name", "plain_tensor", "require_storable", "writable_bytes"]
@@ -70,14 +71,17 @@ def detached(tensor: Tensor, *, name: str) -> Tensor:
     if tensor.is_meta:
         raise _without_bytes(tensor, name)
     try:
-        return tensor.detach()
-    except (NotImplementedError, RuntimeError, TypeError) as error:
+        bare = tensor.detach()
+    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         raise UnsupportedLeafError(
             f"Leaf '{name}' is a {kind_name(tensor)}, which cannot be read as a tensor "
             f"({type(error).__name__}: {error}). Return plain tensors from state_dict(), or give "
             "the class DCP's protocol of checkpointable tensors "
             "(torch.distributed._checkpointable)."
         ) from error
+    if type(bare) is Tensor and bare.layout is torch.strided and not bare.is_nested:
+        require_memory(bare, name=name)
+    return bare
 
 
 def _is_wrapper(tensor: Tensor) -> bool:

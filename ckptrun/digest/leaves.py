@@ -21,6 +21,7 @@ from ckptrun.digest.layout import Reading, boxes, readings, sharded_axes, unsupp
 from ckptrun.digest.sums import Sums, finish, finish_value
 from ckptrun.digest.tally import Tally
 from ckptrun.errors import UnsupportedLeafError
+from ckptrun.memory import require_memory
 from ckptrun.values import canonical_bytes
 
 __all__ = ["digest", "digest_leaves", "digest_with_parts", "part_digests"]
@@ -160,6 +161,7 @@ def _plain(name: str, tensor: Tensor) -> Tensor:
             f"Leaf '{name}' is a tensor of {tensor.layout}, {tensor.dtype} on {tensor.device}; only strided tensors "
             "that hold their values have a digest."
         )
+    require_memory(tensor, name=name)
     return tensor.detach()
 
 
