@@ -101,12 +101,16 @@ class OptimizerState:
         return self._names[id(parameter)]
 
     def _check_complete(self) -> None:
-        extra = sorted(map(str, self._optimizer.state_dict().keys() - {STATE, GROUPS}))
+        told = self._optimizer.state_dict()
+        extra = sorted(map(str, told.keys() - {STATE, GROUPS}))
+        # What code of its own adds: it would be read from live state, and not be there.
+        for live, group in zip(self._optimizer.param_groups, told[GROUPS], strict=False):
+            extra += sorted(f"{GROUPS}.{option}" for option in group.keys() - live.keys() - {"param_names"})
         stray = [str(key) for key in self._optimizer.state if id(key) not in self._names]
         if extra or stray:
             raise UnsupportedLeafError(
-                f"{type(self._optimizer).__name__} keeps state that is not a parameter's: {(extra + stray)[:5]}. "
-                "Keep it in state[parameter] or as an option of a group."
+                f"{type(self._optimizer).__name__} keeps state that is neither a parameter's nor an option of its "
+                f"groups: {(extra + stray)[:5]}. Keep it in state[parameter] or as an option of a group."
             )
 
     def _read_state(self) -> dict[str, dict[str, Any]]:

@@ -397,6 +397,27 @@ def test_a_state_dict_of_a_users_optimizer_with_more_in_it_is_refused():
         OptimizerState(Hidden([weight], lr=0.1), {"weight": weight}).state_dict()
 
 
+def test_an_option_that_only_its_own_state_dict_knows_is_refused():
+    """It would be read from the live groups, and not be there: its optimizer would be called faulty."""
+
+    class Counts(torch.optim.SGD):
+        def state_dict(self):
+            told = super().state_dict()
+            return {**told, "param_groups": [{**group, "t": 1} for group in told["param_groups"]]}
+
+    weight = nn.Parameter(torch.ones(2))
+    with pytest.raises(UnsupportedLeafError, match=r"Counts keeps state .*param_groups\.t"):
+        OptimizerState(Counts([weight], lr=0.1), {"weight": weight}).state_dict()
+
+    class Hooked(torch.optim.SGD):
+        pass
+
+    optimizer = Hooked([weight], lr=0.1)
+    optimizer.register_state_dict_post_hook(lambda self, told: told["param_groups"][0].update(t=1))
+    with pytest.raises(UnsupportedLeafError, match=r"Hooked keeps state .*param_groups\.t"):
+        OptimizerState(optimizer, {"weight": weight}).state_dict()
+
+
 def test_dicts_in_state_or_options_are_refused_by_name():
     _, optimizer, component = trained()
     optimizer.param_groups[0]["extra"] = {"a": 1}
