@@ -1,7 +1,18 @@
 """``python -m ckptrun``, ``torchrun -m ckptrun`` and the console script ``ckptrun``."""
 
+import os
+import signal
 import sys
 import warnings
+from types import FrameType
+
+
+class _Ended(BaseException):  # as KeyboardInterrupt: no error of anybody
+    """SIGTERM came where no ranks are looked after."""
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    raise _Ended
 
 
 def main() -> int:
@@ -29,9 +40,15 @@ def main() -> int:
             return run_tool(
                 ["help", "--overview", *(text for text in arguments if "=" in text and not text.startswith("-"))]
             )
+        if "RANK" not in os.environ:
+            # Ranks of another launcher answer it when they can save.
+            signal.signal(signal.SIGTERM, _on_sigterm)
         from ckptrun.app import main as run
 
         run()
+    except _Ended:
+        sys.stderr.write("ckptrun: ended by SIGTERM. Run the same command again.\n")
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write("ckptrun: interrupted.\n")
         return 1

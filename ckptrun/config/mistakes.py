@@ -46,6 +46,7 @@ _INTERPOLATION = (
     UnsupportedInterpolationType,
 )
 _MOST_VALUES_SHOWN = 60
+_LONGEST_PATH = 200
 
 
 def check_overrides(overrides: Iterable[str], *, added: Mapping[str, Sequence[str]] | None = None) -> None:
@@ -87,11 +88,20 @@ def _parsed(overrides: Iterable[str]) -> list[Override]:
         try:
             found.append(parser.parse_override(text))
         except (OverrideParseException, HydraException, ValueError) as error:
+            key, _, value = text.partition("=")
+            shown = f"'{key}=\"{value}\"'" if _is_quotable(value) else "'KEY=\"a value\"'"
             raise ConfigError(
                 f"{_short(text)} cannot be read as KEY=VALUE. Close brackets and quotes, and quote a value that has "
-                "spaces, commas, brackets or '=' in it twice: 'KEY=\"a value\"'."
+                f"spaces, commas, brackets or '=' in it twice: {shown}."
             ) from error
+        if "@" in text.partition("=")[0] and not isinstance(found[-1].value(), str | list):
+            raise ConfigError(f"{_short(text)}: no choice of a group has such a name.")
     return found
+
+
+def _is_quotable(value: str) -> bool:
+    """Whether quotes around it are all that it lacks: a path such as that of a folder named after its overrides."""
+    return len(value) <= _LONGEST_PATH and not set(value) & set("\"'\\$[]{}()")
 
 
 def check_keys(composed: DictConfig) -> None:

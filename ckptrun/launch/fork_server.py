@@ -9,6 +9,7 @@ ranks must outlive it to save. So it never ends by one: it passes on that it was
 SIGTERM and SIGHUP are blocked before it is loaded and in each rank until that can answer (see ``rank.py``).
 """
 
+import contextlib
 import ctypes
 import gc
 import os
@@ -42,13 +43,20 @@ def main(listener: int, alive: int, told: int, loaded: int) -> None:
     gc.freeze()
     _adopt_orphans()
     for number in _PASSED_ON:
-        signal.signal(number, lambda *_: os.write(told, b"T"))
+        signal.signal(number, lambda *_: _pass_on(told))
     forking = _Forking(told)
     os.register_at_fork(before=forking.before, after_in_parent=forking.in_parent, after_in_child=forking.in_child)
     forking.in_parent()
-    os.write(loaded, b"L")
+    with contextlib.suppress(OSError):
+        os.write(loaded, b"L")
     os.close(loaded)
     forkserver.main(listener, alive, [])
+
+
+def _pass_on(told: int) -> None:
+    # Who has started this process may be gone; then it ends soon.
+    with contextlib.suppress(OSError):
+        os.write(told, b"T")
 
 
 class _Forking:

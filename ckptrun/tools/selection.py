@@ -155,7 +155,8 @@ def select(source: Source, *, only: str | None, keeps_prefix: bool, dtype: str |
     if not items:
         top = list(dict.fromkeys(str(leaf.path[0]) for leaf in source.leaves.values()))
         what = f"and nothing under that name; at the top there are: {joined(top, 20)}" if top else "and no leaf at all"
-        raise ConfigError(f"{source.address} holds no leaf '{only}' {what}.")
+        wanted = "no leaf at all" if only is None else f"no leaf '{only}' {what}"
+        raise ConfigError(f"{source.address} holds {wanted}.")
     by_source = {item.leaf.name: item.name for item in items}
     groups = (tuple(by_source[name] for name in group if name in by_source) for group in source.shared)
     return Selection(

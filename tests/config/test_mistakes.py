@@ -59,6 +59,12 @@ def refused(monkeypatch, capsys, tmp_path):
         (["-m", "train.steps=range(0,4,0)"], "train.steps=range(0,4,0) gives no value: the step is 0."),
         (["train.steps=[1"], "train.steps=[1 cannot be read as KEY=VALUE."),
         (["run.name=a b=c{"], "run.name=a b=c{ cannot be read as KEY=VALUE."),
+        (
+            ["checkpoint.resume=a=b,c=d"],
+            "checkpoint.resume=a=b,c=d cannot be read as KEY=VALUE. Close brackets and quotes, and quote a value that has "
+            """spaces, commas, brackets or '=' in it twice: 'checkpoint.resume="a=b,c=d"'.""",
+        ),
+        (["@x=1"], "@x=1: no choice of a group has such a name."),
         (["=3"], "=3 has a value and no key; write KEY=VALUE."),
         (["~model"], "~model: a run cannot be without it; choose another one with model=cnn|custom|gpt|mlp|moe."),
         (["~train.steps"], "~train.steps: a key of the config cannot be taken away; leave it out to get its default."),

@@ -56,6 +56,23 @@ def answers(pid: int, number: int) -> bool:
     return bool(int(status["SigCgt"], 16) >> (number - 1) & 1)
 
 
+def test_sigterm_in_the_first_second_is_one_line(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ckptrun", "model=mlp", "data=random", f"run.dir={tmp_path / 'run'}"],
+        env=environment(tmp_path, "time.sleep(600)"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not answers(process.pid, signal.SIGTERM):
+        assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (1, "")
+    assert errors.startswith("ckptrun: ended by SIGTERM.")
+    assert errors.count("\n") == 1
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize(
@@ -63,7 +80,7 @@ def answers(pid: int, number: int) -> bool:
     [
         (signal.SIGINT, (), ["ckptrun: interrupted.\n"]),
         (signal.SIGTERM, (), ["ckptrun: ended by SIGTERM."]),
-        (signal.SIGINT, ("fault=sigkill",), ["ckptrun: the proof was interrupted."]),
+        (signal.SIGINT, ("fault=sigkill",), ["interrupted."]),
         (signal.SIGINT, ("train.steps=1,2", "-m"), ["ckptrun: interrupted.\n"]),
     ],
 )
