@@ -240,10 +240,11 @@ def _check_is_proof(config: RunConfig) -> None:
         return
     for name in ("controls", "resume_parallelism", "resume_nproc"):
         value = getattr(config.proof, name)
-        if value is not None:
+        # No controls are what a plain run has anyway.
+        if value not in (None, []):
             shown = f"[{','.join(value)}]" if isinstance(value, list) else value
             raise ConfigError(
-                f"proof.{name}={shown or 'none'} has no effect, because nothing is to be proved. Choose a fault, e.g. "
+                f"proof.{name}={shown} has no effect, because nothing is to be proved. Choose a fault, e.g. "
                 "fault=sigkill, or proof=full."
             )
 
