@@ -3,8 +3,8 @@
 The layers, each importing only from those above it in this list:
 
 =====  ============================================================================================================
-L0     config, errors, exit_codes, values, embedded, memory, targets, console, files, processes, forks, public_names,
-       ranks, digest, elements
+L0     config, errors, exit_codes, values, words, embedded, memory, targets, console, files, processes, forks,
+       public_names, ranks, digest, elements
 L1     model, data, optimizer, schedule, precision, parallelism, state, checkpoint, fault, record
 L2     trainer, proof
 L3     build

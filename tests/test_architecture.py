@@ -16,6 +16,7 @@ LAYERS = [
         "errors",
         "exit_codes",
         "values",
+        "words",
         "embedded",
         "memory",
         "targets",

@@ -41,8 +41,8 @@ __all__ = [
 _IDENTITY = ("model", "optimizer")
 # What every start writes first, be it in a proof.
 _MARKS = (EVENTS, "run.lock", "proof.json", "proof.lock")
-# Checkpoints may have been brought from elsewhere.
-_BEFORE_A_RUN = ("checkpoints",)
+# These may have been brought from elsewhere, to go on from.
+_BEFORE_A_RUN = ("checkpoints", "ledger")
 _OPERATION = ("run", "launch", "proof", "fault", "checkpoint", "device")
 
 

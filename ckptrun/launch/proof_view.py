@@ -13,6 +13,7 @@ from ckptrun.launch.leg_progress import has_colour
 from ckptrun.launch.legs import TimedOutcome
 from ckptrun.proof import Check, Status, Verdict
 from ckptrun.proof.starts import Start
+from ckptrun.words import counted
 
 __all__ = ["ProofView", "text_of"]
 
@@ -40,7 +41,7 @@ class ProofView:
     def begin(self) -> None:
         """Say what is going to happen."""
         what = "; then ".join(str(fault) for fault in self._plan) or "fresh processes go on from the middle, twice"
-        text = f"Proof of {self._config.train.steps} steps on {self._config.ranks} ranks: {what}"
+        text = f"Proof of {self._config.train.steps} steps on {counted(self._config.ranks, 'rank')}: {what}"
         say("\n".join(textwrap.wrap(text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)))
 
     def leg(self, name: str, ended: TimedOutcome) -> None:

@@ -12,6 +12,7 @@ from ckptrun.files import read_lines
 from ckptrun.proof.ledger import Line, Mismatch, compare, compare_lines, ledger_file
 from ckptrun.proof.starts import Start
 from ckptrun.proof.verdict import Check, Status
+from ckptrun.words import counted
 
 __all__ = [
     "LedgerComparison",
@@ -124,8 +125,8 @@ def check_loads(starts: Sequence[Start]) -> Check:
     }
     steps = ", ".join(str(start.step) for start in resumed)
     detail = (
-        f"{covered['leaves']} leaves on {covered['ranks']} ranks had the bits that were saved, after each of "
-        f"{len(made)} loads (resumed at step {steps})"
+        f"{covered['leaves']} leaves on {counted(covered['ranks'], 'rank')} had the bits that were saved, after each "
+        f"of {len(made)} loads (resumed at step {steps})"
     )
     return Check(name="loaded_equals_saved", status=Status.equal, detail=detail, covered=covered)
 
@@ -139,7 +140,8 @@ def check_starts_replicas(starts: Sequence[Start]) -> Check:
     if not made:
         return Check(name="replicas", status=Status.not_verified, detail="no start has compared its ranks")
     covered = {key: max(check.covered.get(key, 0) for check in made) for key in ("leaves", "ranks")}
-    detail = f"{covered['ranks']} ranks agreed on every shared leaf, {len(made)} times: after loads and at the end"
+    ranks = counted(covered["ranks"], "rank")
+    detail = f"{ranks} agreed on every shared leaf, {len(made)} times: after loads and at the end"
     return Check(name="replicas", status=Status.equal, detail=detail, covered=covered)
 
 
@@ -169,8 +171,8 @@ def check_steps(found: LedgerComparison, *, wanted: int, after: int, is_complete
         detail = f"only {found.steps} of {wanted} steps stand in the ledgers of both the run and its reference"
         return Check(name="trajectory", status=Status.not_verified, detail=detail, covered=covered)
     detail = (
-        f"{found.steps} steps on {found.ranks} ranks repeat the reference ({after} of them after the first resume, "
-        f"{found.repeated} done more than once): loss, gradient norm, learning rate, batches, random streams"
+        f"{found.steps} steps on {counted(found.ranks, 'rank')} repeat the reference ({after} of them after the first "
+        f"resume, {found.repeated} done more than once): loss, gradient norm, learning rate, batches, random streams"
     )
     return Check(name="trajectory", status=Status.equal, detail=detail, covered=covered)
 

@@ -21,6 +21,7 @@ from ckptrun.proof.ignored import Ignored
 from ckptrun.proof.verdict import Check, Status
 from ckptrun.ranks import Ranks
 from ckptrun.state import preserved, stream_digests
+from ckptrun.words import counted
 
 __all__ = ["Difference", "check_loaded", "check_reload", "check_replicas", "check_resumed"]
 
@@ -138,7 +139,7 @@ def check_replicas(request: SaveRequest, *, ranks: Ranks, ignored: Ignored = NOT
 def _replicas(conflicts: Sequence[str], *, step: int, leaves: int, ranks: Ranks) -> Check:
     covered = {"leaves": leaves, "ranks": ranks.world_size}
     if not conflicts:
-        detail = f"{ranks.world_size} ranks agreed on every shared leaf at step {step}"
+        detail = f"{counted(ranks.world_size, 'rank')} agreed on every shared leaf at step {step}"
         return Check(name="replicas", status=Status.equal, detail=detail, covered=covered)
     leaf = conflicts[0]
     more = f" and {len(conflicts) - 1} more" if len(conflicts) > 1 else ""
@@ -228,10 +229,9 @@ def _compare(name: str, expected: Mapping[str, str], got: Mapping[str, str], *, 
         )
     if compared == 0:
         return Check(name=name, status=Status.not_verified, detail=f"step {step}: there was no leaf to compare")
-    plural = "s" if ranks.world_size > 1 else ""
     return Check(
         name=name,
         status=Status.equal,
-        detail=f"{compared} leaves on {ranks.world_size} rank{plural} bitwise equal at step {step}",
+        detail=f"{compared} leaves on {counted(ranks.world_size, 'rank')} bitwise equal at step {step}",
         covered={"leaves": compared, "ranks": ranks.world_size},
     )

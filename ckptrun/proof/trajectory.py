@@ -10,6 +10,7 @@ from ckptrun.proof.ledger import Ledger, Mismatch, compare, ledger_file
 from ckptrun.proof.lineage import Lineage
 from ckptrun.proof.verdict import Check, Status
 from ckptrun.ranks import Ranks
+from ckptrun.words import counted
 
 __all__ = ["check_final_state", "check_repeats", "check_trajectory"]
 
@@ -24,7 +25,7 @@ def check_repeats(ledger: Ledger, *, ranks: Ranks) -> Check | None:
         return _different("repeats", first, again)
     if not repeated:
         return None
-    detail = f"{repeated} steps on {ranks.world_size} ranks done again after a resume came out the same"
+    detail = f"{repeated} steps on {counted(ranks.world_size, 'rank')} done again after a resume came out the same"
     return Check(name="repeats", status=Status.equal, detail=detail)
 
 
@@ -48,7 +49,7 @@ def check_trajectory(reference: Path, run_dir: Path, *, last_step: int, lineage:
     if errors:
         return Check(name="trajectory", status=Status.not_verified, detail=errors[0])
     if ranks.decide(lambda: ledger_file(reference, ranks.world_size).exists()):
-        detail = f"{reference} ran on more than the {ranks.world_size} ranks of this run"
+        detail = f"{reference} ran on more than the {counted(ranks.world_size, 'rank')} of this run"
         return Check(name="trajectory", status=Status.not_verified, detail=detail)
     first = _first(found_mismatch for _, _, found_mismatch in found)
     if first is not None:
@@ -58,7 +59,7 @@ def check_trajectory(reference: Path, run_dir: Path, *, last_step: int, lineage:
         detail = f"only {compared} of {last_step} steps stand in the ledgers of both this run and {reference}"
         return Check(name="trajectory", status=Status.not_verified, detail=detail)
     covered = "loss, gradient norm, learning rate, batches, random streams"
-    detail = f"{compared} steps on {ranks.world_size} ranks repeat {reference}: {covered}"
+    detail = f"{compared} steps on {counted(ranks.world_size, 'rank')} repeat {reference}: {covered}"
     return Check(name="trajectory", status=Status.equal, detail=detail)
 
 
@@ -84,7 +85,7 @@ def check_final_state(
     if first is None and missing:
         first = (missing[0], "absent", 0)
     if first is None:
-        detail = f"{len(held)} leaves on {ranks.world_size} ranks equal those of {reference}"
+        detail = f"{len(held)} leaves on {counted(ranks.world_size, 'rank')} equal those of {reference}"
         return Check(name="final_state", status=Status.equal, detail=detail)
     name, got, rank = first
     count = len(set(missing).union(leaf for found, _ in everywhere for leaf, _ in found))

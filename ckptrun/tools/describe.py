@@ -7,8 +7,9 @@ from typing import Any
 from ckptrun.checkpoint.consistency import contradictions, step_of
 from ckptrun.checkpoint.manifest import FORMAT, Leaf, Manifest
 from ckptrun.tools.leaf_tree import component_of
-from ckptrun.tools.text import bytes_text, counted, cut
+from ckptrun.tools.text import bytes_text, cut
 from ckptrun.values import encode
+from ckptrun.words import counted
 
 __all__ = [
     "checkpoint_facts",

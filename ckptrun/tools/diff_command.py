@@ -31,7 +31,8 @@ from ckptrun.tools.near_names import near_names
 from ckptrun.tools.output import Column, Output, add_output_arguments
 from ckptrun.tools.pairing import hint_of_prefixes, keep_only, strip_prefix
 from ckptrun.tools.places import newest_of, place_of, steps_of
-from ckptrun.tools.text import bytes_text, counted, cut_text, elements_text, joined
+from ckptrun.tools.text import bytes_text, cut_text, elements_text, joined
+from ckptrun.words import counted
 
 if TYPE_CHECKING:
     from ckptrun.elements.apart import Apart

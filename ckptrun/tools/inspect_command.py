@@ -32,7 +32,8 @@ from ckptrun.tools.list_run import list_run
 from ckptrun.tools.near_names import near_names
 from ckptrun.tools.output import Column, Output, add_output_arguments
 from ckptrun.tools.places import is_foreign, place_of, root_at, runs_in
-from ckptrun.tools.text import bytes_text, counted, elements_text
+from ckptrun.tools.text import bytes_text, elements_text
+from ckptrun.words import counted
 
 __all__ = ["add_arguments", "run"]
 

@@ -10,7 +10,8 @@ from ckptrun.exit_codes import ExitCode
 from ckptrun.tools.near_names import near_names
 from ckptrun.tools.output import Column, Output
 from ckptrun.tools.source import Source, SourceLeaf, open_source
-from ckptrun.tools.text import bytes_text, counted, cut, elements_text
+from ckptrun.tools.text import bytes_text, cut, elements_text
+from ckptrun.words import counted
 
 __all__ = ["inspect_foreign"]
 

@@ -9,7 +9,8 @@ from ckptrun.errors import CheckpointDamagedError, StateMismatchError, Unsupport
 from ckptrun.exit_codes import ExitCode
 from ckptrun.tools.output import Output
 from ckptrun.tools.source import Source, SourceLeaf, open_source
-from ckptrun.tools.text import bytes_text, counted
+from ckptrun.tools.text import bytes_text
+from ckptrun.words import counted
 
 __all__ = ["verify_foreign"]
 

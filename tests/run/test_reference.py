@@ -102,7 +102,7 @@ def test_a_reference_that_is_too_short_verifies_nothing(reference, tmp_path) -> 
 def test_a_reference_on_another_number_of_ranks_verifies_nothing(reference, tmp_path) -> None:
     ended = run_here(tmp_path, *JOB, "launch.nproc=1", f"proof.reference={reference}")
     assert check(tmp_path, "trajectory")["status"] == "not_verified"
-    assert "more than the 1 ranks" in check(tmp_path, "trajectory")["detail"]
+    assert "more than the 1 rank" in check(tmp_path, "trajectory")["detail"]
     assert ended in (3, 4)
 
 

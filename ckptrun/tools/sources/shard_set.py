@@ -13,7 +13,8 @@ from ckptrun.checkpoint.backend import Location
 from ckptrun.errors import CheckpointNotFoundError, ForeignFileError
 from ckptrun.tools.part_names import is_index_name, missing_by_name, part_of
 from ckptrun.tools.sources.files import Files
-from ckptrun.tools.text import counted, cut, joined
+from ckptrun.tools.text import cut, joined
+from ckptrun.words import counted
 
 __all__ = ["Index", "ShardSet", "check_promises", "remark_of_part", "settled", "shard_set"]
 
