@@ -2,8 +2,8 @@
 
 An audit hook of the interpreter sees every ``open`` of Python code, in all threads and in forked loader workers. It
 changes nothing: it draws nothing, keeps no file open but its own, and what goes wrong in it is noted, not raised. What
-is opened past Python (a library of its own, a process that user code starts) it does not see; but a file that somebody
-else changed shows that when it is read, by the time of its last change.
+is opened past Python (a library of its own, a process that user code starts) it does not see, and notes that there was
+such a one; a file that somebody else changed shows that when Python reads it, by the time of its last change.
 
 Each process appends lines ``{"at", "how", "path", "changed"}``: times in nanoseconds since 1970; ``how`` is one of
 :class:`How`; ``changed`` is when the file had last been changed before it was opened, or null. Torch-free.
@@ -27,6 +27,10 @@ __all__ = ["FileWatch", "How", "watch_files"]
 _NO_STORAGE = ("/proc/", "/sys/", "/dev/")
 _SHARED_MEMORY = "/dev/shm/"  # where a cache may lie
 _MOST_REMEMBERED = 100_000
+# Libraries that read and write files by themselves.
+_PAST_PYTHON = frozenset({"safetensors", "h5py", "lmdb", "pyarrow"})
+# Programs of theirs (compilers, git) keep nothing of the run.
+_NOT_OF_USERS = ("ckptrun", "torch", "triton")
 _FROZEN_IMPORT = "<frozen importlib._bootstrap_external>"
 
 
@@ -44,6 +48,8 @@ class How(StrEnum):
     removed = "removed"
     listed = "listed"
     """A folder whose entries were looked at."""
+    unseen = "unseen"
+    """A program was started, or a library loaded, that opens files past Python; ``path`` is its name."""
     error = "error"
     """The watch itself has failed; ``path`` says how."""
 
@@ -85,6 +91,11 @@ class _Hook:
             "os.listdir": self._listed,
             "os.scandir": self._listed,
             "sqlite3.connect": self._connected,
+            "mmap.__new__": self._mapped,
+            "subprocess.Popen": self._started,
+            "os.posix_spawn": self._started,
+            "os.system": self._started,
+            "import": self._imported,
         }
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
@@ -157,6 +168,31 @@ class _Hook:
         if changed is not None:
             self._note(How.read, place, changed)
         self._note(How.fresh if changed is None else How.append, place, changed)
+
+    def _mapped(self, descriptor: int, *_: object) -> None:
+        """Shared memory that has a name is not opened by ``open``."""
+        if descriptor < 0:
+            return
+        place = os.readlink(f"/proc/self/fd/{descriptor}")  # noqa: PTH115  # as below
+        if place.startswith(_SHARED_MEMORY) and not place.endswith(" (deleted)"):
+            self._note(How.read, place, _changed(place))
+            self._note(How.append, place, _changed(place))
+
+    def _started(self, program: Any, *_: object) -> None:
+        frame = sys._getframe(2)
+        while frame.f_back is not None and frame.f_code.co_filename.endswith("/subprocess.py"):
+            frame = frame.f_back
+        if str(frame.f_globals.get("__name__")).partition(".")[0] not in _NOT_OF_USERS:
+            self._note_unseen(os.fsdecode(program).partition(" ")[0].rpartition("/")[2])
+
+    def _imported(self, module: str, *_: object) -> None:
+        if module in _PAST_PYTHON:
+            self._note_unseen(module)
+
+    def _note_unseen(self, name: str) -> None:
+        if (How.unseen, name) not in self._seen:
+            self._remember(How.unseen, name)
+            self._write(How.unseen, name, None)
 
     def _place(self, path: Any) -> str | None:
         """The full path, if it is a path, on storage, and not the proof's own."""

@@ -79,7 +79,7 @@ class OutsideFiles:
     def judge(self) -> tuple[Check, list[str]]:
         """Return the check of all legs so far, and what it leaves out: sentences."""
         windows = [Window(**line) for line in read_lines(self._legs)]
-        accesses, errors = self._accesses()
+        accesses, errors, unseen = self._accesses()
         accesses = [access for access in accesses if not is_matched(access.path, self._allowed)]
         crossings = find_crossings(accesses, windows, known=self._known, is_there=os.path.lexists)
         excused = [crossing for crossing in crossings if is_matched(crossing.path, self._shared)]
@@ -87,19 +87,24 @@ class OutsideFiles:
         self._remember(crossings)
         not_covered = [f"files that legs shared (proof.shared): {_named(excused)}"] if excused else []
         not_covered += [f"files that ranks opened could not all be noted: {errors[0]}"] if errors else []
+        if unseen:
+            not_covered.append(f"files and memory that {', '.join(unseen)} opened past Python: legs may share them")
         return check_outside(counted, accesses=len({access.path for access in accesses})), not_covered
 
-    def _accesses(self) -> tuple[list[Access], list[str]]:
-        found, errors = [], []
+    def _accesses(self) -> tuple[list[Access], list[str], list[str]]:
+        """What was noted; what went wrong in that; what opens files that cannot be noted."""
+        found, errors, unseen = [], [], set()
         for leg, folder in self._folders.items():
             for file in sorted(folder.glob("*.jsonl")):
                 start = int(file.name.split(".")[0].removeprefix("start_"))
                 for line in read_lines(file):
                     if line["how"] == How.error:
                         errors.append(f"{leg}: {line['path']}")
+                    elif line["how"] == How.unseen:
+                        unseen.add(line["path"])
                     else:
                         found.append(Access(leg=leg, start=start, **line))
-        return found, errors
+        return found, errors, sorted(unseen)
 
     def _remember(self, crossings: Sequence[Crossing]) -> None:
         mark = self._config.run_dir / "proof.json"

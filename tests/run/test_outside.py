@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -49,11 +50,22 @@ def test_a_cache_that_may_be_shared_is_not_covered_and_no_matter(tmp_path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["Counted", "Native", "Mapped", "Sqlite", "ByProcess", "Folder"])
-def test_whatever_writes_and_reads_it_a_shared_file_is_found(name, tmp_path) -> None:
+@pytest.mark.parametrize("name", ["Counted", "Native", "Mapped", "Sqlite", "ByProcess", "Folder", "Named"])
+def test_whatever_writes_and_reads_it_a_shared_file_is_found(name, tmp_path, request) -> None:
+    memory = Path("/dev/shm", tmp_path.name)
+    memory.unlink(missing_ok=True)
+    request.addfinalizer(partial(memory.unlink, missing_ok=True))
     done, found = prove(tmp_path, name)
     assert (done, found["verdict"], found["blame"]) == (4, "not_verified", None), found["reason"]
-    assert found["reason"].startswith(f"outside_files: {tmp_path}/kept")
+    place = memory if name == "Named" else f"{tmp_path}/kept"
+    assert found["reason"].startswith(f"outside_files: {place}")
+
+
+@pytest.mark.slow
+def test_what_is_opened_past_python_is_said_not_to_be_covered(tmp_path) -> None:
+    done, found = prove(tmp_path, "PastPython")
+    assert (done, found["verdict"]) == (0, "equal"), found["reason"]
+    assert found["not_covered"] == ["files and memory that true opened past Python: legs may share them"]
 
 
 @pytest.mark.slow
