@@ -10,11 +10,13 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import create_default_local_save_plan
 from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION
 
 from ckptrun import HostStager, ShardReader, ShardWriter
 from ckptrun.checkpoint.read_state import read_leaf, read_state
 from ckptrun.errors import CheckpointExistsError, CkptrunError, UnsupportedLeafError
+from ckptrun.values import encode
 from tests.support.bits import all_bits
 
 Pair = namedtuple("Pair", "a b")
@@ -112,8 +114,13 @@ def test_the_stager_names_a_value_that_cannot_be_copied() -> None:
 
 def test_what_cannot_go_to_the_process_that_saves_is_named() -> None:
     staged = HostStager(cached=False, shared=True).stage({"a": {"f": lambda: 0}, "w": torch.ones(2)})
+    there = ForkingPickler.loads(ForkingPickler.dumps(staged))
+    assert torch.equal(there["w"], torch.ones(2))
+    # The save that comes upon it fails there, on all ranks alike.
     with pytest.raises(UnsupportedLeafError, match=r"'a\.f'.*function"):
-        ForkingPickler.dumps(staged)
+        encode(there["a"]["f"], name="a.f")
+    with pytest.raises(UnsupportedLeafError, match=r"'a\.f'.*function"):
+        create_default_local_save_plan({"a.f": there["a"]["f"]}, is_coordinator=True)
 
 
 def test_an_optimizer_with_tensor_betas_comes_back(tmp_path: Path) -> None:
