@@ -104,7 +104,7 @@ class OptimizerState:
         told = self._optimizer.state_dict()
         extra = sorted(map(str, told.keys() - {STATE, GROUPS}))
         # What code of its own adds: it would be read from live state, and not be there.
-        for live, group in zip(self._optimizer.param_groups, told[GROUPS], strict=False):
+        for live, group in zip(self._optimizer.param_groups, told.get(GROUPS, ()), strict=False):
             extra += sorted(f"{GROUPS}.{option}" for option in group.keys() - live.keys() - {"param_names"})
         stray = [str(key) for key in self._optimizer.state if id(key) not in self._names]
         if extra or stray:

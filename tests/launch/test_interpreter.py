@@ -56,14 +56,19 @@ def answers(pid: int, number: int) -> bool:
     return bool(int(status["SigCgt"], 16) >> (number - 1) & 1)
 
 
-def test_sigterm_in_the_first_second_is_one_line(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ckptrun", "model=mlp", "data=random", f"run.dir={tmp_path / 'run'}"],
-        env=environment(tmp_path, "time.sleep(600)"),
+def started(folder: Path, at_start: str, *mode: str) -> subprocess.Popen[str]:
+    """A command whose fork server does ``at_start``."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "ckptrun", "model=mlp", "data=random", f"run.dir={folder / 'run'}", *mode],
+        env=environment(folder, at_start),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def test_sigterm_in_the_first_second_is_one_line(tmp_path: Path) -> None:
+    process = started(tmp_path, "time.sleep(600)")
     while not answers(process.pid, signal.SIGTERM):
         assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGTERM)
@@ -88,13 +93,7 @@ def test_a_command_ends_though_its_ranks_cannot_be_started_yet(
     number: int, mode: tuple[str, ...], words: list[str], tmp_path: Path
 ) -> None:
     loading = tmp_path / "loading"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ckptrun", "model=mlp", "data=random", f"run.dir={tmp_path / 'run'}", *mode],
-        env=environment(tmp_path, f"open({str(loading)!r}, 'w'); time.sleep(600)"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = started(tmp_path, f"open({str(loading)!r}, 'w'); time.sleep(600)", *mode)
     until = time.monotonic() + 60
     while not (loading.exists() and answers(process.pid, signal.SIGTERM)):
         assert process.poll() is None, process.communicate()

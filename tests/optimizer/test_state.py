@@ -397,6 +397,16 @@ def test_a_state_dict_of_a_users_optimizer_with_more_in_it_is_refused():
         OptimizerState(Hidden([weight], lr=0.1), {"weight": weight}).state_dict()
 
 
+def test_what_else_its_state_dict_holds_is_named_where_it_leaves_the_groups_out():
+    class Bare(torch.optim.SGD):
+        def state_dict(self):
+            return {"secret": 1}
+
+    weight = nn.Parameter(torch.ones(2))
+    with pytest.raises(UnsupportedLeafError, match="secret"):
+        OptimizerState(Bare([weight], lr=0.1), {"weight": weight}).state_dict()
+
+
 def test_an_option_that_only_its_own_state_dict_knows_is_refused():
     """It would be read from the live groups, and not be there: its optimizer would be called faulty."""
 
