@@ -18,8 +18,9 @@ def _on_sigterm(number: int, frame: FrameType | None) -> None:
 def main() -> int:
     """Run the command line: a question or a tool, see ``ckptrun.tools.cli``; anything else, ``ckptrun.app``.
 
-    Returns the exit code of a tool; the rest ends the process with its own.
+    Returns the exit code of a tool; the rest ends the process with its own. SIGTERM is answered as before afterwards.
     """
+    answer = signal.getsignal(signal.SIGTERM)
     try:
         arguments = sys.argv[1:]
         if arguments[:1] == ["--version"]:
@@ -52,6 +53,9 @@ def main() -> int:
     except KeyboardInterrupt:
         sys.stderr.write("ckptrun: interrupted.\n")
         return 1
+    finally:
+        if signal.getsignal(signal.SIGTERM) is _on_sigterm:
+            signal.signal(signal.SIGTERM, answer)
     return 0
 
 

@@ -6,7 +6,6 @@ import pickle
 import random
 import re
 import threading
-import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
@@ -222,13 +221,11 @@ def test_reading_gives_up_and_says_what(proxy: FlakyProxy, bucket: str) -> None:
     file = through(proxy.endpoint, f"{bucket}/f")
     write_file(file, b"x" * 1000)
     proxy.plan = each("cut_answer", "GET")
-    began = time.monotonic()
     with pytest.raises(OSError, match=f"gave up after 5 tries.*s3://{bucket}/f") as error:
         # Half of the rest comes with each try; it is not enough.
         read_file(file, 1000)
     assert error.value.errno == errno.EIO
     assert "\n" not in str(error.value)
-    assert time.monotonic() - began < 10
 
 
 def test_a_server_that_does_not_answer_is_given_up(proxy: FlakyProxy, bucket: str) -> None:

@@ -1,5 +1,6 @@
 """What a user can get wrong on the command line: one line, exit code 2, the nearest name, and nothing touched."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def refused(monkeypatch, capsys, tmp_path):
 
     def run(*arguments: str) -> str:
         before = sorted(str(path) for path in tmp_path.rglob("*"))
+        answer = signal.getsignal(signal.SIGTERM)
         monkeypatch.setattr(sys, "argv", ["ckptrun", *arguments])
         with pytest.raises(SystemExit) as ended:
             sys.exit(main())
@@ -34,6 +36,7 @@ def refused(monkeypatch, capsys, tmp_path):
         for word in ("Traceback", "+train", "HYDRA", "hydra.cc", "append to your config", "omegaconf", "object_type"):
             assert word not in said
         assert sorted(str(path) for path in tmp_path.rglob("*")) == before, "something was touched"
+        assert signal.getsignal(signal.SIGTERM) is answer
         return said.removeprefix("ckptrun: ").rstrip("\n")
 
     return run

