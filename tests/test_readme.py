@@ -2,12 +2,15 @@
 
 Commands are taken from indented blocks, from the table of commands and from the CI example. ``...`` stands for any run;
 here it is a small one (``SMALL``). Each is read and composed, as ``--cfg job`` does; tools are called on places that are
-not there; the example of the storage engine runs, and those of CI and pytest, which prove a model, do under ``slow``.
+not there; the example of the storage engine runs. Under ``slow`` each command is typed as it stands, in a folder of a
+reader who has ``examples/`` there, and the examples of CI and pytest prove a model.
 """
 
 import itertools
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +26,7 @@ from ckptrun.tools.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-SMALL = "model=mlp data=random"
+SMALL = "model.layers=1 model.width=32 model.heads=2 model.context=16 train.micro_batch=2 data.max_bytes=20000"
 # What "..." stands for where keys of a model of one's own follow: the command above it in the README.
 OWN = "model=custom model._target_=examples/mine.py:Net model.loss=mse data=custom data._target_=examples/mine.py:Pairs"
 OPENINGS = ("ckptrun ", "python -m ckptrun", "torchrun ")
@@ -149,3 +152,59 @@ def test_the_ci_line_and_the_pytest_example_prove_a_model_of_ones_own(tmp_path) 
             [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600
         )
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def typed(command: str) -> str:
+    """``command`` as a reader types it who fills in what it leaves open."""
+    words, _, arguments = command.partition("ckptrun ... ")
+    if arguments:
+        filled = OWN if arguments.startswith(("parallelism=fsdp_tp", "model.")) else SMALL
+        if arguments.startswith("proof.reference"):
+            filled += " run.name=again train.steps=200"
+        if arguments.startswith("checkpoint.resume=outputs"):
+            filled += " run.name=longer train.steps=220"
+        command = f"{words}ckptrun {filled} {arguments}"
+    if command.startswith("ckptrun -m "):
+        command += f" {SMALL} train.steps=4 checkpoint.interval_steps=2"  # else the longest of all
+    return command.replace("--max-restarts 2 ...", "--max-restarts 2 --nproc-per-node 1")
+
+
+@pytest.mark.slow
+def test_every_command_of_the_readme_does_what_it_says(tmp_path) -> None:
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+
+    def run(command: str) -> str:
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=tmp_path,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+        return done.stdout + done.stderr
+
+    # `make run` is the line of torchrun and four ranks; CI types it. my_package has a test of its own, below.
+    lines = [typed(command) for command in RUNS if "my_package" not in command and "--nproc-per-node 4" not in command]
+    # Others begin with the first run, or compare with it.
+    for command in sorted(dict.fromkeys(lines), key=lambda command: "run.name=first" not in command):
+        said = run(command)
+        if "fault=" in command and "torchrun" not in command or "proof=full" in command or "smoke" in command:
+            assert "verdict              EQUAL" in said, said
+        elif "--" not in command and " -m " not in command:
+            assert "bitwise equal at step" in said, said
+    checkpoint = "outputs/default/first/checkpoints/step_00000200"
+    for command in TOOLS:
+        if command.startswith("ckptrun convert"):
+            source, _, formats = command.partition("--to ")
+            for to in formats.split("|"):
+                target = {"torch": "state.pt", "safetensors": "state.safetensors"}.get(to, f"as_{to}")
+                run(f"{source.replace('SRC DST', f'{checkpoint} {target}')} --to {to}")
+                # torch numbers the state of an optimizer, safetensors holds tensors only.
+                run(f"ckptrun diff {checkpoint} {target} {'--only model' if to in ('torch', 'safetensors') else ''}")
+        else:
+            assert run(command.replace("CKPT", checkpoint).replace("A B", "outputs/default/first outputs/default/first"))

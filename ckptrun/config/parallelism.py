@@ -135,9 +135,10 @@ def resolve_mesh(config: ParallelismConfig, world_size: int) -> MeshShape:
     if auto is not None and world_size % fixed == 0:
         degrees[auto] = world_size // fixed
     elif fixed != world_size or auto is not None:
-        product = " * ".join(f"parallelism.{axis}={getattr(config, axis)}" for axis in config.kind.axes) or "1"
+        product = " * ".join(f"parallelism.{axis}={getattr(config, axis)}" for axis in config.kind.axes)
+        needed = f"{product} = {fixed}{' * auto' if auto else ''} ranks" if product else "1 rank"
         raise ConfigError(
-            f"The mesh of parallelism={config.kind} needs {product} = {fixed}{' * auto' if auto else ''} ranks, "
+            f"The mesh of parallelism={config.kind} needs {needed}, "
             f"but {world_size} {'was' if world_size == 1 else 'were'} started. "
             f"Set launch.nproc={wanted_ranks(config)} (or torchrun --nproc-per-node {wanted_ranks(config)}), "
             "or change the degrees."
