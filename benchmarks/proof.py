@@ -24,7 +24,7 @@ from ckptrun.config.compose import config_from
 from ckptrun.config.run import check_world
 from ckptrun.launch.determinism import make_deterministic
 from ckptrun.launch.observer import Line
-from ckptrun.proof import Ledger
+from ckptrun.proof.ledger import Ledger
 from ckptrun.ranks import Ranks
 from ckptrun.trainer import Trainer
 

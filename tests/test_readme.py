@@ -193,7 +193,7 @@ def test_every_command_of_the_readme_does_what_it_says(tmp_path) -> None:
     # Others begin with the first run, or compare with it.
     for command in sorted(dict.fromkeys(lines), key=lambda command: "run.name=first" not in command):
         said = run(command)
-        if "fault=" in command and "torchrun" not in command or "proof=full" in command or "smoke" in command:
+        if ("fault=" in command and "torchrun" not in command) or "proof=full" in command or "smoke" in command:
             assert "verdict              EQUAL" in said, said
         elif "--" not in command and " -m " not in command:
             assert "bitwise equal at step" in said, said
@@ -207,4 +207,6 @@ def test_every_command_of_the_readme_does_what_it_says(tmp_path) -> None:
                 # torch numbers the state of an optimizer, safetensors holds tensors only.
                 run(f"ckptrun diff {checkpoint} {target} {'--only model' if to in ('torch', 'safetensors') else ''}")
         else:
-            assert run(command.replace("CKPT", checkpoint).replace("A B", "outputs/default/first outputs/default/first"))
+            assert run(
+                command.replace("CKPT", checkpoint).replace("A B", "outputs/default/first outputs/default/first")
+            )

@@ -6,9 +6,8 @@ from ckptrun.config.compose import config_from
 from ckptrun.errors import RankFailedError
 from ckptrun.exit_codes import ExitCode
 from ckptrun.launch.start import launch
-from ckptrun.proof import Verdict
 from ckptrun.proof.starts import read_starts
-from ckptrun.proof.verdict import read_verdict
+from ckptrun.proof.verdict import Verdict, read_verdict
 
 __all__ = ["PROVED", "prove"]
 

@@ -27,13 +27,14 @@ from ckptrun.launch.leg import TraceWindow
 from ckptrun.launch.leg_end import check_leg
 from ckptrun.launch.legs import Legs, TimedOutcome
 from ckptrun.launch.preflight import checkpoint_of
-from ckptrun.proof import Check, Status
 from ckptrun.proof.checkpoints import compare_checkpoints
 from ckptrun.proof.ignored import Ignored
 from ckptrun.proof.judge import compare_ledgers, describe, step_like
 from ckptrun.proof.ledger import Mismatch
-from ckptrun.proof.operation import Operation, What, first_operation
+from ckptrun.proof.operation import Operation, first_operation
 from ckptrun.proof.starts import Start
+from ckptrun.proof.trace_files import What
+from ckptrun.proof.verdict import Check, Status
 
 __all__ = ["Diagnosis", "Suspect", "diagnose"]
 

@@ -39,23 +39,14 @@ from ckptrun.launch.report import Report
 from ckptrun.launch.resume import EVERYTHING, Restorer, Resume
 from ckptrun.launch.stop import StopSignal
 from ckptrun.launch.tracing import Originals
-from ckptrun.proof import (
-    Check,
-    Ledger,
-    Status,
-    check_faults,
-    check_final_state,
-    check_loaded,
-    check_reload,
-    check_repeats,
-    check_replicas,
-    check_resumed,
-    check_trajectory,
-    verdict_of,
-)
 from ckptrun.proof.ignored import Ignored
+from ckptrun.proof.ledger import Ledger
 from ckptrun.proof.lineage import Lineage
+from ckptrun.proof.planned import check_faults
+from ckptrun.proof.reload import check_loaded, check_reload, check_replicas, check_resumed
 from ckptrun.proof.trained import fingerprints
+from ckptrun.proof.trajectory import check_final_state, check_repeats, check_trajectory
+from ckptrun.proof.verdict import Check, Status, verdict_of
 from ckptrun.ranks import Ranks
 from ckptrun.state import preserved
 from ckptrun.trainer import Trainer

@@ -15,7 +15,6 @@ from ckptrun.launch.evidence import Evidence
 from ckptrun.launch.legs import TimedOutcome
 from ckptrun.launch.occurred import occurred
 from ckptrun.launch.preflight import checkpoint_of, leaf_names
-from ckptrun.proof import Check, Status, Verdict, check_faults, verdict_of
 from ckptrun.proof.causes import moment_of
 from ckptrun.proof.checkpoints import compare_checkpoints
 from ckptrun.proof.finite import check_finite
@@ -35,9 +34,11 @@ from ckptrun.proof.judge import (
 from ckptrun.proof.ledger import Line, ledger_file
 from ckptrun.proof.not_exercised import not_exercised
 from ckptrun.proof.nothing_lost import check_nothing_lost
+from ckptrun.proof.planned import check_faults
 from ckptrun.proof.saved import check_saved
 from ckptrun.proof.saves_differ import check_saves_differ
 from ckptrun.proof.starts import Start
+from ckptrun.proof.verdict import Check, Status, Verdict, verdict_of
 
 __all__ = ["judge", "judge_failed"]
 

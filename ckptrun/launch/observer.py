@@ -16,8 +16,9 @@ from ckptrun.data import Share
 from ckptrun.launch.leg import Leg
 from ckptrun.launch.points import Points
 from ckptrun.launch.report import Report
-from ckptrun.proof import Ledger, Tracer
 from ckptrun.proof.content import content_digest
+from ckptrun.proof.ledger import Ledger
+from ckptrun.proof.trace import Tracer
 from ckptrun.ranks import Ranks
 from ckptrun.state import stream_digests
 from ckptrun.trainer import StepFacts

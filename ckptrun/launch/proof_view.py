@@ -11,8 +11,8 @@ from ckptrun.exit_codes import ExitCode
 from ckptrun.fault import Fired, PlannedFault
 from ckptrun.launch.leg_progress import has_colour
 from ckptrun.launch.legs import TimedOutcome
-from ckptrun.proof import Check, Status, Verdict
 from ckptrun.proof.starts import Start
+from ckptrun.proof.verdict import Check, Status, Verdict
 from ckptrun.words import counted
 
 __all__ = ["ProofView", "text_of"]

@@ -38,10 +38,10 @@ from ckptrun.launch.proof_check import check_proof, reshaped
 from ckptrun.launch.proof_places import keep_copies
 from ckptrun.launch.proof_view import ProofView
 from ckptrun.launch.silent_end import spoken_or_seen
-from ckptrun.proof import Status, Verdict
 from ckptrun.proof.ignored import Ignored
 from ckptrun.proof.judge import second_resumes
 from ckptrun.proof.starts import Start, read_failures, read_starts
+from ckptrun.proof.verdict import Status, Verdict
 
 __all__ = ["run_proof"]
 

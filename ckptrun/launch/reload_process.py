@@ -28,9 +28,10 @@ from ckptrun.launch.determinism import make_deterministic
 from ckptrun.launch.groups import choose_device, open_groups
 from ckptrun.launch.resume import Restorer
 from ckptrun.processes import LEFT_TO_RANKS, end_with_parent, held_back
-from ckptrun.proof import Check, Status, check_reload
 from ckptrun.proof.blame import difference_of
 from ckptrun.proof.ignored import Ignored
+from ckptrun.proof.reload import check_reload
+from ckptrun.proof.verdict import Check, Status
 from ckptrun.ranks import Ranks
 
 __all__ = ["ReloadProcess"]

@@ -15,7 +15,7 @@ from ckptrun.config.run import RunConfig, to_plain
 from ckptrun.console import say, short_path, summarise
 from ckptrun.files import EVENTS, append_line, read_lines, with_bits, write_json
 from ckptrun.launch.leg import Leg
-from ckptrun.proof import Check, Status, Verdict
+from ckptrun.proof.verdict import Check, Status, Verdict
 from ckptrun.ranks import Ranks
 from ckptrun.record import RunRecord, environment
 from ckptrun.trainer import StepFacts

@@ -15,7 +15,8 @@ from ckptrun.console import say, say_error
 from ckptrun.errors import CheckpointDamagedError
 from ckptrun.launch.conditions import surroundings
 from ckptrun.launch.preflight import abandoned_steps, changed_keys, checkpoint_in, folders_to_resume, none_is_whole
-from ckptrun.proof import Check, check_loaded
+from ckptrun.proof.reload import check_loaded
+from ckptrun.proof.verdict import Check
 from ckptrun.ranks import Ranks
 from ckptrun.schedule import StepSchedule
 from ckptrun.state import seed_streams

@@ -6,7 +6,7 @@ from ckptrun.config.run import RunConfig
 from ckptrun.launch.leg import TraceWindow
 from ckptrun.optimizer import OptimizerState
 from ckptrun.parallelism import clean_name
-from ckptrun.proof import Tracer, Watched
+from ckptrun.proof.trace import Tracer, Watched
 from ckptrun.trainer import Training
 
 __all__ = ["Originals"]

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +12,9 @@ from torch import Tensor
 
 from ckptrun.files import read_lines
 from ckptrun.proof.element import DifferingPart, first_element
+from ckptrun.proof.trace_files import What, trace_file, values_file
 
-__all__ = ["Operation", "What", "first_operation", "trace_file", "values_file"]
-
-
-class What(StrEnum):
-    """What an item of a trace is."""
-
-    state = "state"
-    """All that decides what comes next, in one."""
-    stream = "random stream"
-    weight = "weight"
-    kept = "kept gradient"
-    """A gradient that is there when nobody has computed one since."""
-    moment = "moment"
-    """What the optimizer keeps for a parameter."""
-    option = "option"
-    """Of a parameter group: the learning rate, ..."""
-    scale = "loss scale"
-    batch = "batch"
-    input = "input"
-    output = "output"
-    gradient = "gradient"
-    reduced = "reduced gradient"
-    update = "update"
-    """A weight after the optimizer's step."""
+__all__ = ["Operation", "first_operation"]
 
 
 _BEGIN = "begin"
@@ -153,16 +130,6 @@ class Operation:
     @property
     def _pass(self) -> str:
         return f"on_step of component '{self.owner}'" if self.part == "on_step" else self.part
-
-
-def trace_file(run_dir: Path, rank: int) -> Path:
-    """Where the trace of ``rank`` lies."""
-    return run_dir / "trace" / f"rank_{rank:05d}.jsonl"
-
-
-def values_file(run_dir: Path, rank: int) -> Path:
-    """Where the bits of small tensors in that trace lie."""
-    return run_dir / "trace" / f"rank_{rank:05d}.values"
 
 
 def first_operation(expected: Path, got: Path, *, ranks: int) -> Operation | None:

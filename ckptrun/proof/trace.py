@@ -28,7 +28,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from ckptrun.proof.content import digest_of_part, own_part, raw_bytes
-from ckptrun.proof.operation import What, trace_file, values_file
+from ckptrun.proof.trace_files import What, trace_file, values_file
 from ckptrun.state import stream_digests
 
 __all__ = ["Tracer", "Watched"]

@@ -23,9 +23,9 @@ from ckptrun.checkpoint.state import TrainingState
 from ckptrun.config.checkpoint import LoadSelection, SaveMode
 from ckptrun.errors import ManifestError, SaveRefusedError
 from ckptrun.launch.judgement import judge_failed
-from ckptrun.proof import Status
 from ckptrun.proof.saved import check_saved
 from ckptrun.proof.starts import Failure, Start
+from ckptrun.proof.verdict import Status
 from ckptrun.ranks import Ranks
 from ckptrun.state import Progress
 from tests.tools.run_tool import run_tool

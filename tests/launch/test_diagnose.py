@@ -11,10 +11,10 @@ from ckptrun.launch.leg_end import why_incomplete
 from ckptrun.launch.legs import Legs, TimedOutcome
 from ckptrun.launch.local import Outcome
 from ckptrun.launch.outside_files import OutsideFiles
-from ckptrun.proof import Check, Status
 from ckptrun.proof.judge import LedgerComparison, check_controls, check_invisible, check_second_resume
 from ckptrun.proof.ledger import Mismatch
 from ckptrun.proof.starts import Failure, Start
+from ckptrun.proof.verdict import Check, Status
 from tests.test_config import config_of
 
 STEPS = 6

@@ -8,7 +8,7 @@ import pytest
 
 from ckptrun.launch.leg_progress import has_colour, leg_progress, newest_step
 from ckptrun.launch.proof_view import coloured, leg_line
-from ckptrun.proof import Status
+from ckptrun.proof.verdict import Status
 
 
 class Terminal(io.StringIO):

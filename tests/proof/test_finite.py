@@ -2,8 +2,8 @@
 
 import pytest
 
-from ckptrun.proof import Status
 from ckptrun.proof.finite import check_finite
+from ckptrun.proof.verdict import Status
 
 NAN, INF = float("nan"), float("inf")
 

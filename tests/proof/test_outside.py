@@ -2,8 +2,8 @@
 
 import pytest
 
-from ckptrun.proof import Status
 from ckptrun.proof.outside import Access, Window, check_outside, find_crossings, is_matched
+from ckptrun.proof.verdict import Status
 
 WINDOWS = [
     Window(leg="reference", start=0, began=100),

@@ -14,7 +14,8 @@ from ckptrun.config.run import RunConfig
 from ckptrun.launch.leg import Leg, TraceWindow
 from ckptrun.launch.observer import Line, StepObserver
 from ckptrun.launch.tracing import Originals
-from ckptrun.proof.operation import Operation, What, first_operation
+from ckptrun.proof.operation import Operation, first_operation
+from ckptrun.proof.trace_files import What
 from ckptrun.ranks import Ranks
 from ckptrun.state import preserved, seed_streams
 from ckptrun.trainer import Trainer
