@@ -5,7 +5,7 @@ The layers, each importing only from those above it in this list:
 =====  ============================================================================================================
 L0     config, errors, exit_codes, values, words, embedded, memory, targets, console, files, processes, forks,
        public_names, ranks, digest, elements
-L1     model, data, optimizer, schedule, precision, parallelism, state, checkpoint, fault, record
+L1     model, data, optimizer, schedule, precision, parallelism, state, engine, checkpoint, fault, record
 L2     trainer, proof
 L3     build
 L4     launch, tools
@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 from ckptrun.public_names import Package
 
 if TYPE_CHECKING:
-    from ckptrun.checkpoint.planner import PlanCache
-    from ckptrun.checkpoint.staging import HostStager
-    from ckptrun.checkpoint.storage import ShardReader, ShardWriter
     from ckptrun.digest import digest
+    from ckptrun.engine.planner import PlanCache
+    from ckptrun.engine.staging import HostStager
+    from ckptrun.engine.storage import ShardReader, ShardWriter
     from ckptrun.launch.api import prove
 
 __version__ = "0.1.0"
@@ -34,10 +34,10 @@ __version__ = "0.1.0"
 __all__ = ["HostStager", "PlanCache", "ShardReader", "ShardWriter", "__version__", "digest", "prove"]
 
 _HOMES = {
-    "HostStager": "ckptrun.checkpoint.staging",
-    "PlanCache": "ckptrun.checkpoint.planner",
-    "ShardReader": "ckptrun.checkpoint.storage",
-    "ShardWriter": "ckptrun.checkpoint.storage",
+    "HostStager": "ckptrun.engine.staging",
+    "PlanCache": "ckptrun.engine.planner",
+    "ShardReader": "ckptrun.engine.storage",
+    "ShardWriter": "ckptrun.engine.storage",
     "digest": "ckptrun.digest",
     "prove": "ckptrun.launch.api",
 }

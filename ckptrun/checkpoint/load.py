@@ -16,14 +16,14 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 
-from ckptrun.checkpoint.backend import locate
-from ckptrun.checkpoint.consistency import require_consistent
 from ckptrun.checkpoint.manager import no_point
-from ckptrun.checkpoint.manifest import Manifest, read_manifest
 from ckptrun.checkpoint.state import Path, SavedLeaf, TrainingState, is_per_rank, name_of
-from ckptrun.checkpoint.storage import ShardReader
 from ckptrun.config.checkpoint import LoadSelection
 from ckptrun.config.fault import FaultPoint
+from ckptrun.engine.backends.interface import locate
+from ckptrun.engine.consistency import require_consistent
+from ckptrun.engine.manifest import Manifest, read_manifest
+from ckptrun.engine.storage import ShardReader
 from ckptrun.errors import CheckpointError, CkptrunError, ConfigError, StateMismatchError
 from ckptrun.ranks import Ranks
 

@@ -25,18 +25,18 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, AsyncSaveResponse, async_save, save
 
-from ckptrun.checkpoint.backend import Url, locate
-from ckptrun.checkpoint.commit import list_committed, remove_checkpoint, remove_leftovers
-from ckptrun.checkpoint.dcp_process import end_saving_process, serve_rank
-from ckptrun.checkpoint.layout import step_name
-from ckptrun.checkpoint.planner import PlanCache
 from ckptrun.checkpoint.policy import KeepLast
-from ckptrun.checkpoint.staging import HostStager
 from ckptrun.checkpoint.state import Path, TrainingState, is_per_rank, name_of
-from ckptrun.checkpoint.storage import ShardWriter
 from ckptrun.config.checkpoint import SaveMode
 from ckptrun.config.fault import FaultPoint
 from ckptrun.digest import digest_leaves, digest_with_parts, part_digests
+from ckptrun.engine.backends.interface import Url, locate
+from ckptrun.engine.commit import list_committed, remove_checkpoint, remove_leftovers
+from ckptrun.engine.dcp_process import end_saving_process, serve_rank
+from ckptrun.engine.layout import step_name
+from ckptrun.engine.planner import PlanCache
+from ckptrun.engine.staging import HostStager
+from ckptrun.engine.storage import ShardWriter
 from ckptrun.errors import CheckpointError, CkptrunError, InternalError, SaveRefusedError
 from ckptrun.forks import this_process
 from ckptrun.processes import held_back

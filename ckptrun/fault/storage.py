@@ -1,4 +1,4 @@
-"""Storage that fails as planned, in the place of the engine's backend: see ``ckptrun.checkpoint.backend.Backend``.
+"""Storage that fails as planned, in the place of the backend: see ``ckptrun.engine.backends.interface.Backend``.
 
 Counts the bytes that a rank hands over for the shard files of one save. Space for all files of a rank is asked for
 before the first byte, so the share that is written is known. Everything else passes through.
@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ckptrun.checkpoint.backend import Backend, FileReader, FileWriter, Location
-from ckptrun.checkpoint.layout import is_shard_file_name, parse_leftover, parse_step, step_name
 from ckptrun.config.fault import FaultKind
+from ckptrun.engine.backends.interface import Backend, FileReader, FileWriter, Location
+from ckptrun.engine.layout import is_shard_file_name, parse_leftover, parse_step, step_name
 from ckptrun.fault.injector import FaultInjector
 from ckptrun.fault.plan import PlannedFault
 
@@ -38,7 +38,7 @@ def step_of(folder: str) -> int | None:
 
 
 class FaultyBackend:
-    """See :class:`~ckptrun.checkpoint.backend.Backend`.
+    """See :class:`~ckptrun.engine.backends.interface.Backend`.
 
     Args:
         inner: The real one.
@@ -147,7 +147,7 @@ class _SaveFault:
 
 
 class _FaultyWriter:
-    """See :class:`~ckptrun.checkpoint.backend.FileWriter`."""
+    """See :class:`~ckptrun.engine.backends.interface.FileWriter`."""
 
     def __init__(self, inner: FileWriter, save: _SaveFault) -> None:
         self._inner = inner

@@ -19,9 +19,9 @@ from torch import Tensor
 from ckptrun.build import Builder, Built
 from ckptrun.checkpoint.load import Loaded
 from ckptrun.checkpoint.manager import CheckpointManager, digest_state
-from ckptrun.checkpoint.manifest import read_manifest
 from ckptrun.config.checkpoint import LoadSelection
 from ckptrun.config.fault import FaultPoint
+from ckptrun.engine.manifest import read_manifest
 from ckptrun.files import read_lines
 from ckptrun.launch.leg import Controls
 from ckptrun.launch.observer import Line

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckptrun.checkpoint.backend import locate
-from ckptrun.checkpoint.commit import is_committed
 from ckptrun.config.run import RunConfig
+from ckptrun.engine.backends.interface import locate
+from ckptrun.engine.commit import is_committed
 from ckptrun.errors import RankFailedError
 from ckptrun.launch.evidence import Evidence
 from ckptrun.launch.leg import TraceWindow

@@ -11,17 +11,17 @@ from typing import Any, Self
 import torch
 
 from ckptrun.build import Builder, Built
-from ckptrun.checkpoint.backend import locate
 from ckptrun.checkpoint.load import Loaded
 from ckptrun.checkpoint.manager import CheckpointManager, Commit, digest_state
 from ckptrun.checkpoint.policy import KeepLast
-from ckptrun.checkpoint.staging import HostStager
 from ckptrun.checkpoint.state import TrainingState, name_of
 from ckptrun.config.checkpoint import SaveMode
 from ckptrun.config.parallelism import MeshShape
 from ckptrun.config.proof import ReloadCheck
 from ckptrun.config.run import COMPONENTS, RunConfig, to_plain
 from ckptrun.console import ProgressView, say, say_error
+from ckptrun.engine.backends.interface import locate
+from ckptrun.engine.staging import HostStager
 from ckptrun.errors import InternalError
 from ckptrun.exit_codes import ExitCode
 from ckptrun.fault import FaultInjector, FaultRecord, armed, with_faults

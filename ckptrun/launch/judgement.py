@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from ckptrun.checkpoint.backend import locate
-from ckptrun.checkpoint.commit import list_committed
-from ckptrun.checkpoint.layout import step_folder
+from ckptrun.engine.backends.interface import locate
+from ckptrun.engine.commit import list_committed
+from ckptrun.engine.layout import step_folder
 from ckptrun.fault import Fired
 from ckptrun.files import read_lines
 from ckptrun.launch.blamed_code import code_of

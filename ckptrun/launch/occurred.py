@@ -3,10 +3,10 @@
 import contextlib
 from typing import Any
 
-from ckptrun.checkpoint.backend import locate
-from ckptrun.checkpoint.commit import list_committed
-from ckptrun.checkpoint.layout import step_folder
-from ckptrun.checkpoint.manifest import read_manifest
+from ckptrun.engine.backends.interface import locate
+from ckptrun.engine.commit import list_committed
+from ckptrun.engine.layout import step_folder
+from ckptrun.engine.manifest import read_manifest
 from ckptrun.errors import CheckpointError
 from ckptrun.files import read_lines
 from ckptrun.launch.evidence import Evidence

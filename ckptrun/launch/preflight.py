@@ -6,14 +6,14 @@ from typing import Any
 
 import yaml
 
-from ckptrun.checkpoint.backend import locate
-from ckptrun.checkpoint.commit import list_committed
-from ckptrun.checkpoint.layout import step_folder
-from ckptrun.checkpoint.manifest import read_manifest
 from ckptrun.config.checkpoint import SaveMode, is_remote
 from ckptrun.config.data import TextConfig
 from ckptrun.config.data_files import data_files
 from ckptrun.config.run import RunConfig, to_plain
+from ckptrun.engine.backends.interface import locate
+from ckptrun.engine.commit import list_committed
+from ckptrun.engine.layout import step_folder
+from ckptrun.engine.manifest import read_manifest
 from ckptrun.errors import (
     CheckpointDamagedError,
     CheckpointExistsError,

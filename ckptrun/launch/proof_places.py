@@ -8,10 +8,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from ckptrun.checkpoint.backend import Location, locate, read_file
-from ckptrun.checkpoint.commit import list_committed, remove_checkpoint, remove_leftovers
-from ckptrun.checkpoint.layout import MANIFEST, step_folder
 from ckptrun.config.checkpoint import is_remote
+from ckptrun.engine.backends.interface import Location, locate, read_file
+from ckptrun.engine.commit import list_committed, remove_checkpoint, remove_leftovers
+from ckptrun.engine.layout import MANIFEST, step_folder
 from ckptrun.errors import ConfigError
 
 __all__ = ["clear_checkpoints", "clear_place", "keep_copies", "place_beside"]

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 
-from ckptrun.checkpoint.backend import locate
-from ckptrun.checkpoint.commit import list_committed
 from ckptrun.config.run import RunConfig
 from ckptrun.console import say_error
+from ckptrun.engine.backends.interface import locate
+from ckptrun.engine.commit import list_committed
 from ckptrun.exit_codes import ExitCode
 from ckptrun.fault import FaultRecord, PlannedFault, stop_steps
 from ckptrun.files import write_json

@@ -64,6 +64,7 @@ _PACKAGES = ("/site-packages/", "/dist-packages/")
 # The first prefix that fits decides.
 _OF_OURS = {
     "checkpoint/": _Says.checkpoint,
+    "engine/": _Says.checkpoint,
     "launch/failure.py": _Says.failure,
     # What touches the device and no file: where a rank waits for collectives that run on the device.
     **dict.fromkeys(("digest/", "model/", "optimizer/", "parallelism/", "precision/", "ranks.py"), _Says.device),

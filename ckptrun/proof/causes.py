@@ -7,8 +7,8 @@ files beside those of the save before; and the state at the end. Torch-free.
 
 from collections.abc import Sequence
 
-from ckptrun.checkpoint.backend import locate
-from ckptrun.checkpoint.layout import parse_step
+from ckptrun.engine.backends.interface import locate
+from ckptrun.engine.layout import parse_step
 from ckptrun.proof.starts import Start
 from ckptrun.proof.verdict import Check
 

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from ckptrun.checkpoint.backend import Url, locate
-from ckptrun.checkpoint.dtypes import item_bytes
-from ckptrun.checkpoint.geometry import dense_boxes
-from ckptrun.checkpoint.manifest import Leaf, read_manifest
-from ckptrun.checkpoint.read_chunks import read_box
-from ckptrun.checkpoint.read_files import ShardFiles
 from ckptrun.checkpoint.state import rank_of
+from ckptrun.engine.backends.interface import Url, locate
+from ckptrun.engine.dtypes import item_bytes
+from ckptrun.engine.geometry import dense_boxes
+from ckptrun.engine.manifest import Leaf, read_manifest
+from ckptrun.engine.read_chunks import read_box
+from ckptrun.engine.read_files import ShardFiles
 from ckptrun.errors import CheckpointError, InternalError
 from ckptrun.proof.blame import component_of, difference_of, nearness
 from ckptrun.proof.element import DifferingPart, first_element, first_entry

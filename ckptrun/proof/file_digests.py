@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
-from ckptrun.checkpoint.geometry import dense_boxes
-from ckptrun.checkpoint.manifest import Leaf, Manifest
-from ckptrun.checkpoint.read_chunks import Box, read_boxes, torch_dtype
-from ckptrun.checkpoint.read_files import ShardFiles
 from ckptrun.digest import Sums, digest_leaves, finish
 from ckptrun.digest.tally import Tally
+from ckptrun.engine.geometry import dense_boxes
+from ckptrun.engine.manifest import Leaf, Manifest
+from ckptrun.engine.read_chunks import Box, read_boxes, torch_dtype
+from ckptrun.engine.read_files import ShardFiles
 
 __all__ = ["digests_of_files"]
 

@@ -9,8 +9,8 @@ Torch-free.
 from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
-from ckptrun.checkpoint.backend import locate
-from ckptrun.checkpoint.layout import parse_step
+from ckptrun.engine.backends.interface import locate
+from ckptrun.engine.layout import parse_step
 from ckptrun.proof.blame import difference_of
 from ckptrun.proof.starts import Start
 from ckptrun.proof.verdict import Check, Status
@@ -25,8 +25,8 @@ def check_nothing_lost(starts: Sequence[Start], *, damaged: Container[str], last
 
     Args:
         starts: All of a run, in order.
-        damaged: Checkpoints that a fault has damaged on purpose, as :func:`~ckptrun.checkpoint.backend.locate` spells
-            them; a start passes them over.
+        damaged: Checkpoints that a fault has damaged on purpose, as
+            :func:`~ckptrun.engine.backends.interface.locate` spells them; a start passes them over.
         last_step: Of the run.
     """
     # One that was killed before it had loaded says nothing.

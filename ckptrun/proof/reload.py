@@ -13,8 +13,8 @@ from torch.distributed.tensor import DTensor
 
 from ckptrun.checkpoint.load import Loaded
 from ckptrun.checkpoint.manager import SaveRequest, conflicts_of, digest_state
-from ckptrun.checkpoint.read_state import read_leaf
 from ckptrun.checkpoint.state import TrainingState, name_of
+from ckptrun.engine.read_state import read_leaf
 from ckptrun.errors import StateMismatchError
 from ckptrun.proof.element import DifferingPart, first_element, first_entry
 from ckptrun.proof.ignored import Ignored

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ckptrun.checkpoint.backend import Location, Url, locate
-from ckptrun.checkpoint.consistency import contradictions, step_of
-from ckptrun.checkpoint.layout import parse_step
-from ckptrun.checkpoint.manifest import Leaf, Manifest, read_manifest
-from ckptrun.checkpoint.read_files import ShardFiles
 from ckptrun.checkpoint.state import rank_of
+from ckptrun.engine.backends.interface import Location, Url, locate
+from ckptrun.engine.consistency import contradictions, step_of
+from ckptrun.engine.layout import parse_step
+from ckptrun.engine.manifest import Leaf, Manifest, read_manifest
+from ckptrun.engine.read_files import ShardFiles
 from ckptrun.errors import CheckpointDamagedError, CheckpointError, CheckpointNotFoundError, ShardFileError
 from ckptrun.proof.blame import component_of, difference_of, nearness
 from ckptrun.proof.file_digests import digests_of_files

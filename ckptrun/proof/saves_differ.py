@@ -12,9 +12,9 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ckptrun.checkpoint.backend import Url, locate
-from ckptrun.checkpoint.consistency import step_of
-from ckptrun.checkpoint.manifest import read_manifest
+from ckptrun.engine.backends.interface import Url, locate
+from ckptrun.engine.consistency import step_of
+from ckptrun.engine.manifest import read_manifest
 from ckptrun.errors import CheckpointDamagedError, CheckpointNotFoundError
 from ckptrun.proof.blame import component_of, difference_of
 from ckptrun.proof.ledger import Line

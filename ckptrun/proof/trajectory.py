@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from ckptrun.checkpoint.manifest import read_manifest
+from ckptrun.engine.manifest import read_manifest
 from ckptrun.errors import CkptrunError
 from ckptrun.files import read_lines
 from ckptrun.proof.ledger import Ledger, Mismatch, compare, ledger_file

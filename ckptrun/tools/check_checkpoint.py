@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from ckptrun.checkpoint.backend import Location
-from ckptrun.checkpoint.consistency import contradictions
-from ckptrun.checkpoint.layout import MANIFEST
-from ckptrun.checkpoint.manifest import Chunk, Leaf, Manifest, read_manifest
+from ckptrun.engine.backends.interface import Location
+from ckptrun.engine.consistency import contradictions
+from ckptrun.engine.layout import MANIFEST
+from ckptrun.engine.manifest import Chunk, Leaf, Manifest, read_manifest
 from ckptrun.errors import CheckpointNotFoundError, ManifestError
 from ckptrun.tools.check_file import PIECE_BYTES, FileCheck, length_of
 from ckptrun.tools.damage import Damage, DamageKind, merged

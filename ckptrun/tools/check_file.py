@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import xxhash
 
-from ckptrun.checkpoint.backend import FileReader, Location
-from ckptrun.checkpoint.manifest import Chunk, Leaf, ShardFile
-from ckptrun.checkpoint.shard_file import MAX_HEADER_BYTES
+from ckptrun.engine.backends.interface import FileReader, Location
+from ckptrun.engine.manifest import Chunk, Leaf, ShardFile
+from ckptrun.engine.shard_file import MAX_HEADER_BYTES
 from ckptrun.tools.check_header import check_header
 from ckptrun.tools.damage import Damage, DamageKind, merged
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ckptrun.checkpoint.dtypes import stored_as
-from ckptrun.checkpoint.manifest import Chunk, Leaf, ShardFile
+from ckptrun.engine.dtypes import stored_as
+from ckptrun.engine.manifest import Chunk, Leaf, ShardFile
 
 __all__ = ["HeaderFault", "check_header"]
 

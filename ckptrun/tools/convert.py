@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ckptrun.checkpoint.backend import Location
-from ckptrun.checkpoint.local import LocalBackend
+from ckptrun.engine.backends.interface import Location
+from ckptrun.engine.backends.local import LocalBackend
 from ckptrun.errors import ConfigError
 from ckptrun.tools.check_copy import check_copy
 from ckptrun.tools.convert_options import Options

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ckptrun.checkpoint.consistency import contradictions, step_of
-from ckptrun.checkpoint.manifest import FORMAT, Leaf, Manifest
+from ckptrun.engine.consistency import contradictions, step_of
+from ckptrun.engine.manifest import FORMAT, Leaf, Manifest
 from ckptrun.tools.leaf_tree import component_of
 from ckptrun.tools.text import bytes_text, cut
 from ckptrun.values import encode

@@ -15,10 +15,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
-from ckptrun.checkpoint.backend import Location
-from ckptrun.checkpoint.commit import hold_save, is_committed, save_owner
-from ckptrun.checkpoint.layout import MANIFEST, LeftoverKind, leftover_name, new_save_id, parse_leftover
-from ckptrun.checkpoint.system_calls import SystemCalls
+from ckptrun.engine.backends.interface import Location
+from ckptrun.engine.backends.system_calls import SystemCalls
+from ckptrun.engine.commit import hold_save, is_committed, save_owner
+from ckptrun.engine.layout import MANIFEST, LeftoverKind, leftover_name, new_save_id, parse_leftover
 from ckptrun.errors import CheckpointExistsError, ConfigError
 from ckptrun.tools.text import joined
 

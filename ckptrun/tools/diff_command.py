@@ -23,7 +23,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ckptrun.checkpoint.backend import Location
+from ckptrun.engine.backends.interface import Location
 from ckptrun.errors import CheckpointNotFoundError, ConfigError
 from ckptrun.exit_codes import ExitCode
 from ckptrun.tools.incomplete import add_incomplete

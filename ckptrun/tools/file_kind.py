@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-from ckptrun.checkpoint.backend import Location, read_file
+from ckptrun.engine.backends.interface import Location, read_file
 from ckptrun.errors import CheckpointNotFoundError
 from ckptrun.tools.archive_kind import archive_kind, first_name
 from ckptrun.tools.sources.files import Files, RangeFile

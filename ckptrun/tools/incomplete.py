@@ -2,7 +2,7 @@
 
 import argparse
 
-from ckptrun.checkpoint.backend import Location
+from ckptrun.engine.backends.interface import Location
 from ckptrun.errors import ConfigError
 from ckptrun.tools.part_names import part_of
 

@@ -12,10 +12,10 @@ import argparse
 import pprint
 from collections.abc import Mapping
 
-from ckptrun.checkpoint.backend import Location
-from ckptrun.checkpoint.commit import is_committed
-from ckptrun.checkpoint.consistency import contradictions
-from ckptrun.checkpoint.manifest import Leaf, Manifest, read_manifest
+from ckptrun.engine.backends.interface import Location
+from ckptrun.engine.commit import is_committed
+from ckptrun.engine.consistency import contradictions
+from ckptrun.engine.manifest import Leaf, Manifest, read_manifest
 from ckptrun.errors import ConfigError
 from ckptrun.exit_codes import ExitCode
 from ckptrun.tools.describe import (

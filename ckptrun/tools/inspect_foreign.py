@@ -3,8 +3,8 @@
 import argparse
 from typing import Any
 
-from ckptrun.checkpoint.backend import Location
 from ckptrun.elements.text import element_text
+from ckptrun.engine.backends.interface import Location
 from ckptrun.errors import ConfigError, UnsupportedLeafError
 from ckptrun.exit_codes import ExitCode
 from ckptrun.tools.near_names import near_names

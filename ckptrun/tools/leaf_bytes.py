@@ -1,9 +1,9 @@
-"""The bytes of a leaf as it is written, for :func:`~ckptrun.checkpoint.write_files.write_files`: read slab by slab."""
+"""The bytes of a leaf as it is written, for :func:`~ckptrun.engine.write_files.write_files`: read slab by slab."""
 
 import math
 
-from ckptrun.checkpoint.dtypes import item_bytes
-from ckptrun.checkpoint.tensor_bytes import writable_bytes
+from ckptrun.engine.dtypes import item_bytes
+from ckptrun.engine.tensor_bytes import writable_bytes
 from ckptrun.errors import InternalError
 from ckptrun.tools.selection import Item, Selection
 from ckptrun.tools.sources.interface import row_shape
@@ -15,7 +15,7 @@ _STEP_BYTES = 2**20
 
 
 class LeafBytes:
-    """See :class:`~ckptrun.checkpoint.write_files.ByteSource`. Holds one slab; bytes are asked for in order."""
+    """See :class:`~ckptrun.engine.write_files.ByteSource`. Holds one slab; bytes are asked for in order."""
 
     step_bytes = _STEP_BYTES
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from ckptrun.checkpoint.manifest import Leaf
+from ckptrun.engine.manifest import Leaf
 
 __all__ = ["Node", "Row", "component_of", "rows_of", "tree_of"]
 

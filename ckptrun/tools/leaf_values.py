@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ckptrun.checkpoint.backend import Location
-from ckptrun.checkpoint.manifest import Leaf, Manifest
-from ckptrun.checkpoint.read_chunks import Box, read_boxes, torch_dtype
-from ckptrun.checkpoint.read_files import ShardFiles
 from ckptrun.elements.text import element_json, element_text
+from ckptrun.engine.backends.interface import Location
+from ckptrun.engine.manifest import Leaf, Manifest
+from ckptrun.engine.read_chunks import Box, read_boxes, torch_dtype
+from ckptrun.engine.read_files import ShardFiles
 from ckptrun.errors import StateMismatchError
 from ckptrun.values import encode
 

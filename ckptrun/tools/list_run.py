@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ckptrun.checkpoint.backend import Location
-from ckptrun.checkpoint.commit import list_in_flight, list_leftovers
-from ckptrun.checkpoint.consistency import contradictions
-from ckptrun.checkpoint.layout import LeftoverKind, parse_leftover, parse_step
-from ckptrun.checkpoint.manifest import Manifest, read_manifest
+from ckptrun.engine.backends.interface import Location
+from ckptrun.engine.commit import list_in_flight, list_leftovers
+from ckptrun.engine.consistency import contradictions
+from ckptrun.engine.layout import LeftoverKind, parse_leftover, parse_step
+from ckptrun.engine.manifest import Manifest, read_manifest
 from ckptrun.errors import CheckpointNotFoundError, ManifestError
 from ckptrun.tools.describe import mesh_text, when_text
 from ckptrun.tools.output import Column, Output

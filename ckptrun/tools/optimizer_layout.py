@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ckptrun.checkpoint.nested import place
+from ckptrun.engine.nested import place
 from ckptrun.tools.selection import Item, Selection
 from ckptrun.tools.sources.interface import SourceLeaf
 from ckptrun.tools.text import joined

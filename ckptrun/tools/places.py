@@ -4,9 +4,9 @@ import contextlib
 
 import yaml
 
-from ckptrun.checkpoint.backend import Location, locate, read_file
-from ckptrun.checkpoint.commit import is_committed, list_committed, list_in_flight, list_leftovers
-from ckptrun.checkpoint.layout import step_name
+from ckptrun.engine.backends.interface import Location, locate, read_file
+from ckptrun.engine.commit import is_committed, list_committed, list_in_flight, list_leftovers
+from ckptrun.engine.layout import step_name
 from ckptrun.errors import CheckpointNotFoundError, ConfigError
 from ckptrun.tools.text import joined
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ckptrun.checkpoint.dtypes import item_bytes
+from ckptrun.engine.dtypes import item_bytes
 from ckptrun.errors import ConfigError
 from ckptrun.tools.convert_options import DTYPES
 from ckptrun.tools.sources.interface import Origin, Source, SourceLeaf, row_shape

@@ -3,9 +3,9 @@
 import errno
 import struct
 
-from ckptrun.checkpoint.backend import Location, Url, locate, read_file
-from ckptrun.checkpoint.commit import list_committed
-from ckptrun.checkpoint.layout import MANIFEST, step_name
+from ckptrun.engine.backends.interface import Location, Url, locate, read_file
+from ckptrun.engine.commit import list_committed
+from ckptrun.engine.layout import MANIFEST, step_name
 from ckptrun.errors import CheckpointNotFoundError, ConfigError, ForeignFileError
 from ckptrun.tools.folder_kind import folder_kind
 from ckptrun.tools.part_names import is_index_name

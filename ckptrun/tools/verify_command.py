@@ -13,8 +13,8 @@ import argparse
 import time
 from typing import Any
 
-from ckptrun.checkpoint.backend import Location
-from ckptrun.checkpoint.commit import is_committed
+from ckptrun.engine.backends.interface import Location
+from ckptrun.engine.commit import is_committed
 from ckptrun.errors import CheckpointNotFoundError
 from ckptrun.exit_codes import ExitCode
 from ckptrun.tools.check_checkpoint import Findings, check_checkpoint

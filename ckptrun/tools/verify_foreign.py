@@ -4,7 +4,7 @@ import argparse
 import time
 from typing import Any
 
-from ckptrun.checkpoint.backend import Location
+from ckptrun.engine.backends.interface import Location
 from ckptrun.errors import CheckpointDamagedError, StateMismatchError, UnsupportedLeafError
 from ckptrun.exit_codes import ExitCode
 from ckptrun.tools.output import Output

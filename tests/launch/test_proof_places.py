@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ckptrun.checkpoint.backend import locate, write_file
-from ckptrun.checkpoint.commit import list_committed, remove_checkpoint
+from ckptrun.engine.backends.interface import locate, write_file
+from ckptrun.engine.commit import list_committed, remove_checkpoint
 from ckptrun.errors import ConfigError
 from ckptrun.launch.proof_places import clear_checkpoints, clear_place, keep_copies, place_beside
 from ckptrun.proof.checkpoints import compare_checkpoints

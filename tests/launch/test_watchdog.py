@@ -13,11 +13,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ckptrun.checkpoint.local import LocalBackend, LocalFileWriter
 from ckptrun.checkpoint.manager import CheckpointManager
 from ckptrun.checkpoint.policy import KeepLast
 from ckptrun.checkpoint.state import TrainingState
 from ckptrun.config.checkpoint import SaveMode
+from ckptrun.engine.backends.local import LocalBackend, LocalFileWriter
 from ckptrun.launch.watchdog import Watchdog
 from ckptrun.ranks import Ranks
 from tests.launch.watched_ranks import Declared, Rank, hang, run_watched

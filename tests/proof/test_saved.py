@@ -12,9 +12,9 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-from ckptrun.checkpoint.layout import MANIFEST
-from ckptrun.checkpoint.manifest import read_manifest
 from ckptrun.digest import digest
+from ckptrun.engine.layout import MANIFEST
+from ckptrun.engine.manifest import read_manifest
 from ckptrun.proof import file_digests
 from ckptrun.proof.saved import check_saved
 from ckptrun.proof.verdict import Status

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ckptrun.checkpoint.layout import MANIFEST
+from ckptrun.engine.layout import MANIFEST
 from ckptrun.proof.saves_differ import check_saves_differ
 from ckptrun.proof.verdict import Status
 from tests.proof.saves import live_state, save

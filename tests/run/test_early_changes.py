@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ckptrun.build import _has_code_of_the_user
-from ckptrun.checkpoint.commit import list_committed
-from ckptrun.checkpoint.layout import step_folder
+from ckptrun.engine.commit import list_committed
+from ckptrun.engine.layout import step_folder
 from ckptrun.proof.saved import check_saved
 from ckptrun.proof.verdict import Status
 from ckptrun.tools.source import open_source
@@ -71,7 +71,7 @@ class SlowCopy:
     """Copying takes longer than a step."""
 
     def __init__(self) -> None:
-        from ckptrun.checkpoint import staging
+        from ckptrun.engine import staging
 
         original = staging._copy
         if original.__name__ != "slow":

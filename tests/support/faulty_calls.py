@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckptrun.checkpoint.system_calls import SystemCalls
+from ckptrun.engine.backends.system_calls import SystemCalls
 
 __all__ = [
     "CALLS",

@@ -14,18 +14,18 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, AsyncSaveResponse
 
-from ckptrun.checkpoint.backend import Location
-from ckptrun.checkpoint.commit import list_committed
-from ckptrun.checkpoint.layout import step_name
-from ckptrun.checkpoint.local import LocalBackend
 from ckptrun.checkpoint.manager import CheckpointManager, Commit
 from ckptrun.checkpoint.policy import KeepLast
-from ckptrun.checkpoint.read_state import read_state
-from ckptrun.checkpoint.staging import HostStager
 from ckptrun.checkpoint.state import TrainingState
-from ckptrun.checkpoint.storage import ShardReader, ShardWriter
-from ckptrun.checkpoint.system_calls import SystemCalls
 from ckptrun.config.checkpoint import SaveMode
+from ckptrun.engine.backends.interface import Location
+from ckptrun.engine.backends.local import LocalBackend
+from ckptrun.engine.backends.system_calls import SystemCalls
+from ckptrun.engine.commit import list_committed
+from ckptrun.engine.layout import step_name
+from ckptrun.engine.read_state import read_state
+from ckptrun.engine.staging import HostStager
+from ckptrun.engine.storage import ShardReader, ShardWriter
 from ckptrun.ranks import Ranks
 from tests.support.bits import all_bits
 

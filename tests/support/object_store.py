@@ -10,9 +10,9 @@ import torch.distributed.checkpoint as dcp
 from s3fs import S3FileSystem
 from torch.distributed.checkpoint.api import CheckpointException
 
-from ckptrun.checkpoint.backend import Location
-from ckptrun.checkpoint.s3 import S3Backend
-from ckptrun.checkpoint.storage import ShardReader, ShardWriter
+from ckptrun.engine.backends.interface import Location
+from ckptrun.engine.backends.s3 import S3Backend
+from ckptrun.engine.storage import ShardReader, ShardWriter
 from tests.support.bits import random_tensor
 
 MIB = 2**20

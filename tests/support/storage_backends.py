@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptrun.checkpoint.backend import Location
-from ckptrun.checkpoint.local import LocalBackend, LocalFileReader, LocalFileWriter
-from ckptrun.checkpoint.system_calls import SystemCalls
+from ckptrun.engine.backends.interface import Location
+from ckptrun.engine.backends.local import LocalBackend, LocalFileReader, LocalFileWriter
+from ckptrun.engine.backends.system_calls import SystemCalls
 
 
 def on(backend: LocalBackend, path: Path) -> Location:

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-from ckptrun.checkpoint.storage import ShardWriter
+from ckptrun.engine.storage import ShardWriter
 from ckptrun.tools.source import open_source
 from tests.support.bits import all_bits, random_tensor
 from tests.support.run_ranks import run_ranks

@@ -8,7 +8,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-from ckptrun.checkpoint.storage import ShardWriter
+from ckptrun.engine.storage import ShardWriter
 from tests.support.bits import random_tensor
 from tests.support.run_ranks import run_ranks
 

@@ -11,7 +11,7 @@ from ckptrun.tools.cli import COMMANDS
 from tests.tools.run_tool import COMMAND, ROOT, run_tool, run_without_torch, start_tool
 from tests.tools.saved import save
 
-EXAMPLE = ROOT / "tests/checkpoint/golden/format_1_one_rank"
+EXAMPLE = ROOT / "tests/engine/golden/format_1_one_rank"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -17,11 +17,11 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from ckptrun.checkpoint.backend import locate
-from ckptrun.checkpoint.commit import hold_save, list_leftovers
-from ckptrun.checkpoint.layout import new_save_id
-from ckptrun.checkpoint.manifest import read_manifest
-from ckptrun.checkpoint.storage import ShardReader, ShardWriter
+from ckptrun.engine.backends.interface import locate
+from ckptrun.engine.commit import hold_save, list_leftovers
+from ckptrun.engine.layout import new_save_id
+from ckptrun.engine.manifest import read_manifest
+from ckptrun.engine.storage import ShardReader, ShardWriter
 from ckptrun.tools.targets.torch_save import save_to
 from tests.support.bits import all_bits, bits, random_tensor
 from tests.tools.foreign import (

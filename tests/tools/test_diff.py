@@ -12,10 +12,10 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 
-from ckptrun.checkpoint.layout import MANIFEST
-from ckptrun.checkpoint.manifest import read_manifest, to_bytes
-from ckptrun.checkpoint.storage import ShardWriter
 from ckptrun.elements.distance import has_steps
+from ckptrun.engine.layout import MANIFEST
+from ckptrun.engine.manifest import read_manifest, to_bytes
+from ckptrun.engine.storage import ShardWriter
 from tests.support.bits import random_tensor
 from tests.support.run_ranks import run_ranks
 from tests.tools.run_tool import ROOT, Ended, run_on_terminal, run_tool, start_tool

@@ -11,11 +11,11 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from ckptrun.checkpoint.backend import locate
-from ckptrun.checkpoint.commit import hold_save
-from ckptrun.checkpoint.layout import MANIFEST
-from ckptrun.checkpoint.manifest import read_manifest, to_bytes
-from ckptrun.checkpoint.storage import ShardWriter
+from ckptrun.engine.backends.interface import locate
+from ckptrun.engine.commit import hold_save
+from ckptrun.engine.layout import MANIFEST
+from ckptrun.engine.manifest import read_manifest, to_bytes
+from ckptrun.engine.storage import ShardWriter
 from tests.support.bits import random_tensor
 from tests.tools.run_tool import run_on_terminal, run_tool, run_without_torch, start_tool
 from tests.tools.saved import flip, save, truth

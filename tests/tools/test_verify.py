@@ -19,11 +19,11 @@ import torch
 import torch.distributed.checkpoint as dcp
 import xxhash
 
-from ckptrun.checkpoint.backend import locate
-from ckptrun.checkpoint.layout import MANIFEST
-from ckptrun.checkpoint.local import LocalBackend, LocalFileReader
-from ckptrun.checkpoint.manifest import Chunk, Manifest, ShardFile, read_manifest, to_bytes
-from ckptrun.checkpoint.storage import ShardWriter
+from ckptrun.engine.backends.interface import locate
+from ckptrun.engine.backends.local import LocalBackend, LocalFileReader
+from ckptrun.engine.layout import MANIFEST
+from ckptrun.engine.manifest import Chunk, Manifest, ShardFile, read_manifest, to_bytes
+from ckptrun.engine.storage import ShardWriter
 from ckptrun.errors import CheckpointNotFoundError
 from ckptrun.tools import verify_command
 from ckptrun.tools.check_checkpoint import check_checkpoint

@@ -5,10 +5,10 @@ from typing import Self
 
 from torch import Tensor
 
-from ckptrun.checkpoint.backend import Location
-from ckptrun.checkpoint.manifest import Leaf, Manifest, read_manifest
-from ckptrun.checkpoint.read_chunks import read_box
-from ckptrun.checkpoint.read_files import ShardFiles
+from ckptrun.engine.backends.interface import Location
+from ckptrun.engine.manifest import Leaf, Manifest, read_manifest
+from ckptrun.engine.read_chunks import read_box
+from ckptrun.engine.read_files import ShardFiles
 from ckptrun.tools.sources.interface import Origin, SourceLeaf, check_rows
 
 __all__ = ["CkptrunSource"]

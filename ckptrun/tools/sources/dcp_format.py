@@ -8,9 +8,9 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from ckptrun.checkpoint.backend import Location
-from ckptrun.checkpoint.dtypes import item_bytes
-from ckptrun.checkpoint.tensor_bytes import dtype_name
+from ckptrun.engine.backends.interface import Location
+from ckptrun.engine.dtypes import item_bytes
+from ckptrun.engine.tensor_bytes import dtype_name
 from ckptrun.errors import ForeignFileError
 from ckptrun.tools.sources.dcp_metadata import Metadata, Place, StoredTensor, parse_metadata
 from ckptrun.tools.sources.files import Files

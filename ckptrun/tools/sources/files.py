@@ -11,8 +11,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ckptrun.checkpoint.backend import FileReader, Location
-from ckptrun.checkpoint.tensor_bytes import writable_bytes
+from ckptrun.engine.backends.interface import FileReader, Location
+from ckptrun.engine.tensor_bytes import writable_bytes
 from ckptrun.errors import ForeignFileError, InternalError
 from ckptrun.tools.text import cut
 

@@ -9,8 +9,8 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from ckptrun.checkpoint.dtypes import item_bytes
 from ckptrun.embedded import embed
+from ckptrun.engine.dtypes import item_bytes
 from ckptrun.errors import InternalError, StateMismatchError
 
 __all__ = ["Origin", "Source", "SourceLeaf", "check_rows", "row_shape"]

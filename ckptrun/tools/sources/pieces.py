@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ckptrun.checkpoint.geometry import overlap
+from ckptrun.engine.geometry import overlap
 from ckptrun.errors import ForeignFileError, StateMismatchError
 from ckptrun.tools.sources.interface import SourceLeaf, check_rows, row_shape
 

@@ -14,7 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ckptrun.checkpoint.backend import Location
+from ckptrun.engine.backends.interface import Location
 from ckptrun.errors import CheckpointNotFoundError, ForeignFileError
 from ckptrun.tools.file_kind import require_kind
 from ckptrun.tools.part_names import is_index_name

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ckptrun.checkpoint.backend import Location
+from ckptrun.engine.backends.interface import Location
 from ckptrun.errors import CheckpointNotFoundError, ForeignFileError
 from ckptrun.tools.part_names import is_index_name, missing_by_name, part_of
 from ckptrun.tools.sources.files import Files

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ckptrun.checkpoint.dtypes import is_known
-from ckptrun.checkpoint.geometry import row_major_strides
+from ckptrun.engine.dtypes import is_known
+from ckptrun.engine.geometry import row_major_strides
 from ckptrun.errors import ForeignFileError
 from ckptrun.tools.sources.files import Files, RangeFile
 from ckptrun.tools.sources.interface import row_shape

@@ -6,7 +6,7 @@ from typing import Self
 
 from torch import Tensor
 
-from ckptrun.checkpoint.backend import Location
+from ckptrun.engine.backends.interface import Location
 from ckptrun.errors import CheckpointNotFoundError
 from ckptrun.tools.file_kind import require_kind
 from ckptrun.tools.part_names import is_index_name, series_of

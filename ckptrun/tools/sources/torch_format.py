@@ -7,9 +7,9 @@ from typing import Any, Self, cast
 
 from torch import Tensor
 
-from ckptrun.checkpoint.backend import Location
-from ckptrun.checkpoint.local import LocalBackend
-from ckptrun.checkpoint.tensor_bytes import dtype_name, plain_tensor, require_storable
+from ckptrun.engine.backends.interface import Location
+from ckptrun.engine.backends.local import LocalBackend
+from ckptrun.engine.tensor_bytes import dtype_name, plain_tensor, require_storable
 from ckptrun.errors import ForeignFileError, UnsupportedLeafError
 from ckptrun.tools.sources.files import Files, RangeFile
 from ckptrun.tools.sources.flatten import FlatState, flatten

@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 
 import torch
 
-from ckptrun.checkpoint.backend import Location
-from ckptrun.checkpoint.commit import commit, hold_save, require_free, working_folder
-from ckptrun.checkpoint.layout import MANIFEST, LeftoverKind, leftover_name, new_save_id, shard_file_name
-from ckptrun.checkpoint.manifest import Chunk, Leaf, Manifest
-from ckptrun.checkpoint.shard_file import PlannedChunk, plan_file
-from ckptrun.checkpoint.write_files import WrittenFile, write_files
+from ckptrun.engine.backends.interface import Location
+from ckptrun.engine.commit import commit, hold_save, require_free, working_folder
+from ckptrun.engine.layout import MANIFEST, LeftoverKind, leftover_name, new_save_id, shard_file_name
+from ckptrun.engine.manifest import Chunk, Leaf, Manifest
+from ckptrun.engine.shard_file import PlannedChunk, plan_file
+from ckptrun.engine.write_files import WrittenFile, write_files
 from ckptrun.errors import UnsupportedLeafError
 from ckptrun.tools.destination import remove_leftovers
 from ckptrun.tools.destination import require_free as require_free_place

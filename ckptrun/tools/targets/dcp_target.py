@@ -21,8 +21,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from ckptrun.checkpoint.backend import Location
 from ckptrun.embedded import restore
+from ckptrun.engine.backends.interface import Location
 from ckptrun.tools.selection import Selection
 from ckptrun.tools.sources.dcp_format import DcpSource
 from ckptrun.tools.targets.torch_save import save_to

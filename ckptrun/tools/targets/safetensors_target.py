@@ -7,10 +7,10 @@ import json
 import struct
 from collections.abc import Mapping, Sequence
 
-from ckptrun.checkpoint.backend import Location, write_file
-from ckptrun.checkpoint.dtypes import item_bytes
-from ckptrun.checkpoint.shard_file import FilePlan, PlannedChunk
-from ckptrun.checkpoint.write_files import write_files
+from ckptrun.engine.backends.interface import Location, write_file
+from ckptrun.engine.dtypes import item_bytes
+from ckptrun.engine.shard_file import FilePlan, PlannedChunk
+from ckptrun.engine.write_files import write_files
 from ckptrun.errors import ConfigError, UnsupportedLeafError
 from ckptrun.tools.leaf_bytes import LeafBytes
 from ckptrun.tools.selection import Item, Selection

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ckptrun.checkpoint.backend import Location
-from ckptrun.checkpoint.nested import Places
-from ckptrun.checkpoint.tensor_bytes import dtype_name
 from ckptrun.embedded import restore
+from ckptrun.engine.backends.interface import Location
+from ckptrun.engine.nested import Places
+from ckptrun.engine.tensor_bytes import dtype_name
 from ckptrun.errors import UnsupportedLeafError
 from ckptrun.tools.selection import Item, Selection
 from ckptrun.tools.sources.torch_format import TorchSource

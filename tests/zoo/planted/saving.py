@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from ckptrun.checkpoint import manager as manager_module
-from ckptrun.checkpoint import planner as planner_module
-from ckptrun.checkpoint import staging as staging_module
-from ckptrun.checkpoint.commit import list_committed, remove_checkpoint
-from ckptrun.checkpoint.local import LocalBackend
 from ckptrun.checkpoint.manager import CheckpointManager
 from ckptrun.checkpoint.policy import KeepLast
-from ckptrun.checkpoint.read_files import ShardFiles
-from ckptrun.checkpoint.staging import HostStager
 from ckptrun.checkpoint.state import TrainingState
-from ckptrun.checkpoint.storage import ShardWriter
 from ckptrun.config.fault import FaultPoint
+from ckptrun.engine import planner as planner_module
+from ckptrun.engine import staging as staging_module
+from ckptrun.engine.backends.local import LocalBackend
+from ckptrun.engine.commit import list_committed, remove_checkpoint
+from ckptrun.engine.read_files import ShardFiles
+from ckptrun.engine.staging import HostStager
+from ckptrun.engine.storage import ShardWriter
 from ckptrun.launch.observer import StepObserver
 from ckptrun.parallelism.parallel_model import ParallelModel
 from ckptrun.state import ExponentialMovingAverage

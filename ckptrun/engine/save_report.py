@@ -1,0 +1,138 @@
+"""What the ranks of a save tell rank 0, and the manifest that it makes of that. Touches no storage."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.metadata import STORAGE_TYPES, Metadata, TensorStorageMetadata
+
+from ckptrun.engine.manifest import Chunk, Leaf, Manifest, ShardFile
+from ckptrun.engine.tensor_bytes import dtype_name
+from ckptrun.errors import CheckpointError
+
+__all__ = ["RankReport", "SaveFacts", "build_manifest"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveFacts:
+    """What the caller of a save knows beside the state; lands in the manifest."""
+
+    digests: Mapping[str, str]
+    paths: Mapping[str, tuple[str | int, ...]]
+    run: Mapping[str, Any]
+    containers: Mapping[tuple[str | int, ...], str] = field(default_factory=dict)
+
+    def about(self, names: Iterable[str]) -> "SaveFacts":
+        """Return the part that other ranks may not know: that about these leaves."""
+        wanted = set(names)
+        return SaveFacts(
+            digests={name: digest for name, digest in self.digests.items() if name in wanted},
+            paths={name: path for name, path in self.paths.items() if name in wanted},
+            run={},
+            containers=self.containers,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankReport:
+    """What one rank wrote; goes to rank 0 through DCP."""
+
+    files: tuple[ShardFile, ...]
+    chunks: tuple[tuple[str, Chunk], ...]
+    values: Mapping[str, Any]
+    shared: frozenset[frozenset[str]]
+    facts: SaveFacts
+
+    @property
+    def bytes(self) -> int:
+        """Length of all files."""
+        return sum(file.bytes for file in self.files)
+
+
+def build_manifest(metadata: Metadata, reports: list[RankReport], facts: SaveFacts, *, save_id: str) -> Manifest:
+    """Put the reports of all ranks, by rank, together. Rank 0 calls.
+
+    Raises:
+        CheckpointError: Two ranks give different digests for one leaf: it is not the same on all ranks that hold it,
+            and only one of them was stored.
+    """
+    chunks: dict[str, list[Chunk]] = defaultdict(list)
+    values: dict[str, Any] = {}
+    digests, paths = dict(facts.digests), _planner_paths(metadata) | dict(facts.paths)
+    containers = dict(facts.containers)
+    for rank, report in enumerate(reports):
+        for name, chunk in report.chunks:
+            chunks[name].append(chunk)
+        values |= report.values
+        paths |= report.facts.paths
+        containers |= report.facts.containers
+        _add_digests(digests, report.facts.digests, rank)
+    # DCP lists them by the rank that writes them; the order of a dict's keys is part of the state.
+    position = {name: index for index, name in enumerate(paths)}
+    stored = metadata.state_dict_metadata
+    leaves = [
+        _leaf(name, stored[name], chunks[name], values, path=paths.get(name, (name,)), digest=digests.get(name))
+        for name in sorted(stored, key=lambda name: position.get(name, len(position)))
+    ]
+    return Manifest(
+        save_id=save_id,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        torch=str(torch.__version__),
+        world_size=len(reports),
+        run=facts.run,
+        files={file.name: file for report in reports for file in report.files},
+        leaves={leaf.name: leaf for leaf in leaves},
+        containers=containers,
+        shared=tuple(sorted(tuple(sorted(group)) for group in frozenset().union(*(r.shared for r in reports)))),
+    )
+
+
+def _planner_paths(metadata: Metadata) -> dict[str, tuple[str | int, ...]]:
+    """The place of each leaf in the nested state, where the planner says it the way DefaultSavePlanner does."""
+    mappings = metadata.planner_data
+    if not isinstance(mappings, Mapping):
+        return {}
+    return {
+        name: path
+        for name, path in mappings.items()
+        if isinstance(path, tuple) and path and all(type(element) in (str, int) for element in path)
+    }
+
+
+def _add_digests(digests: dict[str, str], more: Mapping[str, str], rank: int) -> None:
+    for name, digest in more.items():
+        if digests.setdefault(name, digest) != digest:
+            raise CheckpointError(
+                f"Leaf '{name}' is not the same on all ranks that hold it: digest {digest} on rank {rank}, "
+                f"{digests[name]} elsewhere; only one of them would be stored. Make them equal, or give each rank a "
+                "leaf of its own by a name with its rank."
+            )
+
+
+def _leaf(
+    name: str,
+    stored: STORAGE_TYPES,
+    chunks: list[Chunk],
+    values: Mapping[str, Any],
+    *,
+    path: tuple[str | int, ...],
+    digest: str | None,
+) -> Leaf:
+    if not isinstance(stored, TensorStorageMetadata):
+        if name not in values:
+            raise CheckpointError(f"No rank wrote the plain value '{name}'.")
+        return Leaf(name=name, path=path, dtype=None, shape=None, value=values[name], digest=digest, chunks=())
+    if len(chunks) != len(stored.chunks):
+        raise CheckpointError(f"Leaf '{name}' has {len(stored.chunks)} chunks, but the ranks wrote {len(chunks)}.")
+    return Leaf(
+        name=name,
+        path=path,
+        dtype=dtype_name(stored.properties.dtype),
+        shape=tuple(stored.size),
+        value=None,
+        digest=digest,
+        chunks=tuple(sorted(chunks, key=lambda chunk: chunk.offsets)),
+    )
