@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset, IterableDataset
 
 from ckptrun.checkpoint.policy import SaveInterval
-from ckptrun.checkpoint.state import Component, TrainingState, as_template
 from ckptrun.config.checkpoint import SaveMode
 from ckptrun.config.custom import Custom
 from ckptrun.config.data import CustomDataConfig, PythonSourceConfig, RandomConfig, ShapesConfig, TextConfig
@@ -31,6 +30,7 @@ from ckptrun.parallelism import ParallelModel, Settings, build_mesh, data_parall
 from ckptrun.precision import LossScaler
 from ckptrun.schedule import build_schedule
 from ckptrun.state import RNG, ExponentialMovingAverage, Progress, preserved, seed_streams
+from ckptrun.state.components import Component, TrainingState, as_template
 from ckptrun.targets import call_target, load_target, require_callable_with
 from ckptrun.trainer import LoopPlan, Training
 

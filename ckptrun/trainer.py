@@ -12,13 +12,13 @@ from torch.optim import Optimizer
 
 from ckptrun.checkpoint.manager import CheckpointManager
 from ckptrun.checkpoint.policy import SaveInterval
-from ckptrun.checkpoint.state import TrainingState
 from ckptrun.config.fault import FaultPoint
 from ckptrun.data import DataStream
 from ckptrun.errors import ConfigError
 from ckptrun.parallelism import ParallelModel
 from ckptrun.precision import LossScaler
 from ckptrun.state import ExponentialMovingAverage, Progress
+from ckptrun.state.components import TrainingState
 
 __all__ = ["LoopPlan", "Observer", "StepFacts", "Trainer", "Training"]
 

@@ -17,7 +17,6 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 
 from ckptrun.checkpoint.manager import no_point
-from ckptrun.checkpoint.state import Path, SavedLeaf, TrainingState, is_per_rank, name_of
 from ckptrun.config.checkpoint import LoadSelection
 from ckptrun.config.fault import FaultPoint
 from ckptrun.engine.backends.interface import locate
@@ -26,6 +25,7 @@ from ckptrun.engine.manifest import Manifest, read_manifest
 from ckptrun.engine.storage import ShardReader
 from ckptrun.errors import CheckpointError, CkptrunError, ConfigError, StateMismatchError
 from ckptrun.ranks import Ranks
+from ckptrun.state.components import Path, SavedLeaf, TrainingState, is_per_rank, name_of
 
 __all__ = ["Loaded", "load"]
 

@@ -26,7 +26,6 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, AsyncSaveResponse, async_save, save
 
 from ckptrun.checkpoint.policy import KeepLast
-from ckptrun.checkpoint.state import Path, TrainingState, is_per_rank, name_of
 from ckptrun.config.checkpoint import SaveMode
 from ckptrun.config.fault import FaultPoint
 from ckptrun.digest import digest_leaves, digest_with_parts, part_digests
@@ -41,6 +40,7 @@ from ckptrun.errors import CheckpointError, CkptrunError, InternalError, SaveRef
 from ckptrun.forks import this_process
 from ckptrun.processes import held_back
 from ckptrun.ranks import Ranks
+from ckptrun.state.components import Path, TrainingState, is_per_rank, name_of
 
 __all__ = ["CheckpointManager", "Commit", "SaveRequest", "conflicts_of", "digest_state"]
 

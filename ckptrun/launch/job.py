@@ -14,7 +14,6 @@ from ckptrun.build import Builder, Built
 from ckptrun.checkpoint.load import Loaded
 from ckptrun.checkpoint.manager import CheckpointManager, Commit, digest_state
 from ckptrun.checkpoint.policy import KeepLast
-from ckptrun.checkpoint.state import TrainingState, name_of
 from ckptrun.config.checkpoint import SaveMode
 from ckptrun.config.parallelism import MeshShape
 from ckptrun.config.proof import ReloadCheck
@@ -49,6 +48,7 @@ from ckptrun.proof.trajectory import check_final_state, check_repeats, check_tra
 from ckptrun.proof.verdict import Check, Status, verdict_of
 from ckptrun.ranks import Ranks
 from ckptrun.state import preserved
+from ckptrun.state.components import TrainingState, name_of
 from ckptrun.trainer import Trainer
 
 __all__ = ["Job"]

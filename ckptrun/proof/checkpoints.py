@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from ckptrun.checkpoint.state import rank_of
 from ckptrun.engine.backends.interface import Url, locate
 from ckptrun.engine.dtypes import item_bytes
 from ckptrun.engine.geometry import dense_boxes
@@ -22,6 +21,7 @@ from ckptrun.errors import CheckpointError, InternalError
 from ckptrun.proof.blame import component_of, difference_of, nearness
 from ckptrun.proof.element import DifferingPart, first_element, first_entry
 from ckptrun.proof.verdict import Check, Status
+from ckptrun.state.components import rank_of
 
 __all__ = ["compare_checkpoints"]
 

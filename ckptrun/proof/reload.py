@@ -13,7 +13,6 @@ from torch.distributed.tensor import DTensor
 
 from ckptrun.checkpoint.load import Loaded
 from ckptrun.checkpoint.manager import SaveRequest, conflicts_of, digest_state
-from ckptrun.checkpoint.state import TrainingState, name_of
 from ckptrun.engine.read_state import read_leaf
 from ckptrun.errors import StateMismatchError
 from ckptrun.proof.element import DifferingPart, first_element, first_entry
@@ -21,6 +20,7 @@ from ckptrun.proof.ignored import Ignored
 from ckptrun.proof.verdict import Check, Status
 from ckptrun.ranks import Ranks
 from ckptrun.state import preserved, stream_digests
+from ckptrun.state.components import TrainingState, name_of
 from ckptrun.words import counted
 
 __all__ = ["Difference", "check_loaded", "check_reload", "check_replicas", "check_resumed"]

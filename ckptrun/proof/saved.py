@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ckptrun.checkpoint.state import rank_of
 from ckptrun.engine.backends.interface import Location, Url, locate
 from ckptrun.engine.consistency import contradictions, step_of
 from ckptrun.engine.layout import parse_step
@@ -22,6 +21,7 @@ from ckptrun.errors import CheckpointDamagedError, CheckpointError, CheckpointNo
 from ckptrun.proof.blame import component_of, difference_of, nearness
 from ckptrun.proof.file_digests import digests_of_files
 from ckptrun.proof.verdict import Check, Status
+from ckptrun.state.components import rank_of
 
 __all__ = ["check_saved"]
 

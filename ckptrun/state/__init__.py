@@ -1,7 +1,7 @@
-"""Components of the state that belong to no config group: RNG, EMA, progress, and objects of the user's own.
+"""The state of a run as components, and those that belong to no config group: RNG, EMA, progress, and objects of the user's own.
 
 A component is any object with ``state_dict()`` and ``load_state_dict(state)``. What ties them together into one
-checkpoint is ``ckptrun.checkpoint.state``.
+checkpoint is ``components``.
 """
 
 from ckptrun.state.ema import ExponentialMovingAverage

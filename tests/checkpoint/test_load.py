@@ -7,11 +7,11 @@ import torch.distributed as dist
 from ckptrun.checkpoint.load import Loaded, load
 from ckptrun.checkpoint.manager import CheckpointManager, digest_state
 from ckptrun.checkpoint.policy import KeepLast
-from ckptrun.checkpoint.state import AnyObject, TrainingState
 from ckptrun.config.checkpoint import LoadSelection, SaveMode
 from ckptrun.engine.staging import HostStager
 from ckptrun.errors import CheckpointError, ConfigError, StateMismatchError
 from ckptrun.ranks import Ranks
+from ckptrun.state.components import AnyObject, TrainingState
 from tests.support.run_ranks import run_ranks
 
 

@@ -16,7 +16,6 @@ from ckptrun import ShardReader, ShardWriter
 from ckptrun.checkpoint.load import load
 from ckptrun.checkpoint.manager import CheckpointManager
 from ckptrun.checkpoint.policy import KeepLast
-from ckptrun.checkpoint.state import TrainingState
 from ckptrun.config.checkpoint import LoadSelection, SaveMode
 from ckptrun.engine.commit import list_committed
 from ckptrun.engine.consistency import contradictions, step_of
@@ -28,6 +27,7 @@ from ckptrun.proof.starts import Failure, Start
 from ckptrun.proof.verdict import Status
 from ckptrun.ranks import Ranks
 from ckptrun.state import Progress
+from ckptrun.state.components import TrainingState
 from tests.tools.run_tool import run_tool
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable)")

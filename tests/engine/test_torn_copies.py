@@ -12,12 +12,12 @@ from torch import Tensor
 from ckptrun import HostStager
 from ckptrun.checkpoint.manager import CheckpointManager
 from ckptrun.checkpoint.policy import KeepLast
-from ckptrun.checkpoint.state import TrainingState
 from ckptrun.config.checkpoint import SaveMode
 from ckptrun.digest import digest_leaves, digest_with_parts, part_digests
 from ckptrun.engine.commit import list_committed
 from ckptrun.errors import SaveRefusedError
 from ckptrun.ranks import Ranks
+from ckptrun.state.components import TrainingState
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable)")
 

@@ -15,11 +15,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ckptrun.checkpoint.manager import CheckpointManager
 from ckptrun.checkpoint.policy import KeepLast
-from ckptrun.checkpoint.state import TrainingState
 from ckptrun.config.checkpoint import SaveMode
 from ckptrun.engine.backends.local import LocalBackend, LocalFileWriter
 from ckptrun.launch.watchdog import Watchdog
 from ckptrun.ranks import Ranks
+from ckptrun.state.components import TrainingState
 from tests.launch.watched_ranks import Declared, Rank, hang, run_watched
 from tests.support.storage_backends import on
 

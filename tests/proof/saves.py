@@ -7,10 +7,10 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
-from ckptrun.checkpoint.state import flatten, name_of
 from ckptrun.digest import digest_leaves
 from ckptrun.engine.layout import step_name
 from ckptrun.engine.storage import ShardWriter
+from ckptrun.state.components import flatten, name_of
 from tests.support.bits import random_tensor
 
 FILE = "rank_00000.safetensors"

@@ -16,7 +16,6 @@ from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType,
 
 from ckptrun.checkpoint.manager import CheckpointManager, Commit
 from ckptrun.checkpoint.policy import KeepLast
-from ckptrun.checkpoint.state import TrainingState
 from ckptrun.config.checkpoint import SaveMode
 from ckptrun.engine.backends.interface import Location
 from ckptrun.engine.backends.local import LocalBackend
@@ -27,6 +26,7 @@ from ckptrun.engine.read_state import read_state
 from ckptrun.engine.staging import HostStager
 from ckptrun.engine.storage import ShardReader, ShardWriter
 from ckptrun.ranks import Ranks
+from ckptrun.state.components import TrainingState
 from tests.support.bits import all_bits
 
 __all__ = [

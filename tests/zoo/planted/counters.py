@@ -7,13 +7,13 @@ from typing import Any
 
 from torch.optim.lr_scheduler import ConstantLR, SequentialLR
 
-from ckptrun.checkpoint.state import TrainingState
 from ckptrun.data.stream import DataStream
 from ckptrun.launch.resume import Restorer
 from ckptrun.optimizer import state as optimizer_state
 from ckptrun.precision import LossScaler
 from ckptrun.schedule import StepSchedule
 from ckptrun.state import ExponentialMovingAverage, Progress
+from ckptrun.state.components import TrainingState
 from ckptrun.trainer import Trainer
 from tests.zoo.planted.seam import Bug, is_resumed, world_size, wrap
 

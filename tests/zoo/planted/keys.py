@@ -4,8 +4,8 @@ from torch import Tensor
 
 from ckptrun.checkpoint import load as load_module
 from ckptrun.checkpoint.manager import CheckpointManager
-from ckptrun.checkpoint.state import TrainingState
 from ckptrun.parallelism.parallel_model import ParallelModel
+from ckptrun.state.components import TrainingState
 from tests.zoo.planted.seam import Bug, during, wrap
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 from ckptrun.checkpoint import manager as manager_module
 from ckptrun.checkpoint.manager import CheckpointManager
 from ckptrun.checkpoint.policy import KeepLast
-from ckptrun.checkpoint.state import TrainingState
 from ckptrun.config.fault import FaultPoint
 from ckptrun.engine import planner as planner_module
 from ckptrun.engine import staging as staging_module
@@ -22,6 +21,7 @@ from ckptrun.engine.storage import ShardWriter
 from ckptrun.launch.observer import StepObserver
 from ckptrun.parallelism.parallel_model import ParallelModel
 from ckptrun.state import ExponentialMovingAverage
+from ckptrun.state.components import TrainingState
 from ckptrun.trainer import Trainer
 from tests.zoo.planted.seam import Bug, during, local, rank, training_of, wrap
 

@@ -10,11 +10,11 @@ from torch.distributed.tensor import DTensor
 
 from ckptrun.checkpoint import load as load_module
 from ckptrun.checkpoint.manager import CheckpointManager
-from ckptrun.checkpoint.state import TrainingState
 from ckptrun.launch import resume as resume_module
 from ckptrun.launch.resume import Restorer
 from ckptrun.parallelism import data_parallel
 from ckptrun.parallelism.parallel_model import ParallelModel
+from ckptrun.state.components import TrainingState
 from tests.zoo.planted.seam import Bug, local, rank, world_size, wrap
 
 

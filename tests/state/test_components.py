@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ckptrun.checkpoint.policy import KeepLast, SaveInterval
-from ckptrun.checkpoint.state import AnyObject, SavedLeaf, TrainingState, flatten, is_per_rank, rank_of, unflatten
 from ckptrun.errors import StateMismatchError, UnsupportedLeafError
+from ckptrun.state.components import AnyObject, SavedLeaf, TrainingState, flatten, is_per_rank, rank_of, unflatten
 
 Pair = namedtuple("Pair", "a b")
 
