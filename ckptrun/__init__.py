@@ -3,13 +3,14 @@
 The layers, each importing only from those above it in this list:
 
 =====  ============================================================================================================
-L0     config, errors, exit_codes, values, words, embedded, memory, targets, console, files, processes, forks,
+L0     config, errors, exit_codes, values, words, text, embedded, memory, targets, console, files, processes, forks,
        public_names, ranks, digest, elements
 L1     model, data, optimizer, schedule, precision, parallelism, state, engine, checkpoint, fault, record
 L2     trainer, proof
 L3     build
-L4     launch, tools
-L5     command_line, app, __main__, pytest_plugin
+L4     formats
+L5     launch, tools
+L6     command_line, app, __main__, pytest_plugin
 =====  ============================================================================================================
 
 The public names are imported on first use, so that ``import ckptrun`` and ``ckptrun --help`` load no torch.

@@ -17,6 +17,7 @@ LAYERS = [
         "exit_codes",
         "values",
         "words",
+        "text",
         "embedded",
         "memory",
         "targets",
@@ -44,6 +45,7 @@ LAYERS = [
     },
     {"trainer", "proof"},
     {"build"},
+    {"formats"},
     {"launch", "tools"},
     {"command_line", "app", "__main__", "pytest_plugin"},
 ]

@@ -10,8 +10,8 @@ from ckptrun.exit_codes import ExitCode
 from ckptrun.files import write_json, write_text
 from ckptrun.launch.cell import Cell, CellVerdict, SaveFigures, sweep_exit_code
 from ckptrun.launch.junit import junit_xml
+from ckptrun.text import cut_text
 from ckptrun.tools.output import Column, Output
-from ckptrun.tools.text import cut_text
 
 __all__ = ["SweepRecord", "was_made_by_sweep"]
 

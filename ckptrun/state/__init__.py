@@ -1,4 +1,4 @@
-"""The state of a run as components, and those that belong to no config group: RNG, EMA, progress, and objects of the user's own.
+"""The state of a run as components, those of no config group among them: RNG, EMA, progress, objects of the user's own.
 
 A component is any object with ``state_dict()`` and ``load_state_dict(state)``. What ties them together into one
 checkpoint is ``components``.

@@ -6,7 +6,7 @@ exit code. What a command finds out, and what it shows of that, are apart:
 - ``inspect_command``: ``describe``, ``leaf_tree``, ``list_run``, and ``leaf_values``, which needs torch;
 - ``verify_command``: ``check_checkpoint``, ``check_file``, ``check_header``, ``damage``;
 - ``diff_command``: ``pairing``, ``compare``, ``difference``, ``distance``;
-- ``diff_command`` and ``convert_command`` read any format through ``source`` and ``sources``.
+- all of them read other formats through ``ckptrun.formats``.
 
 ``output`` is the only one that prints.
 """

@@ -20,9 +20,9 @@ from ckptrun.engine.consistency import contradictions
 from ckptrun.engine.layout import MANIFEST
 from ckptrun.engine.manifest import Chunk, Leaf, Manifest, read_manifest
 from ckptrun.errors import CheckpointNotFoundError, ManifestError
+from ckptrun.text import joined
 from ckptrun.tools.check_file import PIECE_BYTES, FileCheck, length_of
 from ckptrun.tools.damage import Damage, DamageKind, merged
-from ckptrun.tools.text import joined
 
 __all__ = ["Findings", "check_checkpoint"]
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ckptrun.errors import CheckpointDamagedError
-from ckptrun.tools.selection import Item, Selection
-from ckptrun.tools.sources.interface import Source
-from ckptrun.tools.text import joined
+from ckptrun.formats.common.interface import Source
+from ckptrun.formats.common.selection import Item, Selection
+from ckptrun.text import joined
 
 __all__ = ["check_copy"]
 

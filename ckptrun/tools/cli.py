@@ -13,7 +13,7 @@ from importlib import import_module
 from ckptrun.console import say_error
 from ckptrun.errors import CheckpointDamagedError, CkptrunError, UnsupportedLeafError
 from ckptrun.exit_codes import ExitCode, exit_code_of
-from ckptrun.tools.text import printable
+from ckptrun.text import printable
 
 __all__ = ["COMMANDS", "main"]
 

@@ -21,8 +21,8 @@ from typing import Self
 from torch import Tensor
 
 from ckptrun.errors import StateMismatchError, UnsupportedLeafError
+from ckptrun.formats.open_source import Source, SourceLeaf
 from ckptrun.tools.difference import Difference, Tally, tensors_alike, values_alike
-from ckptrun.tools.source import Source, SourceLeaf
 
 __all__ = ["Comparison", "Side", "compare"]
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from ckptrun.engine.backends.interface import Location
 from ckptrun.engine.backends.local import LocalBackend
 from ckptrun.errors import ConfigError
+from ckptrun.formats.common.convert_options import Options
+from ckptrun.formats.common.destination import Destination, require_apart
+from ckptrun.formats.common.interface import Source
+from ckptrun.formats.common.optimizer_layout import number_optimizers
+from ckptrun.formats.common.selection import Selection, select
+from ckptrun.formats.common.written import Advance, Written
 from ckptrun.tools.check_copy import check_copy
-from ckptrun.tools.convert_options import Options
-from ckptrun.tools.destination import Destination, require_apart
-from ckptrun.tools.optimizer_layout import number_optimizers
-from ckptrun.tools.selection import Selection, select
-from ckptrun.tools.sources.interface import Source
-from ckptrun.tools.targets.written import Advance, Written
 
 __all__ = ["Conversion", "convert"]
 
@@ -73,11 +73,11 @@ def _write(
 ) -> Written:
     # Writers are imported here: each is needed for its own format only.
     if options.to == "ckptrun":
-        from ckptrun.tools.targets.ckptrun_target import write_ckptrun
+        from ckptrun.formats.ckptrun_format.writer import write_ckptrun
 
         return write_ckptrun(selection, target, overwrite=options.overwrite, check=check, advance=advance)
     if options.to == "safetensors":
-        from ckptrun.tools.targets.safetensors_target import require_storable
+        from ckptrun.formats.safetensors_format.writer import require_storable
 
         require_storable(selection)
     with Destination(target, overwrite=options.overwrite, is_folder=options.makes_folder) as destination:
@@ -92,14 +92,14 @@ def _write_beside(
 ) -> Written:
     match options.to:
         case "dcp":
-            from ckptrun.tools.targets.dcp_target import write_dcp
+            from ckptrun.formats.dcp.writer import write_dcp
 
             return write_dcp(selection, working, final=target, advance=advance)
         case "torch":
-            from ckptrun.tools.targets.torch_target import write_torch
+            from ckptrun.formats.torch_save.writer import write_torch
 
             return write_torch(selection, working, advance=advance)
         case _:
-            from ckptrun.tools.targets.safetensors_target import write_safetensors
+            from ckptrun.formats.safetensors_format.writer import write_safetensors
 
             return write_safetensors(selection, working, max_shard_bytes=options.max_shard_bytes, advance=advance)

@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 from ckptrun.errors import ConfigError, UnsupportedLeafError
 from ckptrun.exit_codes import ExitCode
-from ckptrun.tools.convert_options import DTYPES, FORMATS, Options
+from ckptrun.formats.common.convert_options import DTYPES, FORMATS, Options
+from ckptrun.text import bytes_text, joined
 from ckptrun.tools.incomplete import add_incomplete, require_whole
 from ckptrun.tools.output import Output, add_output_arguments
 from ckptrun.tools.places import place_of
-from ckptrun.tools.text import bytes_text, joined
 
 if TYPE_CHECKING:
     from ckptrun.tools.convert import Conversion
@@ -80,8 +80,8 @@ def run(args: argparse.Namespace) -> int:
     if args.keep_prefix and args.only is None:
         raise ConfigError("--keep-prefix says what becomes of the NAME of --only, which is missing.")
     # Imported here: torch takes seconds, and --help and wrong options should not.
+    from ckptrun.formats.open_source import open_source
     from ckptrun.tools.convert import convert
-    from ckptrun.tools.source import open_source
 
     output = Output(plain=args.no_color)
     place, target = place_of(args.source), place_of(args.target)

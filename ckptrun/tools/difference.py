@@ -11,7 +11,7 @@ from torch import Tensor
 from ckptrun.elements.apart import Apart, apart
 from ckptrun.elements.text import element_bits, element_json
 from ckptrun.elements.unequal import index_of, unequal_pieces
-from ckptrun.tools.source import SourceLeaf
+from ckptrun.formats.open_source import SourceLeaf
 from ckptrun.values import canonical_bytes, encode
 
 __all__ = ["Difference", "Elements", "Tally", "apart_json", "tensors_alike", "values_alike"]

@@ -4,7 +4,7 @@ import argparse
 
 from ckptrun.engine.backends.interface import Location
 from ckptrun.errors import ConfigError
-from ckptrun.tools.part_names import part_of
+from ckptrun.formats.common.part_names import part_of
 
 __all__ = ["add_incomplete", "require_whole"]
 

@@ -9,10 +9,10 @@ from ckptrun.engine.consistency import contradictions
 from ckptrun.engine.layout import LeftoverKind, parse_leftover, parse_step
 from ckptrun.engine.manifest import Manifest, read_manifest
 from ckptrun.errors import CheckpointNotFoundError, ManifestError
+from ckptrun.text import bytes_text
 from ckptrun.tools.describe import mesh_text, when_text
 from ckptrun.tools.output import Column, Output
 from ckptrun.tools.places import checkpoints_in
-from ckptrun.tools.text import bytes_text
 
 __all__ = ["Listing", "list_run"]
 

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Collection
 
-from ckptrun.tools.text import joined
+from ckptrun.text import joined
 
 __all__ = ["near_names"]
 

@@ -1,6 +1,6 @@
 """What the tools print: rich tables and bars on a terminal, plain text in pipes and with ``--no-color``, or JSON.
 
-Everything shown goes through :func:`~ckptrun.tools.text.printable`: names and values come from files, and a file must
+Everything shown goes through :func:`~ckptrun.text.printable`: names and values come from files, and a file must
 not be able to steer a terminal.
 """
 
@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ckptrun.console import say, say_error
-from ckptrun.tools.text import printable
+from ckptrun.text import printable
 
 __all__ = ["Column", "Output", "add_output_arguments"]
 

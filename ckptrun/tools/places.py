@@ -8,7 +8,7 @@ from ckptrun.engine.backends.interface import Location, locate, read_file
 from ckptrun.engine.commit import is_committed, list_committed, list_in_flight, list_leftovers
 from ckptrun.engine.layout import step_name
 from ckptrun.errors import CheckpointNotFoundError, ConfigError
-from ckptrun.tools.text import joined
+from ckptrun.text import joined
 
 __all__ = ["checkpoints_in", "is_foreign", "newest_of", "place_of", "root_at", "runs_in", "steps_of"]
 
@@ -90,7 +90,7 @@ def is_foreign(place: Location) -> bool:
         return not place.backend.list_names(place.path)
     if is_committed(place) or "manifest.json" in names or _root_of(place) is not None:
         return False
-    from ckptrun.tools.part_names import is_index_name
+    from ckptrun.formats.common.part_names import is_index_name
 
     return ".metadata" in names or any(
         name.endswith((".safetensors", ".bin", ".pt", ".pth", ".ckpt")) or is_index_name(name) for name in names

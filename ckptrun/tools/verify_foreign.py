@@ -7,9 +7,9 @@ from typing import Any
 from ckptrun.engine.backends.interface import Location
 from ckptrun.errors import CheckpointDamagedError, StateMismatchError, UnsupportedLeafError
 from ckptrun.exit_codes import ExitCode
+from ckptrun.formats.open_source import Source, SourceLeaf, open_source
+from ckptrun.text import bytes_text
 from ckptrun.tools.output import Output
-from ckptrun.tools.source import Source, SourceLeaf, open_source
-from ckptrun.tools.text import bytes_text
 from ckptrun.words import counted
 
 __all__ = ["verify_foreign"]

@@ -14,9 +14,9 @@ from torch.utils.data import Dataset
 from ckptrun.build import _has_code_of_the_user
 from ckptrun.engine.commit import list_committed
 from ckptrun.engine.layout import step_folder
+from ckptrun.formats.open_source import open_source
 from ckptrun.proof.saved import check_saved
 from ckptrun.proof.verdict import Status
-from ckptrun.tools.source import open_source
 from tests.support.jobs import run_here
 from tests.test_config import config_of
 

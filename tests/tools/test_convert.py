@@ -22,9 +22,9 @@ from ckptrun.engine.commit import hold_save, list_leftovers
 from ckptrun.engine.layout import new_save_id
 from ckptrun.engine.manifest import read_manifest
 from ckptrun.engine.storage import ShardReader, ShardWriter
-from ckptrun.tools.targets.torch_save import save_to
+from ckptrun.formats.torch_save.stream import save_to
 from tests.support.bits import all_bits, bits, random_tensor
-from tests.tools.foreign import (
+from tests.support.foreign import (
     DTYPES,
     FORMATS,
     IN_SAFETENSORS,
@@ -448,8 +448,8 @@ def test_what_is_read_back_differently_is_not_put_in_place(
 
 def spoil_on_storage(monkeypatch: pytest.MonkeyPatch) -> None:
     """Change the last bytes of tensor data in what was written, before it is opened again."""
+    from ckptrun.formats.ckptrun_format import writer as ckptrun_target
     from ckptrun.tools import convert as module
-    from ckptrun.tools.targets import ckptrun_target
 
     one = torch.ones(1).numpy().tobytes()
 
@@ -593,7 +593,7 @@ MEASURE = """
 import resource, sys
 import torch, torch.distributed.checkpoint
 from ckptrun.tools.cli import main
-import ckptrun.tools.convert, ckptrun.tools.targets.dcp_target, ckptrun.tools.targets.safetensors_target
+import ckptrun.tools.convert, ckptrun.formats.dcp.writer, ckptrun.formats.safetensors_format.writer
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 code = main(sys.argv[1:])
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, file=sys.stderr)

@@ -314,7 +314,7 @@ def test_it_works_as_a_process_and_on_a_terminal(run_folder: Path, step_20: Path
 
 MEASURE = """
 import resource, sys, warnings
-import ckptrun.tools.compare, ckptrun.tools.sources.ckptrun_format, ckptrun.tools.sources.dcp_format
+import ckptrun.tools.compare, ckptrun.formats.ckptrun_format.reader, ckptrun.formats.dcp.reader
 from ckptrun.tools.cli import main
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.tools.foreign import write
+from tests.support.foreign import write
 from tests.tools.run_tool import run_tool
 from tests.tools.saved import save
 

@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from ckptrun.tools.part_names import is_index_name, missing_by_name, part_of
+from ckptrun.formats.common.part_names import is_index_name, missing_by_name, part_of
 from tests.tools.run_tool import Ended, run_tool
 
 STATE = {f"layer.{index}": torch.full((2,), float(index)) for index in range(3)}

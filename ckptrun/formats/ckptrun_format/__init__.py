@@ -1,0 +1,1 @@
+"""Checkpoints of ckptrun's own format, read and written through the engine."""

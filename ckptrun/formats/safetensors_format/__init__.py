@@ -1,0 +1,1 @@
+"""Files of safetensors, and folders of them with an index."""
