@@ -22,9 +22,9 @@ from ckptrun.checkpoint.policy import KeepLast
 from ckptrun.config.checkpoint import SaveMode
 from ckptrun.config.compose import config_from
 from ckptrun.config.run import check_world
+from ckptrun.evidence.ledger import Ledger
 from ckptrun.launch.determinism import make_deterministic
 from ckptrun.launch.observer import Line
-from ckptrun.proof.ledger import Ledger
 from ckptrun.ranks import Ranks
 from ckptrun.trainer import Trainer
 

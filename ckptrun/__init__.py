@@ -3,14 +3,16 @@
 The layers, each importing only from those above it in this list:
 
 =====  ============================================================================================================
-L0     config, errors, exit_codes, values, words, text, embedded, memory, targets, console, files, processes, forks,
-       public_names, ranks, digest, elements
-L1     model, data, optimizer, schedule, precision, parallelism, state, engine, checkpoint, fault, record
-L2     trainer, proof
-L3     build
-L4     formats
-L5     launch, tools
-L6     command_line, app, __main__, pytest_plugin
+L0     console, elements, errors, files, forks, processes, public_names, text, words
+L1     config, exit_codes, memory, ranks, targets, values
+L2     data, digest, embedded, model, parallelism, precision, schedule
+L3     engine, optimizer, state
+L4     checkpoint, fault, formats
+L5     evidence, trainer
+L6     build, checks
+L7     launch, tools
+L8     command_line, app
+L9     __main__, pytest_plugin
 =====  ============================================================================================================
 
 The public names are imported on first use, so that ``import ckptrun`` and ``ckptrun --help`` load no torch.

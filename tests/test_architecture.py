@@ -11,68 +11,20 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "ckptrun"
 
 LAYERS = [
-    {
-        "config",
-        "errors",
-        "exit_codes",
-        "values",
-        "words",
-        "text",
-        "embedded",
-        "memory",
-        "targets",
-        "console",
-        "files",
-        "processes",
-        "public_names",
-        "forks",
-        "ranks",
-        "digest",
-        "elements",
-    },
-    {
-        "model",
-        "data",
-        "optimizer",
-        "schedule",
-        "precision",
-        "parallelism",
-        "state",
-        "engine",
-        "checkpoint",
-        "fault",
-        "record",
-    },
-    {"trainer", "proof"},
-    {"build"},
-    {"formats"},
+    {"console", "elements", "errors", "files", "forks", "processes", "public_names", "text", "words"},
+    {"config", "exit_codes", "memory", "ranks", "targets", "values"},
+    {"data", "digest", "embedded", "model", "parallelism", "precision", "schedule"},
+    {"engine", "optimizer", "state"},
+    {"checkpoint", "fault", "formats"},
+    {"evidence", "trainer"},
+    {"build", "checks"},
     {"launch", "tools"},
-    {"command_line", "app", "__main__", "pytest_plugin"},
+    {"command_line", "app"},
+    {"__main__", "pytest_plugin"},
 ]
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 # Within a layer: who may import whom.
-SIDEWAYS = {
-    ("config", "errors"),
-    ("exit_codes", "errors"),
-    ("values", "errors"),
-    ("embedded", "errors"),
-    ("embedded", "values"),
-    ("embedded", "memory"),
-    ("memory", "errors"),
-    ("digest", "memory"),
-    ("targets", "errors"),
-    ("ranks", "errors"),
-    ("digest", "errors"),
-    ("digest", "values"),
-    ("proof", "trainer"),
-    # Storage that fails stands in the place of the engine's backend.
-    ("fault", "engine"),
-    ("checkpoint", "engine"),
-    ("checkpoint", "state"),
-    ("launch", "tools"),
-    ("__main__", "app"),
-    ("app", "command_line"),
-}
+SIDEWAYS = {("launch", "tools"), ("app", "command_line")}
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -5,9 +5,9 @@ import math
 
 import pytest
 
+from ckptrun.evidence.events import RunRecord
+from ckptrun.evidence.ledger import Mismatch
 from ckptrun.files import append_line, read_lines, with_bits, write_json
-from ckptrun.proof.ledger import Mismatch
-from ckptrun.record import RunRecord
 
 
 def strict(text: str) -> object:

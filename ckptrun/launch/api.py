@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from ckptrun.config.compose import config_from
 from ckptrun.errors import RankFailedError
+from ckptrun.evidence.starts import read_starts
+from ckptrun.evidence.verdict import Verdict, read_verdict
 from ckptrun.exit_codes import ExitCode
 from ckptrun.launch.start import launch
-from ckptrun.proof.starts import read_starts
-from ckptrun.proof.verdict import Verdict, read_verdict
 
 __all__ = ["PROVED", "prove"]
 

@@ -19,18 +19,18 @@ from torch import Tensor
 from ckptrun.build import Builder, Built
 from ckptrun.checkpoint.load import Loaded
 from ckptrun.checkpoint.manager import CheckpointManager, digest_state
+from ckptrun.checks.ignored import Ignored
 from ckptrun.config.checkpoint import LoadSelection
 from ckptrun.config.fault import FaultPoint
 from ckptrun.engine.manifest import read_manifest
+from ckptrun.evidence.ledger import Line as LedgerLine
+from ckptrun.evidence.ledger import compare_lines, ledger_file
 from ckptrun.files import read_lines
 from ckptrun.launch.leg import Controls
 from ckptrun.launch.observer import Line
 from ckptrun.launch.preflight import checkpoint_of
 from ckptrun.launch.report import Report
 from ckptrun.launch.resume import Restorer
-from ckptrun.proof.ignored import Ignored
-from ckptrun.proof.ledger import Line as LedgerLine
-from ckptrun.proof.ledger import compare_lines, ledger_file
 from ckptrun.ranks import Ranks
 from ckptrun.trainer import StepFacts, Trainer
 

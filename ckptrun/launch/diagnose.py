@@ -18,23 +18,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ckptrun.checks.checkpoints import compare_checkpoints
+from ckptrun.checks.ignored import Ignored
+from ckptrun.checks.judge import compare_ledgers, describe, step_like
+from ckptrun.checks.operation import Operation, first_operation
 from ckptrun.config.run import RunConfig
 from ckptrun.engine.backends.interface import locate
 from ckptrun.engine.commit import is_committed
 from ckptrun.errors import RankFailedError
+from ckptrun.evidence.ledger import Mismatch
+from ckptrun.evidence.starts import Start
+from ckptrun.evidence.trace_files import What
+from ckptrun.evidence.verdict import Check, Status
 from ckptrun.launch.evidence import Evidence
 from ckptrun.launch.leg import TraceWindow
 from ckptrun.launch.leg_end import check_leg
 from ckptrun.launch.legs import Legs, TimedOutcome
 from ckptrun.launch.preflight import checkpoint_of
-from ckptrun.proof.checkpoints import compare_checkpoints
-from ckptrun.proof.ignored import Ignored
-from ckptrun.proof.judge import compare_ledgers, describe, step_like
-from ckptrun.proof.ledger import Mismatch
-from ckptrun.proof.operation import Operation, first_operation
-from ckptrun.proof.starts import Start
-from ckptrun.proof.trace_files import What
-from ckptrun.proof.verdict import Check, Status
 
 __all__ = ["Diagnosis", "Suspect", "diagnose"]
 

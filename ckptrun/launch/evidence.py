@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptrun.config.run import RunConfig
+from ckptrun.evidence.starts import Start
 from ckptrun.fault import Fired, PlannedFault
 from ckptrun.launch.legs import Legs
 from ckptrun.launch.outside_files import OutsideFiles
-from ckptrun.proof.starts import Start
 
 __all__ = ["Evidence"]
 

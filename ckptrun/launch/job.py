@@ -14,6 +14,10 @@ from ckptrun.build import Builder, Built
 from ckptrun.checkpoint.load import Loaded
 from ckptrun.checkpoint.manager import CheckpointManager, Commit, digest_state
 from ckptrun.checkpoint.policy import KeepLast
+from ckptrun.checks.ignored import Ignored
+from ckptrun.checks.planned import check_faults
+from ckptrun.checks.reload import check_loaded, check_reload, check_replicas, check_resumed
+from ckptrun.checks.trajectory import check_final_state, check_repeats, check_trajectory
 from ckptrun.config.checkpoint import SaveMode
 from ckptrun.config.parallelism import MeshShape
 from ckptrun.config.proof import ReloadCheck
@@ -22,6 +26,10 @@ from ckptrun.console import ProgressView, say, say_error
 from ckptrun.engine.backends.interface import locate
 from ckptrun.engine.staging import HostStager
 from ckptrun.errors import InternalError
+from ckptrun.evidence.ledger import Ledger
+from ckptrun.evidence.lineage import Lineage
+from ckptrun.evidence.trained import fingerprints
+from ckptrun.evidence.verdict import Check, Status, verdict_of
 from ckptrun.exit_codes import ExitCode
 from ckptrun.fault import FaultInjector, FaultRecord, armed, with_faults
 from ckptrun.files import with_bits
@@ -38,14 +46,6 @@ from ckptrun.launch.report import Report
 from ckptrun.launch.resume import EVERYTHING, Restorer, Resume
 from ckptrun.launch.stop import StopSignal
 from ckptrun.launch.tracing import Originals
-from ckptrun.proof.ignored import Ignored
-from ckptrun.proof.ledger import Ledger
-from ckptrun.proof.lineage import Lineage
-from ckptrun.proof.planned import check_faults
-from ckptrun.proof.reload import check_loaded, check_reload, check_replicas, check_resumed
-from ckptrun.proof.trained import fingerprints
-from ckptrun.proof.trajectory import check_final_state, check_repeats, check_trajectory
-from ckptrun.proof.verdict import Check, Status, verdict_of
 from ckptrun.ranks import Ranks
 from ckptrun.state import preserved
 from ckptrun.state.components import TrainingState, name_of

@@ -4,22 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from ckptrun.engine.backends.interface import locate
-from ckptrun.engine.commit import list_committed
-from ckptrun.engine.layout import step_folder
-from ckptrun.fault import Fired
-from ckptrun.files import read_lines
-from ckptrun.launch.blamed_code import code_of
-from ckptrun.launch.diagnose import Diagnosis, Suspect, diagnose
-from ckptrun.launch.evidence import Evidence
-from ckptrun.launch.legs import TimedOutcome
-from ckptrun.launch.occurred import occurred
-from ckptrun.launch.preflight import checkpoint_of, leaf_names
-from ckptrun.proof.causes import moment_of
-from ckptrun.proof.checkpoints import compare_checkpoints
-from ckptrun.proof.finite import check_finite
-from ckptrun.proof.ignored import Ignored
-from ckptrun.proof.judge import (
+from ckptrun.checks.causes import moment_of
+from ckptrun.checks.checkpoints import compare_checkpoints
+from ckptrun.checks.finite import check_finite
+from ckptrun.checks.ignored import Ignored
+from ckptrun.checks.judge import (
     LedgerComparison,
     check_controls,
     check_invisible,
@@ -31,14 +20,25 @@ from ckptrun.proof.judge import (
     compare_ledgers,
     idle_controls,
 )
-from ckptrun.proof.ledger import Line, ledger_file
-from ckptrun.proof.not_exercised import not_exercised
-from ckptrun.proof.nothing_lost import check_nothing_lost
-from ckptrun.proof.planned import check_faults
-from ckptrun.proof.saved import check_saved
-from ckptrun.proof.saves_differ import check_saves_differ
-from ckptrun.proof.starts import Start
-from ckptrun.proof.verdict import Check, Status, Verdict, verdict_of
+from ckptrun.checks.not_exercised import not_exercised
+from ckptrun.checks.nothing_lost import check_nothing_lost
+from ckptrun.checks.planned import check_faults
+from ckptrun.checks.saved import check_saved
+from ckptrun.checks.saves_differ import check_saves_differ
+from ckptrun.engine.backends.interface import locate
+from ckptrun.engine.commit import list_committed
+from ckptrun.engine.layout import step_folder
+from ckptrun.evidence.ledger import Line, ledger_file
+from ckptrun.evidence.starts import Start
+from ckptrun.evidence.verdict import Check, Status, Verdict, verdict_of
+from ckptrun.fault import Fired
+from ckptrun.files import read_lines
+from ckptrun.launch.blamed_code import code_of
+from ckptrun.launch.diagnose import Diagnosis, Suspect, diagnose
+from ckptrun.launch.evidence import Evidence
+from ckptrun.launch.legs import TimedOutcome
+from ckptrun.launch.occurred import occurred
+from ckptrun.launch.preflight import checkpoint_of, leaf_names
 
 __all__ = ["judge", "judge_failed"]
 

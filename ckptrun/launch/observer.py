@@ -13,12 +13,12 @@ from ckptrun.config.fault import FaultPoint
 from ckptrun.config.run import RunConfig
 from ckptrun.console import ProgressView, say
 from ckptrun.data import Share
+from ckptrun.evidence.content import content_digest
+from ckptrun.evidence.ledger import Ledger
+from ckptrun.evidence.trace import Tracer
 from ckptrun.launch.leg import Leg
 from ckptrun.launch.points import Points
 from ckptrun.launch.report import Report
-from ckptrun.proof.content import content_digest
-from ckptrun.proof.ledger import Ledger
-from ckptrun.proof.trace import Tracer
 from ckptrun.ranks import Ranks
 from ckptrun.state import stream_digests
 from ckptrun.trainer import StepFacts

@@ -3,15 +3,15 @@
 import contextlib
 from typing import Any
 
+from ckptrun.checks.not_exercised import Occurred
 from ckptrun.engine.backends.interface import locate
 from ckptrun.engine.commit import list_committed
 from ckptrun.engine.layout import step_folder
 from ckptrun.engine.manifest import read_manifest
 from ckptrun.errors import CheckpointError
+from ckptrun.evidence.ledger import ledger_file
 from ckptrun.files import read_lines
 from ckptrun.launch.evidence import Evidence
-from ckptrun.proof.ledger import ledger_file
-from ckptrun.proof.not_exercised import Occurred
 
 __all__ = ["occurred"]
 

@@ -12,12 +12,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ckptrun.checks.outside import Access, Crossing, Window, check_outside, find_crossings, is_matched
 from ckptrun.config.checkpoint import is_remote
 from ckptrun.config.run import RunConfig
+from ckptrun.evidence.verdict import Check
 from ckptrun.files import append_line, read_lines, write_json
 from ckptrun.launch.file_watch import FileWatch, How
-from ckptrun.proof.outside import Access, Crossing, Window, check_outside, find_crossings, is_matched
-from ckptrun.proof.verdict import Check
 
 __all__ = ["OutsideFiles", "default_shared"]
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from ckptrun.config.run import RunConfig
 from ckptrun.console import aligned, say
+from ckptrun.evidence.starts import Start
+from ckptrun.evidence.verdict import Check, Status, Verdict
 from ckptrun.exit_codes import ExitCode
 from ckptrun.fault import Fired, PlannedFault
 from ckptrun.launch.leg_progress import has_colour
 from ckptrun.launch.legs import TimedOutcome
-from ckptrun.proof.starts import Start
-from ckptrun.proof.verdict import Check, Status, Verdict
 from ckptrun.words import counted
 
 __all__ = ["ProofView", "text_of"]

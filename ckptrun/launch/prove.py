@@ -16,10 +16,14 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 
+from ckptrun.checks.ignored import Ignored
+from ckptrun.checks.judge import second_resumes
 from ckptrun.config.run import RunConfig
 from ckptrun.console import say_error
 from ckptrun.engine.backends.interface import locate
 from ckptrun.engine.commit import list_committed
+from ckptrun.evidence.starts import Start, read_failures, read_starts
+from ckptrun.evidence.verdict import Status, Verdict
 from ckptrun.exit_codes import ExitCode
 from ckptrun.fault import FaultRecord, PlannedFault, stop_steps
 from ckptrun.files import write_json
@@ -38,10 +42,6 @@ from ckptrun.launch.proof_check import check_proof, reshaped
 from ckptrun.launch.proof_places import keep_copies
 from ckptrun.launch.proof_view import ProofView
 from ckptrun.launch.silent_end import spoken_or_seen
-from ckptrun.proof.ignored import Ignored
-from ckptrun.proof.judge import second_resumes
-from ckptrun.proof.starts import Start, read_failures, read_starts
-from ckptrun.proof.verdict import Status, Verdict
 
 __all__ = ["run_proof"]
 

@@ -20,18 +20,18 @@ import torch
 
 from ckptrun.build import Builder
 from ckptrun.checkpoint.manager import no_point
+from ckptrun.checks.blame import difference_of
+from ckptrun.checks.ignored import Ignored
+from ckptrun.checks.reload import check_reload
 from ckptrun.config.checkpoint import LoadSelection
 from ckptrun.config.run import RunConfig, check_world
 from ckptrun.errors import CkptrunError
+from ckptrun.evidence.verdict import Check, Status
 from ckptrun.launch.broken_connection import is_broken_connection
 from ckptrun.launch.determinism import make_deterministic
 from ckptrun.launch.groups import choose_device, open_groups
 from ckptrun.launch.resume import Restorer
 from ckptrun.processes import LEFT_TO_RANKS, end_with_parent, held_back
-from ckptrun.proof.blame import difference_of
-from ckptrun.proof.ignored import Ignored
-from ckptrun.proof.reload import check_reload
-from ckptrun.proof.verdict import Check, Status
 from ckptrun.ranks import Ranks
 
 __all__ = ["ReloadProcess"]

@@ -13,11 +13,11 @@ from ckptrun.config.model import CustomModelConfig, GPTConfig
 from ckptrun.config.parallelism import MeshShape
 from ckptrun.config.run import RunConfig, to_plain
 from ckptrun.console import say, short_path, summarise
+from ckptrun.evidence.events import RunRecord, environment
+from ckptrun.evidence.verdict import Check, Status, Verdict
 from ckptrun.files import EVENTS, append_line, read_lines, with_bits, write_json
 from ckptrun.launch.leg import Leg
-from ckptrun.proof.verdict import Check, Status, Verdict
 from ckptrun.ranks import Ranks
-from ckptrun.record import RunRecord, environment
 from ckptrun.trainer import StepFacts
 
 __all__ = ["Report"]

@@ -7,16 +7,16 @@ import torch.distributed as dist
 from ckptrun.build import Built
 from ckptrun.checkpoint.load import Loaded, load
 from ckptrun.checkpoint.manager import CheckpointManager
+from ckptrun.checks.reload import check_loaded
 from ckptrun.config.checkpoint import LoadSelection, SaveMode
 from ckptrun.config.fault import FaultPoint
 from ckptrun.config.run import RunConfig
 from ckptrun.console import say, say_error
 from ckptrun.engine.manifest import read_manifest
 from ckptrun.errors import CheckpointDamagedError
+from ckptrun.evidence.verdict import Check
 from ckptrun.launch.conditions import surroundings
 from ckptrun.launch.preflight import abandoned_steps, changed_keys, checkpoint_in, folders_to_resume, none_is_whole
-from ckptrun.proof.reload import check_loaded
-from ckptrun.proof.verdict import Check
 from ckptrun.ranks import Ranks
 from ckptrun.schedule import StepSchedule
 from ckptrun.state import seed_streams

@@ -4,9 +4,9 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
+from ckptrun.evidence.starts import Failure
 from ckptrun.launch.leg import Leg
 from ckptrun.launch.local import Outcome
-from ckptrun.proof.starts import Failure
 
 __all__ = ["last_line", "spoken_or_seen"]
 

@@ -3,10 +3,10 @@
 from typing import Any
 
 from ckptrun.config.run import RunConfig
+from ckptrun.evidence.trace import Tracer, Watched
 from ckptrun.launch.leg import TraceWindow
 from ckptrun.optimizer import OptimizerState
 from ckptrun.parallelism import clean_name
-from ckptrun.proof.trace import Tracer, Watched
 from ckptrun.trainer import Training
 
 __all__ = ["Originals"]

@@ -16,15 +16,15 @@ from ckptrun import ShardReader, ShardWriter
 from ckptrun.checkpoint.load import load
 from ckptrun.checkpoint.manager import CheckpointManager
 from ckptrun.checkpoint.policy import KeepLast
+from ckptrun.checks.saved import check_saved
 from ckptrun.config.checkpoint import LoadSelection, SaveMode
 from ckptrun.engine.commit import list_committed
 from ckptrun.engine.consistency import contradictions, step_of
 from ckptrun.engine.manifest import Manifest, read_manifest, to_bytes
 from ckptrun.errors import ManifestError, SaveRefusedError
+from ckptrun.evidence.starts import Failure, Start
+from ckptrun.evidence.verdict import Status
 from ckptrun.launch.judgement import judge_failed
-from ckptrun.proof.saved import check_saved
-from ckptrun.proof.starts import Failure, Start
-from ckptrun.proof.verdict import Status
 from ckptrun.ranks import Ranks
 from ckptrun.state import Progress
 from ckptrun.state.components import TrainingState

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from ckptrun.checks.judge import LedgerComparison, check_controls, check_invisible, check_second_resume
+from ckptrun.evidence.ledger import Mismatch
+from ckptrun.evidence.starts import Failure, Start
+from ckptrun.evidence.verdict import Check, Status
 from ckptrun.launch.diagnose import Suspect, diagnose
 from ckptrun.launch.evidence import Evidence
 from ckptrun.launch.leg_end import why_incomplete
 from ckptrun.launch.legs import Legs, TimedOutcome
 from ckptrun.launch.local import Outcome
 from ckptrun.launch.outside_files import OutsideFiles
-from ckptrun.proof.judge import LedgerComparison, check_controls, check_invisible, check_second_resume
-from ckptrun.proof.ledger import Mismatch
-from ckptrun.proof.starts import Failure, Start
-from ckptrun.proof.verdict import Check, Status
 from tests.test_config import config_of
 
 STEPS = 6

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from ckptrun.checks.checkpoints import compare_checkpoints
 from ckptrun.engine.backends.interface import locate, write_file
 from ckptrun.engine.commit import list_committed, remove_checkpoint
 from ckptrun.errors import ConfigError
+from ckptrun.evidence.verdict import Status
 from ckptrun.launch.proof_places import clear_checkpoints, clear_place, keep_copies, place_beside
-from ckptrun.proof.checkpoints import compare_checkpoints
-from ckptrun.proof.verdict import Status
-from tests.proof.saves import live_state, save
+from tests.checks.saves import live_state, save
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable)")
 

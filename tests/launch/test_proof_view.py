@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from ckptrun.evidence.verdict import Status
 from ckptrun.launch.leg_progress import has_colour, leg_progress, newest_step
 from ckptrun.launch.proof_view import coloured, leg_line
-from ckptrun.proof.verdict import Status
 
 
 class Terminal(io.StringIO):

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from ckptrun.config.precision import PrecisionConfig, PrecisionKind
+from ckptrun.evidence.content import content_digest
 from ckptrun.parallelism.gradients import Gradients
 from ckptrun.precision import LossScaler
-from ckptrun.proof.content import content_digest
 
 
 def weight_with(gradient: torch.Tensor) -> nn.Parameter:

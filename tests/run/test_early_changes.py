@@ -12,11 +12,11 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ckptrun.build import _has_code_of_the_user
+from ckptrun.checks.saved import check_saved
 from ckptrun.engine.commit import list_committed
 from ckptrun.engine.layout import step_folder
+from ckptrun.evidence.verdict import Status
 from ckptrun.formats.open_source import open_source
-from ckptrun.proof.saved import check_saved
-from ckptrun.proof.verdict import Status
 from tests.support.jobs import run_here
 from tests.test_config import config_of
 

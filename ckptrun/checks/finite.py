@@ -1,0 +1,46 @@
+"""A trajectory of NaN repeats whatever was lost: from where on it proves nothing. Torch-free."""
+
+import math
+from collections.abc import Sequence
+
+from ckptrun.evidence.ledger import Line
+from ckptrun.evidence.verdict import Check, Status
+
+__all__ = ["check_finite"]
+
+
+def check_finite(lines: Sequence[Line]) -> list[Check]:
+    """Return ``finite``, not verified, if the run ends in steps that tell nothing; nothing if it does not.
+
+    Such a step has a loss that is NaN or infinite, or was taken with a gradient that is NaN, as then weights are. Steps
+    in the middle that tell nothing are no matter: what comes after them tells. Nor is a last step that the loss scaler
+    has left out, which leaves the weights as they were.
+
+    Args:
+        lines: Of the ledger of the reference, on one rank: the numbers are those of all ranks together.
+    """
+    void: list[Line] = []
+    for line in reversed(lines):
+        if not _is_void(line):
+            break
+        void.insert(0, line)
+    if not void or (len(void) == 1 and void[0]["skipped"]):
+        return []
+    first, last = void[0], lines[-1]
+    what = f"loss {_number(first, 'loss')}, gradient norm {_number(first, 'gradient_norm')}"
+    steps = f"step {first['step']}" if first is last else f"steps {first['step']} to {last['step']}"
+    detail = (
+        f"from step {first['step']} on ({what}) every step looks the same, whatever was lost: {steps} prove nothing. "
+        "Make the job train (a smaller optimizer.lr, train.clip_norm, other data), or end it before that step "
+        "(train.steps)"
+    )
+    return [Check(name="finite", status=Status.not_verified, detail=detail, covered={"steps": len(lines) - len(void)})]
+
+
+def _is_void(line: Line) -> bool:
+    norm = float.fromhex(line["gradient_norm"])
+    return not math.isfinite(float.fromhex(line["loss"])) or (math.isnan(norm) and not line["skipped"])
+
+
+def _number(line: Line, field: str) -> str:
+    return f"{float.fromhex(line[field]):.6g}"

@@ -1,0 +1,120 @@
+"""Checks over the ledgers of a run: steps done twice came out the same, and all of them repeat a reference run."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from ckptrun.engine.manifest import read_manifest
+from ckptrun.errors import CkptrunError
+from ckptrun.evidence.ledger import Ledger, Mismatch, compare, ledger_file
+from ckptrun.evidence.lineage import Lineage
+from ckptrun.evidence.verdict import Check, Status
+from ckptrun.files import read_lines
+from ckptrun.ranks import Ranks
+from ckptrun.words import counted
+
+__all__ = ["check_final_state", "check_repeats", "check_trajectory"]
+
+
+def check_repeats(ledger: Ledger, *, ranks: Ranks) -> Check | None:
+    """Whether steps that were done again, in any start, came out the same. All ranks call. None: no step was."""
+    found = ranks.gather((ledger.repeated, ledger.mismatch))
+    repeated = min(count for count, _ in found)
+    first = _first(mismatch for _, mismatch in found)
+    if first is not None:
+        again = "done again after a resume (if the program was changed, give it a run of its own: run.name=...)"
+        return _different("repeats", first, again)
+    if not repeated:
+        return None
+    detail = f"{repeated} steps on {counted(ranks.world_size, 'rank')} done again after a resume came out the same"
+    return Check(name="repeats", status=Status.equal, detail=detail)
+
+
+def check_trajectory(reference: Path, run_dir: Path, *, last_step: int, lineage: Lineage, ranks: Ranks) -> Check:
+    """Compare this run, all its starts together, step by step with the run in ``reference``. All ranks call.
+
+    Steps that a later start, under another config, has gone back before are none of this run's any more: ``lineage`` is
+    that of its state.
+    """
+    error, steps, mismatch = "", 0, None
+    try:
+        if not ledger_file(reference, ranks.rank).is_file():
+            raise FileNotFoundError("there is none")
+        expected = read_lines(ledger_file(reference, ranks.rank))
+        got = [line for line in read_lines(ledger_file(run_dir, ranks.rank)) if lineage.holds(line)]
+        steps, mismatch = compare(expected, got, rank=ranks.rank)
+    except (OSError, ValueError, KeyError) as problem:
+        error = f"rank {ranks.rank} cannot read {ledger_file(reference, ranks.rank)}: {problem}"
+    found = ranks.gather((error, steps, mismatch))
+    errors = [text for text, _, _ in found if text]
+    if errors:
+        return Check(name="trajectory", status=Status.not_verified, detail=errors[0])
+    if ranks.decide(lambda: ledger_file(reference, ranks.world_size).exists()):
+        detail = f"{reference} ran on more than the {counted(ranks.world_size, 'rank')} of this run"
+        return Check(name="trajectory", status=Status.not_verified, detail=detail)
+    first = _first(found_mismatch for _, _, found_mismatch in found)
+    if first is not None:
+        return _different("trajectory", first, f"against {reference}")
+    compared = min(count for _, count, _ in found)
+    if compared < last_step:
+        detail = f"only {compared} of {last_step} steps stand in the ledgers of both this run and {reference}"
+        return Check(name="trajectory", status=Status.not_verified, detail=detail)
+    covered = "loss, gradient norm, learning rate, batches, random streams"
+    detail = f"{compared} steps on {counted(ranks.world_size, 'rank')} repeat {reference}: {covered}"
+    return Check(name="trajectory", status=Status.equal, detail=detail)
+
+
+def check_final_state(
+    reference: str, own: Mapping[str, str], *, step: int, ranks: Ranks, counts: Callable[[str], bool] = lambda _: True
+) -> Check:
+    """Compare the digests of this run's last save with those in the manifest of the checkpoint ``reference``.
+
+    All ranks call. ``own`` is leaf name -> digest when the save was requested, of this rank; ``counts`` tells whether a
+    leaf is compared.
+    """
+    own = {name: digest for name, digest in own.items() if counts(name)}
+    try:
+        everything = ranks.decide(lambda: {leaf.name: leaf.digest for leaf in read_manifest(reference).leaves.values()})
+    except CkptrunError as error:
+        return Check(name="final_state", status=Status.not_verified, detail=str(error))
+    leaves = {name: digest for name, digest in everything.items() if counts(name)}
+    wrong = sorted((name, digest) for name, digest in own.items() if leaves.get(name) != digest)
+    everywhere = ranks.gather((wrong, set(own)))
+    held = set().union(*(names for _, names in everywhere))
+    missing = sorted(set(leaves) - held)
+    first = min(((*found[0], rank) for rank, (found, _) in enumerate(everywhere) if found), default=None)
+    if first is None and missing:
+        first = (missing[0], "absent", 0)
+    if first is None:
+        detail = f"{len(held)} leaves on {counted(ranks.world_size, 'rank')} equal those of {reference}"
+        return Check(name="final_state", status=Status.equal, detail=detail)
+    name, got, rank = first
+    count = len(set(missing).union(leaf for found, _ in everywhere for leaf, _ in found))
+    return Check(
+        name="final_state",
+        status=Status.different,
+        detail=f"{count} leaves differ from {reference}, the first is '{name}' on rank {rank}",
+        first_difference={
+            "step": step,
+            "rank": rank,
+            "component": name.partition(".")[0],
+            "leaf": name,
+            "index": None,
+            "expected": leaves.get(name) or "absent",
+            "got": got,
+            "ulp": None,
+        },
+    )
+
+
+def _first(mismatches: Iterable[Mismatch | None]) -> Mismatch | None:
+    found = [mismatch for mismatch in mismatches if mismatch is not None]
+    return min(found, key=lambda mismatch: (mismatch.step, mismatch.rank), default=None)
+
+
+def _different(name: str, first: Mismatch, how: str) -> Check:
+    return Check(
+        name=name,
+        status=Status.different,
+        detail=f"{first}; {how}",
+        first_difference=first.as_difference(),
+    )

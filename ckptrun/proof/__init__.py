@@ -1,1 +1,0 @@
-"""Comparisons that end in a verdict. Reads states and records; changes neither."""
