@@ -15,7 +15,7 @@ from tests.test_config import config_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable)")
 
-TIMER = ("components.timer._target_=tests.run.timer:Timer", "components.host._target_=tests.run.timer:Timer")
+TIMER = ("components.timer._target_=tests.jobs.timer:Timer", "components.host._target_=tests.jobs.timer:Timer")
 
 
 @pytest.mark.parametrize("given", ["timer", "timer.*", "components.timer", "components.timer.*", "timer.elapsed"])

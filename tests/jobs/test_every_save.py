@@ -2,13 +2,13 @@
 
 import pytest
 
-from tests.run.test_interrupted import processes_of
+from tests.jobs.test_interrupted import processes_of
 from tests.support.jobs import events, run_here, trajectory, verdict
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 JOB = (
-    "model=custom", "model._target_=tests.run.registry.Registry", "model.loss=mse", "data=random",
+    "model=custom", "model._target_=tests.jobs.registry.Registry", "model.loss=mse", "data=random",
     "parallelism=ddp", "launch.nproc=2", "train.steps=4", "checkpoint.interval_steps=1",
 )  # fmt: skip
 
