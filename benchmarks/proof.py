@@ -23,9 +23,9 @@ from ckptrun.config.checkpoint import SaveMode
 from ckptrun.config.compose import config_from
 from ckptrun.config.run import check_world
 from ckptrun.evidence.ledger import Ledger
-from ckptrun.launch.determinism import make_deterministic
-from ckptrun.launch.observer import Line
 from ckptrun.ranks import Ranks
+from ckptrun.run.determinism import make_deterministic
+from ckptrun.run.observer import Line
 from ckptrun.trainer import Trainer
 
 RANKS = 4

@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING, Any
 from ckptrun.public_names import Package
 
 if TYPE_CHECKING:
+    from ckptrun.api import prove
     from ckptrun.digest import digest
     from ckptrun.engine.planner import PlanCache
     from ckptrun.engine.staging import HostStager
     from ckptrun.engine.storage import ShardReader, ShardWriter
-    from ckptrun.launch.api import prove
 
 __version__ = "0.1.0"
 
@@ -42,7 +42,7 @@ _HOMES = {
     "ShardReader": "ckptrun.engine.storage",
     "ShardWriter": "ckptrun.engine.storage",
     "digest": "ckptrun.digest",
-    "prove": "ckptrun.launch.api",
+    "prove": "ckptrun.api",
 }
 
 

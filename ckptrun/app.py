@@ -130,7 +130,7 @@ def _run(config: RunConfig) -> int:
 
 def _report(error: CkptrunError) -> int:
     if _is_rank():
-        from ckptrun.launch.failure import say_once
+        from ckptrun.run.watch.failure import say_once
 
         say_once(error, rank=int(os.environ["RANK"]))
     else:
@@ -151,6 +151,6 @@ def _start(config: RunConfig) -> int:
         from ckptrun.launch.rank import run_rank
 
         return run_rank(config, command=sys.argv)
-    from ckptrun.launch.start import launch
+    from ckptrun.start import launch
 
     return launch(config, command=sys.argv)

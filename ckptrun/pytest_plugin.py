@@ -17,7 +17,7 @@ import pytest
 
 __all__ = ["pytest_runtest_makereport", "pytest_runtest_setup"]
 
-_API = "ckptrun.launch.api"
+_API = "ckptrun.api"
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -21,7 +21,7 @@ _NAMED = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """One file that one process opened, see :mod:`ckptrun.launch.file_watch`."""
+    """One file that one process opened, see :mod:`ckptrun.run.watch.file_watch`."""
 
     leg: str
     start: int

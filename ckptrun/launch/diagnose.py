@@ -31,10 +31,10 @@ from ckptrun.evidence.starts import Start
 from ckptrun.evidence.trace_files import What
 from ckptrun.evidence.verdict import Check, Status
 from ckptrun.launch.evidence import Evidence
-from ckptrun.launch.leg import TraceWindow
 from ckptrun.launch.leg_end import check_leg
 from ckptrun.launch.legs import Legs, TimedOutcome
-from ckptrun.launch.preflight import checkpoint_of
+from ckptrun.run.leg import TraceWindow
+from ckptrun.run.preflight import checkpoint_of
 
 __all__ = ["Diagnosis", "Suspect", "diagnose"]
 

@@ -38,7 +38,7 @@ from ckptrun.launch.diagnose import Diagnosis, Suspect, diagnose
 from ckptrun.launch.evidence import Evidence
 from ckptrun.launch.legs import TimedOutcome
 from ckptrun.launch.occurred import occurred
-from ckptrun.launch.preflight import checkpoint_of, leaf_names
+from ckptrun.run.preflight import checkpoint_of, leaf_names
 
 __all__ = ["judge", "judge_failed"]
 

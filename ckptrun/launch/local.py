@@ -22,11 +22,11 @@ from ckptrun.exit_codes import ExitCode
 from ckptrun.launch import supervisor
 from ckptrun.launch.hash_seeds import hash_seed
 from ckptrun.launch.interpreter import Interpreter
-from ckptrun.launch.leg import Leg
-from ckptrun.launch.preflight import preflight
 from ckptrun.launch.stillness import Stillness
 from ckptrun.launch.supervisor import RankProcess, Supervisor
-from ckptrun.launch.tether import Tether
+from ckptrun.run.leg import Leg
+from ckptrun.run.preflight import preflight
+from ckptrun.run.watch.tether import Tether
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -183,8 +183,8 @@ def _recorded(config: RunConfig, leg: Leg, store: "Store", rank: int, text: str)
     """Put ``text`` on record, unless a rank has said what brought the run down; return what was new."""
     from torch._C._distributed_c10d import PrefixStore
 
-    from ckptrun.launch.failure import record_once
-    from ckptrun.launch.groups import store_prefix
+    from ckptrun.process_groups import store_prefix
+    from ckptrun.run.watch.failure import record_once
 
     if not record_once(text, rank=rank, store=PrefixStore(store_prefix(), store), run_dir=config.run_dir):
         return []

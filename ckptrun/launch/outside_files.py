@@ -1,8 +1,8 @@
 """Finds files outside of the run folder that legs of a proof have in common. Starts nothing; torch-free.
 
-Which leg ran when is written down here, what each rank opened by :mod:`ckptrun.launch.file_watch`. What was found stays
-in ``proof.json``: the same proof made once more finds the files there already, written by none of its legs, and would
-otherwise come to another verdict.
+Which leg ran when is written down here, what each rank opened by :mod:`ckptrun.run.watch.file_watch`. What was found
+stays in ``proof.json``: the same proof made once more finds the files there already, written by none of its legs, and
+would otherwise come to another verdict.
 """
 
 import json
@@ -17,7 +17,7 @@ from ckptrun.config.checkpoint import is_remote
 from ckptrun.config.run import RunConfig
 from ckptrun.evidence.verdict import Check
 from ckptrun.files import append_line, read_lines, write_json
-from ckptrun.launch.file_watch import FileWatch, How
+from ckptrun.run.watch.file_watch import FileWatch, How
 
 __all__ = ["OutsideFiles", "default_shared"]
 

@@ -29,19 +29,19 @@ from ckptrun.fault import FaultRecord, PlannedFault, stop_steps
 from ckptrun.files import write_json
 from ckptrun.launch.evidence import Evidence
 from ckptrun.launch.judgement import judge, judge_failed
-from ckptrun.launch.leg import Controls, Leg
 from ckptrun.launch.leg_end import why_incomplete
 from ckptrun.launch.leg_progress import leg_progress
 from ckptrun.launch.legs import Legs, TimedOutcome, check_folder, claim_folder
 from ckptrun.launch.local import start_fork_server
-from ckptrun.launch.lock import RunLock
 from ckptrun.launch.outside_files import OutsideFiles
-from ckptrun.launch.preflight import leaf_names, make_folder
 from ckptrun.launch.private_files import PrivateFiles, check_private
 from ckptrun.launch.proof_check import check_proof, reshaped
 from ckptrun.launch.proof_places import keep_copies
 from ckptrun.launch.proof_view import ProofView
 from ckptrun.launch.silent_end import spoken_or_seen
+from ckptrun.run.leg import Controls, Leg
+from ckptrun.run.lock import RunLock
+from ckptrun.run.preflight import leaf_names, make_folder
 
 __all__ = ["run_proof"]
 

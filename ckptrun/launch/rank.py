@@ -17,16 +17,16 @@ import torch.distributed as dist
 from ckptrun.config.run import RunConfig, check_world
 from ckptrun.exit_codes import ExitCode, exit_code_of
 from ckptrun.fault import plan_faults
-from ckptrun.launch.determinism import make_deterministic
-from ckptrun.launch.failure import report_once
-from ckptrun.launch.file_watch import watch_files
-from ckptrun.launch.groups import Groups, choose_device, hosted_by_agent, launcher_store, open_groups
-from ckptrun.launch.job import Job
-from ckptrun.launch.leg import Leg
-from ckptrun.launch.preflight import check_own_folder, preflight
-from ckptrun.launch.stop import StopSignal
-from ckptrun.launch.tether import Tether
+from ckptrun.process_groups import Groups, choose_device, hosted_by_agent, launcher_store, open_groups
 from ckptrun.processes import end_with_parent
+from ckptrun.run.determinism import make_deterministic
+from ckptrun.run.job import Job
+from ckptrun.run.leg import Leg
+from ckptrun.run.preflight import check_own_folder, preflight
+from ckptrun.run.watch.failure import report_once
+from ckptrun.run.watch.file_watch import watch_files
+from ckptrun.run.watch.stop import StopSignal
+from ckptrun.run.watch.tether import Tether
 
 __all__ = ["local_rank", "run_rank"]
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ckptrun.evidence.starts import Failure
-from ckptrun.launch.leg import Leg
 from ckptrun.launch.local import Outcome
+from ckptrun.run.leg import Leg
 
 __all__ = ["last_line", "spoken_or_seen"]
 

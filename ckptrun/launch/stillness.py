@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptrun.config.fault import FaultPoint
-from ckptrun.launch.tether import Passed
+from ckptrun.run.watch.tether import Passed
 
 __all__ = ["Stillness", "Usage", "usage_of"]
 

@@ -23,7 +23,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from ckptrun.launch.stillness import Stillness, usage_of
-from ckptrun.launch.tether import Passed, Word, read_passed
+from ckptrun.run.watch.tether import Passed, Word, read_passed
 
 __all__ = ["RankProcess", "Signals", "Supervisor"]
 

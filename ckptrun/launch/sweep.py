@@ -25,9 +25,9 @@ from ckptrun.console import say_error
 from ckptrun.errors import CkptrunError, ConfigError
 from ckptrun.exit_codes import ExitCode, exit_code_of
 from ckptrun.launch.cell import CellVerdict, Traces, judge, save_figures
-from ckptrun.launch.lock import RunLock
 from ckptrun.launch.signal_watch import SignalWatch
 from ckptrun.launch.sweep_record import SweepRecord, was_made_by_sweep
+from ckptrun.run.lock import RunLock
 
 __all__ = ["Sweep", "put_cell"]
 

@@ -8,7 +8,7 @@ from ckptrun.checks.judge import check_controls, idle_controls
 from ckptrun.config.proof import ProofConfig
 from ckptrun.evidence.starts import Start
 from ckptrun.evidence.verdict import Status
-from ckptrun.launch.controls import idle_because
+from ckptrun.run.controls import idle_because
 
 
 def line(

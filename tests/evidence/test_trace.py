@@ -13,10 +13,10 @@ from ckptrun.checks.operation import Operation, first_operation
 from ckptrun.config.parallelism import MeshShape, ParallelismKind
 from ckptrun.config.run import RunConfig
 from ckptrun.evidence.trace_files import What
-from ckptrun.launch.leg import Leg, TraceWindow
-from ckptrun.launch.observer import Line, StepObserver
-from ckptrun.launch.tracing import Originals
 from ckptrun.ranks import Ranks
+from ckptrun.run.leg import Leg, TraceWindow
+from ckptrun.run.observer import Line, StepObserver
+from ckptrun.run.tracing import Originals
 from ckptrun.state import preserved, seed_streams
 from ckptrun.trainer import Trainer
 from tests.checks import hidden_code

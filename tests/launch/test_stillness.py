@@ -3,7 +3,7 @@
 import pytest
 
 from ckptrun.launch.stillness import Stillness, Usage
-from ckptrun.launch.tether import Passed, Tether, read_passed
+from ckptrun.run.watch.tether import Passed, Tether, read_passed
 
 START, FIRST, SECOND = Passed(), Passed(1, 1, 1, "before_step"), Passed(9, 2, 2, "after_forward")
 BETWEEN = Passed(12, 2, 2, "after_optimizer")

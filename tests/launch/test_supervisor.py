@@ -10,7 +10,7 @@ import pytest
 
 from ckptrun.launch.stillness import Stillness
 from ckptrun.launch.supervisor import RankProcess, Signals, Supervisor
-from ckptrun.launch.tether import Tether, Word
+from ckptrun.run.watch.tether import Tether, Word
 from tests.support.fork_server import CONTEXT
 
 pytestmark = pytest.mark.distributed

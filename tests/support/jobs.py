@@ -21,7 +21,7 @@ from safetensors import safe_open
 
 from ckptrun.errors import CkptrunError
 from ckptrun.exit_codes import exit_code_of
-from ckptrun.launch.start import launch
+from ckptrun.start import launch
 from tests.support.fork_server import Printed
 from tests.test_config import config_of
 

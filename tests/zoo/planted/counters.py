@@ -8,9 +8,9 @@ from typing import Any
 from torch.optim.lr_scheduler import ConstantLR, SequentialLR
 
 from ckptrun.data.stream import DataStream
-from ckptrun.launch.resume import Restorer
 from ckptrun.optimizer import state as optimizer_state
 from ckptrun.precision import LossScaler
+from ckptrun.run.resume import Restorer
 from ckptrun.schedule import StepSchedule
 from ckptrun.state import ExponentialMovingAverage, Progress
 from ckptrun.state.components import TrainingState

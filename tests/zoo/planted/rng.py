@@ -5,7 +5,7 @@ import torch.distributed as dist
 
 from ckptrun.checkpoint.manager import CheckpointManager
 from ckptrun.data.stream import DataStream
-from ckptrun.launch.resume import Restorer
+from ckptrun.run.resume import Restorer
 from ckptrun.state import rng as rng_module
 from ckptrun.state import seed_streams
 from ckptrun.state.rng import RNG

@@ -18,8 +18,8 @@ from ckptrun.engine.commit import list_committed, remove_checkpoint
 from ckptrun.engine.read_files import ShardFiles
 from ckptrun.engine.staging import HostStager
 from ckptrun.engine.storage import ShardWriter
-from ckptrun.launch.observer import StepObserver
 from ckptrun.parallelism.parallel_model import ParallelModel
+from ckptrun.run.observer import StepObserver
 from ckptrun.state import ExponentialMovingAverage
 from ckptrun.state.components import TrainingState
 from ckptrun.trainer import Trainer
@@ -239,7 +239,7 @@ class TmpIsACheckpoint(Bug):
     """Whatever begins with ``step_`` counts, and the highest number wins."""
 
     def plant(self) -> None:
-        from ckptrun.launch import resume as resume_module
+        from ckptrun.run import resume as resume_module
 
         @wrap(CheckpointManager, "remove_leftovers")
         def remove_leftovers(original, manager):

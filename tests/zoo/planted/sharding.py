@@ -10,10 +10,10 @@ from torch.distributed.tensor import DTensor
 
 from ckptrun.checkpoint import load as load_module
 from ckptrun.checkpoint.manager import CheckpointManager
-from ckptrun.launch import resume as resume_module
-from ckptrun.launch.resume import Restorer
 from ckptrun.parallelism import data_parallel
 from ckptrun.parallelism.parallel_model import ParallelModel
+from ckptrun.run import resume as resume_module
+from ckptrun.run.resume import Restorer
 from ckptrun.state.components import TrainingState
 from tests.zoo.planted.seam import Bug, local, rank, world_size, wrap
 

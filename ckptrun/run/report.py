@@ -16,8 +16,8 @@ from ckptrun.console import say, short_path, summarise
 from ckptrun.evidence.events import RunRecord, environment
 from ckptrun.evidence.verdict import Check, Status, Verdict
 from ckptrun.files import EVENTS, append_line, read_lines, with_bits, write_json
-from ckptrun.launch.leg import Leg
 from ckptrun.ranks import Ranks
+from ckptrun.run.leg import Leg
 from ckptrun.trainer import StepFacts
 
 __all__ = ["Report"]

@@ -27,12 +27,12 @@ from ckptrun.config.checkpoint import LoadSelection
 from ckptrun.config.run import RunConfig, check_world
 from ckptrun.errors import CkptrunError
 from ckptrun.evidence.verdict import Check, Status
-from ckptrun.launch.broken_connection import is_broken_connection
-from ckptrun.launch.determinism import make_deterministic
-from ckptrun.launch.groups import choose_device, open_groups
-from ckptrun.launch.resume import Restorer
+from ckptrun.process_groups import choose_device, open_groups
 from ckptrun.processes import LEFT_TO_RANKS, end_with_parent, held_back
 from ckptrun.ranks import Ranks
+from ckptrun.run.determinism import make_deterministic
+from ckptrun.run.resume import Restorer
+from ckptrun.run.watch.broken_connection import is_broken_connection
 
 __all__ = ["ReloadProcess"]
 

@@ -12,9 +12,9 @@ from torch._C._distributed_c10d import Store
 from ckptrun.console import say_error
 from ckptrun.errors import CkptrunError
 from ckptrun.files import EVENTS, append_line
-from ckptrun.launch.broken_connection import is_broken_connection, is_secondary
-from ckptrun.launch.error_place import words_of
-from ckptrun.launch.groups import launcher_store
+from ckptrun.process_groups import launcher_store
+from ckptrun.run.watch.broken_connection import is_broken_connection, is_secondary
+from ckptrun.run.watch.error_place import words_of
 
 __all__ = ["has_spoken", "record_once", "report_once", "say_once", "speak_once"]
 

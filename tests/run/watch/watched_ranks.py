@@ -21,9 +21,9 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
-from ckptrun.launch.failure import report_once
-from ckptrun.launch.stall import Stall
-from ckptrun.launch.watchdog import Watchdog
+from ckptrun.run.watch.failure import report_once
+from ckptrun.run.watch.stall import Stall
+from ckptrun.run.watch.watchdog import Watchdog
 from tests.support.fork_server import Printed
 from tests.support.run_ranks import CONTEXT
 

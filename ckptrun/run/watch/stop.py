@@ -11,12 +11,12 @@ from torch._C._distributed_c10d import Store
 
 from ckptrun.console import say_error
 from ckptrun.exit_codes import ExitCode
-from ckptrun.launch.failure import has_spoken, speak_once
-from ckptrun.launch.groups import hosted_by_agent
-from ckptrun.launch.preemption import Preemption
-from ckptrun.launch.stall import Stall
-from ckptrun.launch.tether import Tether
-from ckptrun.launch.watchdog import Watchdog
+from ckptrun.process_groups import hosted_by_agent
+from ckptrun.run.watch.failure import has_spoken, speak_once
+from ckptrun.run.watch.preemption import Preemption
+from ckptrun.run.watch.stall import Stall
+from ckptrun.run.watch.tether import Tether
+from ckptrun.run.watch.watchdog import Watchdog
 
 __all__ = ["StopSignal"]
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ckptrun.launch.stacks import Stand
+from ckptrun.run.watch.stacks import Stand
 
 __all__ = ["MAIN", "SAVE", "Culprit", "Heartbeat", "Peer", "Stall", "Track", "find_stall"]
 

@@ -15,9 +15,9 @@ from ckptrun.console import say, say_error
 from ckptrun.engine.manifest import read_manifest
 from ckptrun.errors import CheckpointDamagedError
 from ckptrun.evidence.verdict import Check
-from ckptrun.launch.conditions import surroundings
-from ckptrun.launch.preflight import abandoned_steps, changed_keys, checkpoint_in, folders_to_resume, none_is_whole
 from ckptrun.ranks import Ranks
+from ckptrun.run.conditions import surroundings
+from ckptrun.run.preflight import abandoned_steps, changed_keys, checkpoint_in, folders_to_resume, none_is_whole
 from ckptrun.schedule import StepSchedule
 from ckptrun.state import seed_streams
 

@@ -5,7 +5,7 @@ from types import TracebackType
 
 import torch.distributed as dist
 
-from ckptrun.launch.stacks import is_of_torch
+from ckptrun.run.watch.stacks import is_of_torch
 
 __all__ = ["is_broken_connection", "is_secondary"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from torch._C._distributed_c10d import TCPStore
 
-from ckptrun.launch.preemption import EXIT_CODE, Preemption
+from ckptrun.run.watch.preemption import EXIT_CODE, Preemption
 from tests.support.fork_server import rank_streams
 from tests.support.run_ranks import CONTEXT
 

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn
 
-from ckptrun.launch.tether import Tether, Word
+from ckptrun.run.watch.tether import Tether, Word
 
 __all__ = ["Preemption"]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ckptrun
-from ckptrun.launch.stacks import Stand, describe, is_of_checkpoint, stand_of
+from ckptrun.run.watch.stacks import Stand, describe, is_of_checkpoint, stand_of
 
 PACKAGE = Path(ckptrun.__file__).parent
 TORCH = Path(torch.__file__).parent
@@ -50,7 +50,7 @@ def frame_of(*files: Path, name: str = "function"):
         ((TRAINER, MANAGER, FUTURE, WAIT), Stand.saving),
         ((TRAINER, MANAGER), Stand.working),
         ((TRAINER, MANAGER, TORCH / "distributed" / "checkpoint" / "utils.py", GATHER), Stand.collective),
-        ((PACKAGE / "launch" / "rank.py", PACKAGE / "launch" / "failure.py"), Stand.failing),
+        ((PACKAGE / "launch" / "rank.py", PACKAGE / "run" / "watch" / "failure.py"), Stand.failing),
     ],
 )
 def test_the_innermost_file_that_says_something_decides(files, stand) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptrun.fault.plan import PlannedFault
-from ckptrun.launch.file_watch import FileWatch
+from ckptrun.run.watch.file_watch import FileWatch
 
 __all__ = ["Controls", "Leg", "TraceWindow"]
 

@@ -65,7 +65,7 @@ _PACKAGES = ("/site-packages/", "/dist-packages/")
 _OF_OURS = {
     "checkpoint/": _Says.checkpoint,
     "engine/": _Says.checkpoint,
-    "launch/failure.py": _Says.failure,
+    "run/watch/failure.py": _Says.failure,
     # What touches the device and no file: where a rank waits for collectives that run on the device.
     **dict.fromkeys(("digest/", "model/", "optimizer/", "parallelism/", "precision/", "ranks.py"), _Says.device),
     **dict.fromkeys(("state/", "trainer.py"), _Says.device),

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from ckptrun.launch.stacks import Stand
-from ckptrun.launch.stall import Heartbeat, Peer, Stall, Track, find_stall
+from ckptrun.run.watch.stacks import Stand
+from ckptrun.run.watch.stall import Heartbeat, Peer, Stall, Track, find_stall
 
 IDLE = Track(stand=Stand.idle, seconds=0.0, step=0, point="", passes=0)
 WAITS = Track(stand=Stand.collective, seconds=10.0, step=5, point="after_forward", passes=1, frame="c10d.py:1 in wait")

@@ -11,12 +11,12 @@ import torch.distributed as dist
 from ckptrun.checks.judge import check_second_resume
 from ckptrun.evidence.starts import Failure, Start, read_failures
 from ckptrun.evidence.verdict import Status
-from ckptrun.launch.broken_connection import is_broken_connection, is_secondary
-from ckptrun.launch.error_place import words_of
-from ckptrun.launch.failure import record_once, report_once
 from ckptrun.launch.judgement import judge_failed
 from ckptrun.launch.local import Outcome
 from ckptrun.launch.silent_end import last_line, spoken_or_seen
+from ckptrun.run.watch.broken_connection import is_broken_connection, is_secondary
+from ckptrun.run.watch.error_place import words_of
+from ckptrun.run.watch.failure import record_once, report_once
 
 CLOSED = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:24001"
 

@@ -7,7 +7,7 @@ from ckptrun.errors import RankFailedError
 from ckptrun.evidence.starts import read_starts
 from ckptrun.evidence.verdict import Verdict, read_verdict
 from ckptrun.exit_codes import ExitCode
-from ckptrun.launch.start import launch
+from ckptrun.start import launch
 
 __all__ = ["PROVED", "prove"]
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from ckptrun.config.run import RunConfig
 from ckptrun.config.target_source import check_targets
 from ckptrun.console import say_error
-from ckptrun.launch.leg import Leg
 from ckptrun.launch.local import start_fork_server, start_ranks
-from ckptrun.launch.preflight import check_own_folder
 from ckptrun.launch.proof_check import is_proof
+from ckptrun.run.leg import Leg
+from ckptrun.run.preflight import check_own_folder
 
 __all__ = ["launch"]
 

@@ -26,12 +26,12 @@ from ckptrun.engine.manifest import read_manifest
 from ckptrun.evidence.ledger import Line as LedgerLine
 from ckptrun.evidence.ledger import compare_lines, ledger_file
 from ckptrun.files import read_lines
-from ckptrun.launch.leg import Controls
-from ckptrun.launch.observer import Line
-from ckptrun.launch.preflight import checkpoint_of
-from ckptrun.launch.report import Report
-from ckptrun.launch.resume import Restorer
 from ckptrun.ranks import Ranks
+from ckptrun.run.leg import Controls
+from ckptrun.run.observer import Line
+from ckptrun.run.preflight import checkpoint_of
+from ckptrun.run.report import Report
+from ckptrun.run.resume import Restorer
 from ckptrun.trainer import StepFacts, Trainer
 
 __all__ = ["idle_because", "run_controls"]

@@ -4,7 +4,7 @@ import linecache
 import re
 from types import TracebackType
 
-from ckptrun.launch.stacks import is_of_user_file, short_file
+from ckptrun.run.watch.stacks import is_of_user_file, short_file
 
 __all__ = ["words_of"]
 

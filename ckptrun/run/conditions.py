@@ -9,7 +9,7 @@ import torch
 
 from ckptrun.config.parallelism import MeshShape
 from ckptrun.config.run import RunConfig, to_plain
-from ckptrun.launch.preflight import deciding_keys
+from ckptrun.run.preflight import deciding_keys
 
 __all__ = ["conditions_of", "surroundings"]
 

@@ -4,9 +4,9 @@ from typing import Any
 
 from ckptrun.config.run import RunConfig
 from ckptrun.evidence.trace import Tracer, Watched
-from ckptrun.launch.leg import TraceWindow
 from ckptrun.optimizer import OptimizerState
 from ckptrun.parallelism import clean_name
+from ckptrun.run.leg import TraceWindow
 from ckptrun.trainer import Training
 
 __all__ = ["Originals"]

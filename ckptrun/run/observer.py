@@ -16,10 +16,10 @@ from ckptrun.data import Share
 from ckptrun.evidence.content import content_digest
 from ckptrun.evidence.ledger import Ledger
 from ckptrun.evidence.trace import Tracer
-from ckptrun.launch.leg import Leg
-from ckptrun.launch.points import Points
-from ckptrun.launch.report import Report
 from ckptrun.ranks import Ranks
+from ckptrun.run.leg import Leg
+from ckptrun.run.points import Points
+from ckptrun.run.report import Report
 from ckptrun.state import stream_digests
 from ckptrun.trainer import StepFacts
 

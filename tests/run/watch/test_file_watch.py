@@ -11,7 +11,7 @@ OPENS = """
 import mmap, os, pickle, shelve, sqlite3, subprocess, sys, threading
 from pathlib import Path
 from multiprocessing.shared_memory import SharedMemory
-from ckptrun.launch.file_watch import FileWatch, watch_files
+from ckptrun.run.watch.file_watch import FileWatch, watch_files
 
 base = Path(sys.argv[1])
 watch = FileWatch(log=base / "log", since=int(sys.argv[2]), own=(str(base / "run"),))

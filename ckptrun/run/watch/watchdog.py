@@ -25,8 +25,8 @@ from typing import TypeAlias
 
 from torch._C._distributed_c10d import Store
 
-from ckptrun.launch.stacks import Stand, describe, is_of_checkpoint, stand_of
-from ckptrun.launch.stall import Heartbeat, Peer, Stall, Track, find_stall
+from ckptrun.run.watch.stacks import Stand, describe, is_of_checkpoint, stand_of
+from ckptrun.run.watch.stall import Heartbeat, Peer, Stall, Track, find_stall
 
 __all__ = ["Watchdog"]
 

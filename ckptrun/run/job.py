@@ -33,20 +33,20 @@ from ckptrun.evidence.verdict import Check, Status, verdict_of
 from ckptrun.exit_codes import ExitCode
 from ckptrun.fault import FaultInjector, FaultRecord, armed, with_faults
 from ckptrun.files import with_bits
-from ckptrun.launch.conditions import conditions_of, surroundings
-from ckptrun.launch.controls import run_controls
-from ckptrun.launch.groups import Groups
-from ckptrun.launch.leg import Leg
-from ckptrun.launch.lock import RunLock
-from ckptrun.launch.observer import Line, StepObserver
-from ckptrun.launch.points import Points
-from ckptrun.launch.preflight import checkpoint_of
-from ckptrun.launch.reload_process import ReloadProcess
-from ckptrun.launch.report import Report
-from ckptrun.launch.resume import EVERYTHING, Restorer, Resume
-from ckptrun.launch.stop import StopSignal
-from ckptrun.launch.tracing import Originals
+from ckptrun.process_groups import Groups
 from ckptrun.ranks import Ranks
+from ckptrun.run.conditions import conditions_of, surroundings
+from ckptrun.run.controls import run_controls
+from ckptrun.run.leg import Leg
+from ckptrun.run.lock import RunLock
+from ckptrun.run.observer import Line, StepObserver
+from ckptrun.run.points import Points
+from ckptrun.run.preflight import checkpoint_of
+from ckptrun.run.reload_process import ReloadProcess
+from ckptrun.run.report import Report
+from ckptrun.run.resume import EVERYTHING, Restorer, Resume
+from ckptrun.run.tracing import Originals
+from ckptrun.run.watch.stop import StopSignal
 from ckptrun.state import preserved
 from ckptrun.state.components import TrainingState, name_of
 from ckptrun.trainer import Trainer

@@ -17,10 +17,10 @@ from ckptrun.checkpoint.manager import CheckpointManager
 from ckptrun.checkpoint.policy import KeepLast
 from ckptrun.config.checkpoint import SaveMode
 from ckptrun.engine.backends.local import LocalBackend, LocalFileWriter
-from ckptrun.launch.watchdog import Watchdog
 from ckptrun.ranks import Ranks
+from ckptrun.run.watch.watchdog import Watchdog
 from ckptrun.state.components import TrainingState
-from tests.launch.watched_ranks import Declared, Rank, hang, run_watched
+from tests.run.watch.watched_ranks import Declared, Rank, hang, run_watched
 from tests.support.storage_backends import on
 
 pytestmark = pytest.mark.distributed
@@ -72,7 +72,7 @@ def test_a_rank_that_hangs_in_the_users_code_is_named_with_its_line(tmp_path) ->
     message = found.stall.message
     assert "rank 1 has not moved for" in message
     assert "it stands in step 3 after 'before_step' (threading.py:" in message
-    assert "called from tests/launch/watched_ranks.py:" in message
+    assert "called from tests/run/watch/watched_ranks.py:" in message
     assert "in hang)" in message
     assert "launch.timeout_seconds=4" in message
 
