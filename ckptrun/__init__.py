@@ -5,14 +5,17 @@ The layers, each importing only from those above it in this list:
 =====  ============================================================================================================
 L0     console, elements, errors, files, forks, processes, public_names, text, words
 L1     config, exit_codes, memory, ranks, targets, values
-L2     data, digest, embedded, model, parallelism, precision, schedule
+L2     data, digest, embedded, model, parallelism, precision, process_groups, schedule
 L3     engine, optimizer, state
 L4     checkpoint, fault, formats
 L5     evidence, trainer
 L6     build, checks
-L7     launch, tools
-L8     command_line, app
-L9     __main__, pytest_plugin
+L7     run, tools
+L8     command_line, launch
+L9     proof, sweep
+L10    start
+L11    api, app
+L12    __main__, pytest_plugin
 =====  ============================================================================================================
 
 The public names are imported on first use, so that ``import ckptrun`` and ``ckptrun --help`` load no torch.

@@ -24,8 +24,8 @@ from ckptrun.config.target_source import check_targets
 from ckptrun.console import say_error
 from ckptrun.errors import CkptrunError
 from ckptrun.exit_codes import ExitCode, exit_code_of
-from ckptrun.launch.proof_check import check_proof, check_under_launcher, is_proof
-from ckptrun.launch.sweep import Sweep
+from ckptrun.proof.preflight import check_proof, check_under_launcher, is_proof
+from ckptrun.sweep.sweep import Sweep
 
 __all__ = ["main"]
 

@@ -34,7 +34,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Generator[None, A
     report, api = outcome.get_result(), sys.modules.get(_API)
     if api is None or report.when != "call" or not report.failed:
         return
-    from ckptrun.launch.proof_view import text_of
+    from ckptrun.proof.view import text_of
 
     for verdict in api.PROVED:
         report.sections.append((f"ckptrun proof {verdict.path}", text_of(verdict)))

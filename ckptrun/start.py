@@ -7,7 +7,7 @@ from ckptrun.config.run import RunConfig
 from ckptrun.config.target_source import check_targets
 from ckptrun.console import say_error
 from ckptrun.launch.local import start_fork_server, start_ranks
-from ckptrun.launch.proof_check import is_proof
+from ckptrun.proof.preflight import is_proof
 from ckptrun.run.leg import Leg
 from ckptrun.run.preflight import check_own_folder
 
@@ -24,7 +24,7 @@ def launch(config: RunConfig, *, command: Sequence[str]) -> int:
     start_fork_server(config, in_proof=is_proof(config))
     if is_proof(config):
         # Imported here: it loads torch, which the fork server does meanwhile.
-        from ckptrun.launch.prove import run_proof
+        from ckptrun.proof.prove import run_proof
 
         return run_proof(config, command=command)
     check_own_folder(config)

@@ -5,8 +5,8 @@ import pytest
 from ckptrun.evidence.advice import advice
 from ckptrun.evidence.ledger import Mismatch
 from ckptrun.evidence.verdict import Check, Status, Verdict, read_verdict, verdict_of
-from ckptrun.launch.blamed_code import code_of
-from ckptrun.launch.proof_view import text_of
+from ckptrun.proof.blamed_code import code_of
+from ckptrun.proof.view import text_of
 from tests.test_config import config_of
 
 COMPONENTS = ["model", "optimizer", "schedule", "scaler", "ema", "data", "rng", "progress", "mine"]

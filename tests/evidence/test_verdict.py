@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ckptrun.evidence.verdict import Check, Status, Verdict, read_verdict, verdict_of
 from ckptrun.files import write_json
-from ckptrun.launch.proof_view import text_of
+from ckptrun.proof.view import text_of
 
 
 def _saying(not_exercised: tuple[str, ...], not_covered: tuple[str, ...]) -> Verdict:

@@ -5,7 +5,7 @@ import pytest
 from ckptrun.config.fault import FaultPoint
 from ckptrun.errors import ConfigError
 from ckptrun.fault import plan_faults
-from ckptrun.launch.proof_check import check_proof
+from ckptrun.proof.preflight import check_proof
 from tests.test_config import config_of
 
 MIDDLE = ("fault=sigkill", "fault.point=mid_accumulation", "train.micro_batch=2")

@@ -14,10 +14,10 @@ from ckptrun.config.fault import FaultKind
 from ckptrun.config.sweep import SweepNames
 from ckptrun.errors import ConfigError
 from ckptrun.files import append_line, write_json
-from ckptrun.launch.cell import Cell, CellVerdict, SaveFigures, Traces, judge, save_figures, sweep_exit_code
-from ckptrun.launch.junit import junit_xml
-from ckptrun.launch.sweep import put_cell
 from ckptrun.run.lock import RunLock
+from ckptrun.sweep.cell import Cell, CellVerdict, SaveFigures, Traces, judge, save_figures, sweep_exit_code
+from ckptrun.sweep.junit import junit_xml
+from ckptrun.sweep.sweep import put_cell
 from tests.support.jobs import TINY, events, start, stop, verdict, wait_for_event
 from tests.test_config import config_of
 

@@ -18,7 +18,7 @@ ORDERS = [
     "import ckptrun; ckptrun.digest; import ckptrun.digest; digest = ckptrun.digest",
     "import importlib; importlib.import_module('ckptrun.digest'); from ckptrun import digest",
     "from ckptrun import prove, HostStager; from ckptrun import digest",
-    "import ckptrun.launch.prove, ckptrun.api; from ckptrun import digest",
+    "import ckptrun.proof.prove, ckptrun.api; from ckptrun import digest",
     "from ckptrun import *",
     "import ckptrun.digest as digest",
 ]

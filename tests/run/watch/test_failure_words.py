@@ -11,9 +11,9 @@ import torch.distributed as dist
 from ckptrun.checks.judge import check_second_resume
 from ckptrun.evidence.starts import Failure, Start, read_failures
 from ckptrun.evidence.verdict import Status
-from ckptrun.launch.judgement import judge_failed
 from ckptrun.launch.local import Outcome
 from ckptrun.launch.silent_end import last_line, spoken_or_seen
+from ckptrun.proof.judge import judge_failed
 from ckptrun.run.watch.broken_connection import is_broken_connection, is_secondary
 from ckptrun.run.watch.error_place import words_of
 from ckptrun.run.watch.failure import record_once, report_once

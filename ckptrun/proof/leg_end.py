@@ -12,8 +12,8 @@ from ckptrun.evidence.ledger import ledger_file
 from ckptrun.evidence.starts import read_failures
 from ckptrun.exit_codes import ExitCode
 from ckptrun.files import read_lines
-from ckptrun.launch.legs import TimedOutcome
 from ckptrun.launch.silent_end import spoken_or_seen
+from ckptrun.proof.legs import TimedOutcome
 
 __all__ = ["check_leg", "why_incomplete"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from ckptrun.config.run import RunConfig
 from ckptrun.evidence.starts import Start
 from ckptrun.fault import Fired, PlannedFault
-from ckptrun.launch.legs import Legs
-from ckptrun.launch.outside_files import OutsideFiles
+from ckptrun.proof.legs import Legs
+from ckptrun.proof.outside_files import OutsideFiles
 
 __all__ = ["Evidence"]
 

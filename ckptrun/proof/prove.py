@@ -27,18 +27,18 @@ from ckptrun.evidence.verdict import Status, Verdict
 from ckptrun.exit_codes import ExitCode
 from ckptrun.fault import FaultRecord, PlannedFault, stop_steps
 from ckptrun.files import write_json
-from ckptrun.launch.evidence import Evidence
-from ckptrun.launch.judgement import judge, judge_failed
-from ckptrun.launch.leg_end import why_incomplete
-from ckptrun.launch.leg_progress import leg_progress
-from ckptrun.launch.legs import Legs, TimedOutcome, check_folder, claim_folder
 from ckptrun.launch.local import start_fork_server
-from ckptrun.launch.outside_files import OutsideFiles
-from ckptrun.launch.private_files import PrivateFiles, check_private
-from ckptrun.launch.proof_check import check_proof, reshaped
-from ckptrun.launch.proof_places import keep_copies
-from ckptrun.launch.proof_view import ProofView
 from ckptrun.launch.silent_end import spoken_or_seen
+from ckptrun.proof.evidence import Evidence
+from ckptrun.proof.judge import judge, judge_failed
+from ckptrun.proof.leg_end import why_incomplete
+from ckptrun.proof.leg_progress import leg_progress
+from ckptrun.proof.legs import Legs, TimedOutcome, check_folder, claim_folder
+from ckptrun.proof.outside_files import OutsideFiles
+from ckptrun.proof.places import keep_copies
+from ckptrun.proof.preflight import check_proof, reshaped
+from ckptrun.proof.private_files import PrivateFiles, check_private
+from ckptrun.proof.view import ProofView
 from ckptrun.run.leg import Controls, Leg
 from ckptrun.run.lock import RunLock
 from ckptrun.run.preflight import leaf_names, make_folder

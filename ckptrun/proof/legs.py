@@ -14,7 +14,7 @@ from ckptrun.config.run import RunConfig
 from ckptrun.errors import ConfigError
 from ckptrun.files import EVENTS, write_json
 from ckptrun.launch.local import Outcome, start_ranks
-from ckptrun.launch.proof_places import clear_checkpoints, clear_place, place_beside
+from ckptrun.proof.places import clear_checkpoints, clear_place, place_beside
 from ckptrun.run.leg import Leg
 
 __all__ = ["Legs", "TimedOutcome", "check_folder", "claim_folder"]

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-from ckptrun.launch.cell import Cell, CellVerdict
+from ckptrun.sweep.cell import Cell, CellVerdict
 
 __all__ = ["junit_xml"]
 

@@ -24,10 +24,10 @@ from ckptrun.config.sweep import SweepNames
 from ckptrun.console import say_error
 from ckptrun.errors import CkptrunError, ConfigError
 from ckptrun.exit_codes import ExitCode, exit_code_of
-from ckptrun.launch.cell import CellVerdict, Traces, judge, save_figures
-from ckptrun.launch.signal_watch import SignalWatch
-from ckptrun.launch.sweep_record import SweepRecord, was_made_by_sweep
 from ckptrun.run.lock import RunLock
+from ckptrun.sweep.cell import CellVerdict, Traces, judge, save_figures
+from ckptrun.sweep.record import SweepRecord, was_made_by_sweep
+from ckptrun.sweep.signal_watch import SignalWatch
 
 __all__ = ["Sweep", "put_cell"]
 

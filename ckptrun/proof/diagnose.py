@@ -30,9 +30,9 @@ from ckptrun.evidence.ledger import Mismatch
 from ckptrun.evidence.starts import Start
 from ckptrun.evidence.trace_files import What
 from ckptrun.evidence.verdict import Check, Status
-from ckptrun.launch.evidence import Evidence
-from ckptrun.launch.leg_end import check_leg
-from ckptrun.launch.legs import Legs, TimedOutcome
+from ckptrun.proof.evidence import Evidence
+from ckptrun.proof.leg_end import check_leg
+from ckptrun.proof.legs import Legs, TimedOutcome
 from ckptrun.run.leg import TraceWindow
 from ckptrun.run.preflight import checkpoint_of
 

@@ -11,7 +11,7 @@ from ckptrun.engine.manifest import read_manifest
 from ckptrun.errors import CheckpointError
 from ckptrun.evidence.ledger import ledger_file
 from ckptrun.files import read_lines
-from ckptrun.launch.evidence import Evidence
+from ckptrun.proof.evidence import Evidence
 
 __all__ = ["occurred"]
 

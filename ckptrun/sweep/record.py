@@ -8,8 +8,8 @@ from pathlib import Path
 from ckptrun.console import say
 from ckptrun.exit_codes import ExitCode
 from ckptrun.files import write_json, write_text
-from ckptrun.launch.cell import Cell, CellVerdict, SaveFigures, sweep_exit_code
-from ckptrun.launch.junit import junit_xml
+from ckptrun.sweep.cell import Cell, CellVerdict, SaveFigures, sweep_exit_code
+from ckptrun.sweep.junit import junit_xml
 from ckptrun.text import cut_text
 from ckptrun.tools.output import Column, Output
 

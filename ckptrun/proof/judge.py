@@ -33,11 +33,11 @@ from ckptrun.evidence.starts import Start
 from ckptrun.evidence.verdict import Check, Status, Verdict, verdict_of
 from ckptrun.fault import Fired
 from ckptrun.files import read_lines
-from ckptrun.launch.blamed_code import code_of
-from ckptrun.launch.diagnose import Diagnosis, Suspect, diagnose
-from ckptrun.launch.evidence import Evidence
-from ckptrun.launch.legs import TimedOutcome
-from ckptrun.launch.occurred import occurred
+from ckptrun.proof.blamed_code import code_of
+from ckptrun.proof.diagnose import Diagnosis, Suspect, diagnose
+from ckptrun.proof.evidence import Evidence
+from ckptrun.proof.legs import TimedOutcome
+from ckptrun.proof.occurred import occurred
 from ckptrun.run.preflight import checkpoint_of, leaf_names
 
 __all__ = ["judge", "judge_failed"]

@@ -11,8 +11,8 @@ from ckptrun.evidence.starts import Start
 from ckptrun.evidence.verdict import Check, Status, Verdict
 from ckptrun.exit_codes import ExitCode
 from ckptrun.fault import Fired, PlannedFault
-from ckptrun.launch.leg_progress import has_colour
-from ckptrun.launch.legs import TimedOutcome
+from ckptrun.proof.leg_progress import has_colour
+from ckptrun.proof.legs import TimedOutcome
 from ckptrun.words import counted
 
 __all__ = ["ProofView", "text_of"]

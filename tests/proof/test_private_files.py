@@ -3,7 +3,7 @@
 import pytest
 
 from ckptrun.errors import ConfigError
-from ckptrun.launch.private_files import PrivateFiles, check_private
+from ckptrun.proof.private_files import PrivateFiles, check_private
 from tests.test_config import config_of
 
 

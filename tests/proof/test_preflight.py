@@ -3,8 +3,8 @@
 import pytest
 
 from ckptrun.errors import ConfigError
-from ckptrun.launch.proof_check import check_proof
-from ckptrun.launch.prove import run_proof
+from ckptrun.proof.preflight import check_proof
+from ckptrun.proof.prove import run_proof
 from tests.test_config import config_of
 
 

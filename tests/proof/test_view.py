@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ckptrun.evidence.verdict import Status
-from ckptrun.launch.leg_progress import has_colour, leg_progress, newest_step
-from ckptrun.launch.proof_view import coloured, leg_line
+from ckptrun.proof.leg_progress import has_colour, leg_progress, newest_step
+from ckptrun.proof.view import coloured, leg_line
 
 
 class Terminal(io.StringIO):

@@ -9,12 +9,12 @@ from ckptrun.checks.judge import LedgerComparison, check_controls, check_invisib
 from ckptrun.evidence.ledger import Mismatch
 from ckptrun.evidence.starts import Failure, Start
 from ckptrun.evidence.verdict import Check, Status
-from ckptrun.launch.diagnose import Suspect, diagnose
-from ckptrun.launch.evidence import Evidence
-from ckptrun.launch.leg_end import why_incomplete
-from ckptrun.launch.legs import Legs, TimedOutcome
 from ckptrun.launch.local import Outcome
-from ckptrun.launch.outside_files import OutsideFiles
+from ckptrun.proof.diagnose import Suspect, diagnose
+from ckptrun.proof.evidence import Evidence
+from ckptrun.proof.leg_end import why_incomplete
+from ckptrun.proof.legs import Legs, TimedOutcome
+from ckptrun.proof.outside_files import OutsideFiles
 from tests.test_config import config_of
 
 STEPS = 6
@@ -159,8 +159,8 @@ def test_a_reference_that_another_interpreter_does_not_repeat_is_told_with_the_s
         status = Status.different if "interpreter" in str(got) else Status.equal
         return Check(name="final_state", status=status, detail="1 leaf differs")
 
-    monkeypatch.setattr("ckptrun.launch.diagnose.compare_checkpoints", ends)
-    monkeypatch.setattr("ckptrun.launch.diagnose.checkpoint_of", lambda folder, step: folder)
+    monkeypatch.setattr("ckptrun.proof.diagnose.compare_checkpoints", ends)
+    monkeypatch.setattr("ckptrun.proof.diagnose.checkpoint_of", lambda folder, step: folder)
     found = diagnose(suspect_of(evidence, step=step), evidence, run_leg=run_leg)
     assert asked[-1] == ("reference_in_another_interpreter", True)
     assert (len(asked), found.is_known, found.is_deterministic, found.blame) == (2, True, False, None)
