@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from ckptrun.checkpoint.manager import no_point
 from ckptrun.config.checkpoint import LoadSelection
 from ckptrun.config.fault import FaultPoint
-from ckptrun.engine.backends.interface import locate
+from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.consistency import require_consistent
 from ckptrun.engine.manifest import Manifest, read_manifest
 from ckptrun.engine.storage import ShardReader

@@ -29,7 +29,8 @@ from ckptrun.checkpoint.policy import KeepLast
 from ckptrun.config.checkpoint import SaveMode
 from ckptrun.config.fault import FaultPoint
 from ckptrun.digest import digest_leaves, digest_with_parts, part_digests
-from ckptrun.engine.backends.interface import Url, locate
+from ckptrun.engine.backends.interface import Url
+from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.commit import list_committed, remove_checkpoint, remove_leftovers
 from ckptrun.engine.dcp_process import end_saving_process, serve_rank
 from ckptrun.engine.layout import step_name

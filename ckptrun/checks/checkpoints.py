@@ -13,7 +13,8 @@ from typing import Any, Self
 
 from ckptrun.checks.blame import component_of, difference_of, nearness
 from ckptrun.checks.element import DifferingPart, first_element, first_entry
-from ckptrun.engine.backends.interface import Url, locate
+from ckptrun.engine.backends.interface import Url
+from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.dtypes import item_bytes
 from ckptrun.engine.geometry import dense_boxes
 from ckptrun.engine.manifest import Leaf, read_manifest

@@ -14,7 +14,8 @@ from typing import Any
 
 from ckptrun.checks.blame import component_of, difference_of, nearness
 from ckptrun.checks.file_digests import digests_of_files
-from ckptrun.engine.backends.interface import Location, Url, locate
+from ckptrun.engine.backends.interface import Location, Url
+from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.consistency import contradictions, step_of
 from ckptrun.engine.layout import parse_step
 from ckptrun.engine.manifest import Leaf, Manifest, read_manifest

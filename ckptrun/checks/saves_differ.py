@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ckptrun.checks.blame import component_of, difference_of
-from ckptrun.engine.backends.interface import Url, locate
+from ckptrun.engine.backends.interface import Url
+from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.consistency import step_of
 from ckptrun.engine.manifest import read_manifest
 from ckptrun.errors import CheckpointDamagedError, CheckpointNotFoundError

@@ -25,7 +25,8 @@ Must not know torch. No function here is a collective; rank 0 alone calls them.
 import contextlib
 from collections.abc import Callable, Container, Iterator
 
-from ckptrun.engine.backends.interface import Location, Url, locate, write_file
+from ckptrun.engine.backends.interface import Location, Url, write_file
+from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.backends.owner import describe, note_of_this_process
 from ckptrun.engine.layout import (
     MANIFEST,

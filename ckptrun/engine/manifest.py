@@ -16,7 +16,8 @@ from typing import Any
 
 import xxhash
 
-from ckptrun.engine.backends.interface import Location, Url, locate, read_file
+from ckptrun.engine.backends.interface import Location, Url, read_file
+from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.dtypes import is_known, item_bytes
 from ckptrun.engine.geometry import overlap
 from ckptrun.engine.json_fields import MAX_INDEX, Fields

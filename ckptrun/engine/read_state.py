@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ckptrun.embedded import restore
-from ckptrun.engine.backends.interface import Url, locate
+from ckptrun.engine.backends.interface import Url
+from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.manifest import Leaf, Manifest, read_manifest
 from ckptrun.engine.nested import Places
 from ckptrun.engine.read_chunks import read_whole

@@ -26,7 +26,8 @@ from torch.futures import Future
 
 from ckptrun.engine import dcp_process as dcp_process  # for what it does in forked children
 from ckptrun.engine.agreement import kinds_in, require_same_kinds
-from ckptrun.engine.backends.interface import Url, locate
+from ckptrun.engine.backends.interface import Url
+from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.collection import collection_paused
 from ckptrun.engine.commit import commit, hold_save, require_free, working_folder
 from ckptrun.engine.consistency import contradictions

@@ -3,7 +3,8 @@
 import errno
 import struct
 
-from ckptrun.engine.backends.interface import Location, Url, locate, read_file
+from ckptrun.engine.backends.interface import Location, Url, read_file
+from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.commit import list_committed
 from ckptrun.engine.layout import MANIFEST, step_name
 from ckptrun.errors import CheckpointNotFoundError, ConfigError, ForeignFileError

@@ -23,7 +23,7 @@ from ckptrun.checks.ignored import Ignored
 from ckptrun.checks.judge import compare_ledgers, describe, step_like
 from ckptrun.checks.operation import Operation, first_operation
 from ckptrun.config.run import RunConfig
-from ckptrun.engine.backends.interface import locate
+from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.commit import is_committed
 from ckptrun.errors import RankFailedError
 from ckptrun.evidence.ledger import Mismatch

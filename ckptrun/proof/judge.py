@@ -25,7 +25,7 @@ from ckptrun.checks.nothing_lost import check_nothing_lost
 from ckptrun.checks.planned import check_faults
 from ckptrun.checks.saved import check_saved
 from ckptrun.checks.saves_differ import check_saves_differ
-from ckptrun.engine.backends.interface import locate
+from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.commit import list_committed
 from ckptrun.engine.layout import step_folder
 from ckptrun.evidence.ledger import Line, ledger_file

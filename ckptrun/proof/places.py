@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ckptrun.config.checkpoint import is_remote
-from ckptrun.engine.backends.interface import Location, locate, read_file
+from ckptrun.engine.backends.interface import Location, read_file
+from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.commit import list_committed, remove_checkpoint, remove_leftovers
 from ckptrun.engine.layout import MANIFEST, step_folder
 from ckptrun.errors import ConfigError

@@ -20,7 +20,7 @@ from ckptrun.checks.ignored import Ignored
 from ckptrun.checks.judge import second_resumes
 from ckptrun.config.run import RunConfig
 from ckptrun.console import say_error
-from ckptrun.engine.backends.interface import locate
+from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.commit import list_committed
 from ckptrun.evidence.starts import Start, read_failures, read_starts
 from ckptrun.evidence.verdict import Status, Verdict

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ckptrun.engine.backends.interface import Location, locate, read_file, write_file
+from ckptrun.engine.backends.interface import Location, read_file, write_file
+from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.commit import (
     commit,
     hold_save,

@@ -25,7 +25,7 @@ from ckptrun.checkpoint.policy import KeepLast
 from ckptrun.config.checkpoint import SaveMode
 from ckptrun.digest import digest
 from ckptrun.engine import collection, write_files
-from ckptrun.engine.backends.interface import locate
+from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.collection import collection_paused
 from ckptrun.engine.commit import hold_save, is_committed, list_leftovers, save_owner
 from ckptrun.engine.layout import new_save_id

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from ckptrun.engine.backends.interface import Location, locate
+from ckptrun.engine.backends.interface import Location
+from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.manifest import Chunk, ShardFile
 from ckptrun.engine.read_files import Range, ShardFiles
 from ckptrun.engine.shard_file import PlannedChunk, plan_file

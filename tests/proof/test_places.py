@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from ckptrun.checks.checkpoints import compare_checkpoints
-from ckptrun.engine.backends.interface import locate, write_file
+from ckptrun.engine.backends.interface import write_file
+from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.commit import list_committed, remove_checkpoint
 from ckptrun.errors import ConfigError
 from ckptrun.evidence.verdict import Status

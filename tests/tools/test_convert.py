@@ -17,7 +17,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from ckptrun.engine.backends.interface import locate
+from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.commit import hold_save, list_leftovers
 from ckptrun.engine.layout import new_save_id
 from ckptrun.engine.manifest import read_manifest

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from ckptrun.engine.backends.interface import locate
+from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.commit import hold_save
 from ckptrun.engine.layout import MANIFEST
 from ckptrun.engine.manifest import read_manifest, to_bytes

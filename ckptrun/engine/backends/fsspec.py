@@ -9,33 +9,20 @@ import errno
 import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fsspec.spec import AbstractBufferedFile
 
 from ckptrun.engine.backends.owner import is_alive
 from ckptrun.forks import this_process
 
-if TYPE_CHECKING:
-    from ckptrun.engine.backends.interface import Backend
-
-__all__ = ["FsspecBackend", "ProcessFileSystem", "Scatter", "remote_backend"]
+__all__ = ["FsspecBackend", "ProcessFileSystem", "Scatter"]
 
 _BLOCK_BYTES = 16 * 2**20
 _READS_AT_ONCE = 8
 _READ_BYTES = 8 * 2**20
 _PUT_BYTES = 5 * 2**20
 """Up to here a file is held in memory and stored in one go, which is atomic on most stores."""
-
-
-def remote_backend(file_system: Any) -> "Backend":
-    """Return what stores files on an ``fsspec.AbstractFileSystem``, the best way that it has."""
-    if any(kind.__module__.partition(".")[0] == "s3fs" for kind in type(file_system).__mro__):
-        # Imported here, because other stores do without S3's libraries.
-        from ckptrun.engine.backends.s3 import S3Backend
-
-        return S3Backend(file_system)
-    return FsspecBackend(file_system)
 
 
 class ProcessFileSystem:

@@ -1,4 +1,4 @@
-"""The seam to storage: where the bytes of a checkpoint go. Local file systems, and any fsspec URL.
+"""The seam to storage: what a backend is, and a path on one.
 
 Everything that touches storage goes through :class:`Backend`, so tests put a failing, slow or counting one in its
 place: every function that takes a ``url`` takes a :class:`Location` too, which carries the backend.
@@ -7,18 +7,12 @@ Must not know what is in the files, nor what they are called.
 """
 
 import os
-import re
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
-from ckptrun.engine.backends.local import LocalBackend
-
-__all__ = ["Backend", "FileReader", "FileWriter", "Location", "Url", "locate", "read_file", "write_file"]
-
-_URL = re.compile(r"[a-z][a-z0-9+.-]*(::|://)")
+__all__ = ["Backend", "FileReader", "FileWriter", "Location", "Url", "read_file", "write_file"]
 
 
 class FileWriter(Protocol):
@@ -131,28 +125,6 @@ class Location:
 
 Url = str | os.PathLike[str] | Location
 """A local path, an fsspec URL, or a path on a backend of one's own."""
-
-
-def locate(url: Url) -> Location:
-    """Return where ``url`` points. Local paths are made absolute now: the working folder may change before a save."""
-    if isinstance(url, Location):
-        return url
-    text = os.fspath(url)
-    if text.startswith("file://"):
-        text = text.removeprefix("file://")
-    elif _URL.match(text):
-        return _locate_remote(text)
-    return Location(LocalBackend(), str(Path(text).absolute()))
-
-
-def _locate_remote(url: str) -> Location:
-    # Imported here: most runs write to local paths, and a launcher wants to start fast.
-    from fsspec.core import url_to_fs
-
-    from ckptrun.engine.backends.fsspec import remote_backend
-
-    file_system, path = url_to_fs(url)
-    return Location(remote_backend(file_system), path)
 
 
 def write_file(file: Location, raw: bytes) -> None:

@@ -8,7 +8,6 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,10 +16,8 @@ from ckptrun.engine.dtypes import item_bytes
 from ckptrun.errors import ConfigError
 from ckptrun.formats.common.convert_options import DTYPES
 from ckptrun.formats.common.interface import Origin, Source, SourceLeaf, row_shape
+from ckptrun.formats.common.numbered_optimizer import NumberedOptimizer
 from ckptrun.text import joined
-
-if TYPE_CHECKING:
-    from ckptrun.formats.common.optimizer_layout import NumberedOptimizer
 
 __all__ = ["Item", "Rounding", "Selection", "select"]
 
@@ -92,7 +89,7 @@ class Selection:
     shared: tuple[tuple[str, ...], ...]
     """Names of items that are the same memory."""
     origin: Origin
-    optimizers: tuple["NumberedOptimizer", ...] = ()
+    optimizers: tuple[NumberedOptimizer, ...] = ()
     """Those whose leaves stand where torch's own optimizers want them."""
     rounding: Rounding = field(default_factory=Rounding)
     """Filled while tensors are read with ``rows(..., is_counted=True)``."""

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ckptrun.engine.backends.interface import Location, locate, write_file
+from ckptrun.engine.backends.interface import Location, write_file
 from ckptrun.engine.backends.local import LocalBackend
+from ckptrun.engine.backends.locate import locate
 
 
 @pytest.fixture(params=["local", "memory"])

@@ -18,7 +18,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor, zeros
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from ckptrun.engine.backends.interface import Location, locate
+from ckptrun.engine.backends.interface import Location
+from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.backends.s3 import S3Backend
 from ckptrun.engine.commit import (
     hold_save,

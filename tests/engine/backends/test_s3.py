@@ -15,7 +15,8 @@ import torch
 from s3fs import S3FileSystem
 
 from ckptrun.engine.backends.fsspec import FsspecBackend
-from ckptrun.engine.backends.interface import Location, locate, read_file, write_file
+from ckptrun.engine.backends.interface import Location, read_file, write_file
+from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.backends.s3 import S3Backend
 from ckptrun.engine.commit import list_committed
 from ckptrun.engine.layout import step_folder

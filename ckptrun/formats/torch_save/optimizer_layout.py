@@ -8,69 +8,13 @@ which a run notes in the manifest; the names stand beside them, as ``param_names
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from ckptrun.engine.nested import place
 from ckptrun.formats.common.interface import SourceLeaf
+from ckptrun.formats.common.numbered_optimizer import GROUPS, PARAM_NAMES, PARAMS, STATE, NumberedOptimizer, Path
 from ckptrun.formats.common.selection import Item, Selection
-from ckptrun.text import joined
 
-__all__ = ["NumberedOptimizer", "number_optimizers"]
-
-_STATE, _GROUPS, _PARAMS, _NAMES = "state", "param_groups", "params", "param_names"
-
-Path = tuple[str | int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class NumberedOptimizer:
-    """One optimizer of a state."""
-
-    prefix: Path
-    """Where it stands."""
-    groups: Mapping[str | int, int]
-    """Name of a group -> its place."""
-    params: Sequence[Sequence[str]]
-    """Of each group, the names of its parameters, in order."""
-    number_of: Mapping[str, int]
-    is_ordered: bool
-    """Whether the checkpoint says in which order the model has its parameters."""
-
-    @property
-    def has_names(self) -> bool:
-        """Whether parameters have names, and not numbers already."""
-        return not all(name.isdigit() for name in self.number_of)
-
-    def begin(self, state: dict[str, Any]) -> None:
-        """Make its place in a nested state: a dict whose keys are numbers, which may stay empty."""
-        place(state, (*self.prefix, _STATE), {})
-
-    def finish(self, state: dict[str, Any]) -> None:
-        """Add what no leaf says: the numbers of the parameters, and the names of groups."""
-        found: Any = state
-        for element in self.prefix:
-            found = found[element]
-        for (name, index), params in zip(self.groups.items(), self.params, strict=True):
-            group = found[_GROUPS][index]
-            group[_PARAMS] = [self.number_of[param] for param in params]
-            if isinstance(name, str) and not re.fullmatch(r"(group_)?\d+", name):
-                group.setdefault("name", name)
-
-    def notes(self) -> Iterable[str]:
-        """Yield what whoever loads it should know."""
-        if self.has_names and not self.is_ordered:
-            yield (
-                "The checkpoint does not say in which order the model has its parameters: they are numbered by name. "
-                "Give the optimizer its parameters in the order of 'param_names' in each group."
-            )
-        elif self.has_names and len(self.params) > 1:
-            sizes = joined([f"{len(names):,}" for names in self.params])
-            yield (
-                f"The optimizer has {len(self.params)} groups, of {sizes} parameters; load_state_dict() wants one with "
-                "the same groups. The names stand in each as 'param_names', in their order."
-            )
+__all__ = ["number_optimizers"]
 
 
 def number_optimizers(selection: Selection) -> Selection:
@@ -90,8 +34,8 @@ def number_optimizers(selection: Selection) -> Selection:
 def _is_params(item: Item) -> bool:
     return (
         len(item.path) >= 3
-        and item.path[-3] == _GROUPS
-        and item.path[-1] == _PARAMS
+        and item.path[-3] == GROUPS
+        and item.path[-1] == PARAMS
         and not item.is_tensor
         and isinstance(item.leaf.value, list | tuple)
     )
@@ -133,9 +77,9 @@ def _moved(item: Item, optimizer: NumberedOptimizer) -> Item:
             index = optimizer.groups[group]
             names = list(optimizer.params[index])
             leaf = SourceLeaf(name=item.leaf.name, path=item.leaf.path, dtype=None, shape=None, load=lambda: names)
-            return dataclasses.replace(item, leaf=leaf, path=(*optimizer.prefix, _GROUPS, index, _NAMES))
+            return dataclasses.replace(item, leaf=leaf, path=(*optimizer.prefix, GROUPS, index, PARAM_NAMES))
         case ("param_groups", group, *rest) if rest and group in optimizer.groups:
-            return dataclasses.replace(item, path=(*optimizer.prefix, _GROUPS, optimizer.groups[group], *rest))
+            return dataclasses.replace(item, path=(*optimizer.prefix, GROUPS, optimizer.groups[group], *rest))
         case ("state", name, *rest) if rest and str(name) in optimizer.number_of:
-            return dataclasses.replace(item, path=(*optimizer.prefix, _STATE, optimizer.number_of[str(name)], *rest))
+            return dataclasses.replace(item, path=(*optimizer.prefix, STATE, optimizer.number_of[str(name)], *rest))
     return item

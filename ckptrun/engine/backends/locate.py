@@ -1,0 +1,45 @@
+"""Which backend a path or URL is on: a local file system, S3, or anything else that fsspec opens."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from ckptrun.engine.backends.interface import Backend, Location, Url
+from ckptrun.engine.backends.local import LocalBackend
+
+__all__ = ["locate", "remote_backend"]
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]*(::|://)")
+
+
+def locate(url: Url) -> Location:
+    """Return where ``url`` points. Local paths are made absolute now: the working folder may change before a save."""
+    if isinstance(url, Location):
+        return url
+    text = os.fspath(url)
+    if text.startswith("file://"):
+        text = text.removeprefix("file://")
+    elif _URL.match(text):
+        return _locate_remote(text)
+    return Location(LocalBackend(), str(Path(text).absolute()))
+
+
+def _locate_remote(url: str) -> Location:
+    # Imported here: most runs write to local paths, and a launcher wants to start fast.
+    from fsspec.core import url_to_fs
+
+    file_system, path = url_to_fs(url)
+    return Location(remote_backend(file_system), path)
+
+
+def remote_backend(file_system: Any) -> Backend:
+    """Return what stores files on an ``fsspec.AbstractFileSystem``, the best way that it has."""
+    if any(kind.__module__.partition(".")[0] == "s3fs" for kind in type(file_system).__mro__):
+        # Imported here, because other stores do without S3's libraries.
+        from ckptrun.engine.backends.s3 import S3Backend
+
+        return S3Backend(file_system)
+    from ckptrun.engine.backends.fsspec import FsspecBackend
+
+    return FsspecBackend(file_system)
