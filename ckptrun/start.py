@@ -7,9 +7,10 @@ from ckptrun.config.run import RunConfig
 from ckptrun.config.target_source import check_targets
 from ckptrun.console import say_error
 from ckptrun.launch.local import start_fork_server, start_ranks
+from ckptrun.launch.own_ranks import environment_of, own_ranks
 from ckptrun.proof.preflight import is_proof
 from ckptrun.run.leg import Leg
-from ckptrun.run.preflight import check_own_folder
+from ckptrun.run.preflight import check_own_folder, preflight
 
 __all__ = ["launch"]
 
@@ -21,14 +22,15 @@ def launch(config: RunConfig, *, command: Sequence[str]) -> int:
         ConfigError: Something that needs no rank to be seen is wrong.
     """
     check_targets(config)
-    start_fork_server(config, in_proof=is_proof(config))
+    start_fork_server(environment_of(config), in_proof=is_proof(config))
     if is_proof(config):
         # Imported here: it loads torch, which the fork server does meanwhile.
         from ckptrun.proof.prove import run_proof
 
         return run_proof(config, command=command)
     check_own_folder(config)
-    outcome = start_ranks(config, command=command, leg=Leg())
+    preflight(config, world_size=config.ranks)
+    outcome = start_ranks(own_ranks(config, command=command, leg=Leg()))
     for rank, number in sorted(outcome.killed.items()):
         say_error(f"ckptrun: rank {rank} was ended by {signal.Signals(number).name}.")
     if outcome.reason is not None:

@@ -1,4 +1,4 @@
-"""Starts the ranks of a run on this machine, in one command.
+"""Starts ranks on this machine, in one command.
 
 A fork server with torch preloaded makes ranks start in tenths of a second; it loads torch while this process does.
 Everything that a start sets (environment, import path, signal handlers) is of that start: the process that it is asked
@@ -10,28 +10,25 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from pathlib import Path
 from signal import SIGKILL, SIGTERM, Signals
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ckptrun.config.run import RunConfig
 from ckptrun.exit_codes import ExitCode
 from ckptrun.launch import supervisor
 from ckptrun.launch.hash_seeds import hash_seed
 from ckptrun.launch.interpreter import Interpreter
 from ckptrun.launch.stillness import Stillness
 from ckptrun.launch.supervisor import RankProcess, Supervisor
-from ckptrun.run.leg import Leg
-from ckptrun.run.preflight import preflight
 from ckptrun.run.watch.tether import Tether
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
-__all__ = ["Outcome", "fork_server", "start_fork_server", "start_ranks"]
+__all__ = ["Outcome", "Ranks", "fork_server", "start_fork_server", "start_ranks"]
 
 _OWN_CODES = (ExitCode.config, ExitCode.different, ExitCode.not_verified)
 # Interpreters and libraries look at these when they are loaded, and never again.
@@ -55,21 +52,47 @@ class Outcome:
     """What no rank could say: one stood still, or ended as if it were done."""
 
 
-def start_ranks(config: RunConfig, *, command: Sequence[str], leg: Leg) -> Outcome:
-    """Start ``config.ranks`` processes, wait until all have ended, and say how. Prints nothing itself.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranks:
+    """Processes to start.
+
+    Attributes:
+        count: How many.
+        call: Called in each, as ``call(*arguments, environment, tether)``; importable, and the arguments pickle.
+        arguments: The same for all.
+        environment: Of each, without who it is.
+        run_dir: Where it is put on record what brought them down.
+        log_file: Rank -> where it prints to; None: to the terminal.
+        timeout_seconds: A rank that stands still for longer is killed.
+        stop_seconds: What a rank may take to end once it is told to.
+        in_proof: Whether they need a hash seed that is known.
+        fresh: Whether they come from the other interpreter of a proof, see ``hash_seeds``.
+    """
+
+    count: int
+    call: Callable[..., None]
+    arguments: tuple[Any, ...]
+    environment: Mapping[str, str]
+    run_dir: Path
+    log_file: Callable[[int], Path | None]
+    timeout_seconds: float
+    stop_seconds: float
+    in_proof: bool = False
+    fresh: bool = False
+
+
+def start_ranks(what: Ranks) -> Outcome:
+    """Start processes, wait until all have ended, and say how. Prints nothing itself.
 
     Raises:
-        ConfigError: Something that needs no rank to be seen is wrong.
         RankFailedError: No rank can be started.
         KeyboardInterrupt: SIGINT came before there were ranks.
     """
-    preflight(config, world_size=config.ranks)
-
     # Imported here: it loads torch, which the fork server does meanwhile.
     from torch._C._distributed_c10d import TCPStore
 
     store = TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
-    server = start_fork_server(config, in_proof=leg.in_proof, fresh=leg.fresh)
+    server = start_fork_server(what.environment, in_proof=what.in_proof, fresh=what.fresh)
     with tempfile.TemporaryDirectory(prefix="ckptrun-") as folder, supervisor.Signals() as signals:
         server.wait(lambda: bool(signals.came))
         if signals.came:
@@ -79,15 +102,15 @@ def start_ranks(config: RunConfig, *, command: Sequence[str], leg: Leg) -> Outco
                 raise KeyboardInterrupt
             return Outcome(exit_code=ExitCode.failed, interrupted_by=number)
         before = frozenset(server.children())
-        ranks = _started(config, server, command=command, leg=leg, port=store.port, folder=Path(folder))
+        ranks = _started(what, server, port=store.port, folder=Path(folder))
         spoken: list[str] = []
         try:
             Supervisor(
                 ranks,
                 signals=signals,
                 told=server.told,
-                stop_seconds=config.launch.stop_seconds,
-                on_early_end=lambda rank, text: spoken.extend(_recorded(config, leg, store, rank, text)),
+                stop_seconds=what.stop_seconds,
+                on_early_end=lambda rank, text: spoken.extend(_recorded(what, store, rank, text)),
             ).run()
         finally:
             _leave_nothing(ranks, server, before=before)
@@ -99,15 +122,14 @@ _Settings: TypeAlias = tuple[object, ...]
 _SERVERS: dict[tuple[_Settings, bool, str | None], Interpreter] = {}
 
 
-def start_fork_server(config: RunConfig, *, in_proof: bool = False, fresh: bool = False) -> Interpreter:
+def start_fork_server(environment: Mapping[str, str], *, in_proof: bool = False, fresh: bool = False) -> Interpreter:
     """Start the process that ranks are forked from, unless it runs already; returns before it has loaded torch.
 
     Args:
-        config: Of the run.
+        environment: Of the ranks.
         in_proof: Whether ranks need a hash seed that is known; otherwise any server will do.
         fresh: The other one of the two that a proof has, see ``hash_seeds``.
     """
-    environment = _environment(config)
     # A process that was forked from this one has inherited its servers, and must have its own.
     settings = (os.getpid(), *sorted((n, value) for n, value in environment.items() if n.startswith(_READ_AT_START)))
     for other in [key for key in _SERVERS if key[0] != settings]:
@@ -116,7 +138,7 @@ def start_fork_server(config: RunConfig, *, in_proof: bool = False, fresh: bool 
             stale.close()
     seed = hash_seed(fresh=fresh) if in_proof else None
     key = next(iter(_SERVERS), (settings, fresh, seed)) if seed is None else (settings, fresh, seed)
-    server = _SERVERS.setdefault(key, Interpreter(environment | _seed(key[2])))
+    server = _SERVERS.setdefault(key, Interpreter({**environment, **_seed(key[2])}))
     server.start()
     return server
 
@@ -130,26 +152,16 @@ def _seed(seed: str | None) -> dict[str, str]:
     return {} if seed is None else {"PYTHONHASHSEED": seed}
 
 
-def _environment(config: RunConfig) -> dict[str, str]:
-    """What the ranks of this start have in their environment, beside who they are."""
-    return {"OMP_NUM_THREADS": str(config.train.threads), **os.environ}
-
-
-def _started(
-    config: RunConfig, server: Interpreter, *, command: Sequence[str], leg: Leg, port: int, folder: Path
-) -> list[RankProcess]:
-    from ckptrun.launch.rank import local_rank
-
-    run_id, world_size, limit = uuid.uuid4().hex, config.ranks, config.launch.timeout_seconds
-    limit = max(_LEAST_SECONDS, limit + config.launch.stop_seconds - _LAST_SECONDS)
+def _started(what: Ranks, server: Interpreter, *, port: int, folder: Path) -> list[RankProcess]:
+    run_id = uuid.uuid4().hex
+    limit = max(_LEAST_SECONDS, what.timeout_seconds + what.stop_seconds - _LAST_SECONDS)
     ranks = []
-    for rank in range(world_size):
+    for rank in range(what.count):
         here, there = Pipe()
         progress = folder / f"rank_{rank:05d}"
-        environment = _environment(config) | server.hash_seed | _place(rank, world_size, port=port, run_id=run_id)
-        process = server.process(
-            local_rank, (config, list(command), leg, environment, Tether(there, progress)), name=f"rank {rank}"
-        )
+        environment = {**what.environment, **server.hash_seed, **_place(rank, what.count, port=port, run_id=run_id)}
+        arguments = (*what.arguments, environment, Tether(there, progress))
+        process = server.process(what.call, arguments, name=f"rank {rank}")
         process.start()
         there.close()
         stillness = Stillness(limit_seconds=limit, now=time.monotonic())
@@ -179,16 +191,16 @@ def _place(rank: int, world_size: int, *, port: int, run_id: str) -> dict[str, s
     }
 
 
-def _recorded(config: RunConfig, leg: Leg, store: "Store", rank: int, text: str) -> list[str]:
+def _recorded(what: Ranks, store: "Store", rank: int, text: str) -> list[str]:
     """Put ``text`` on record, unless a rank has said what brought the run down; return what was new."""
     from torch._C._distributed_c10d import PrefixStore
 
     from ckptrun.process_groups import store_prefix
     from ckptrun.run.watch.failure import record_once
 
-    if not record_once(text, rank=rank, store=PrefixStore(store_prefix(), store), run_dir=config.run_dir):
+    if not record_once(text, rank=rank, store=PrefixStore(store_prefix(), store), run_dir=what.run_dir):
         return []
-    log = leg.log_file(rank)
+    log = what.log_file(rank)
     if log is not None:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as file:

@@ -14,8 +14,10 @@ from ckptrun.config.run import RunConfig
 from ckptrun.errors import ConfigError
 from ckptrun.files import EVENTS, write_json
 from ckptrun.launch.local import Outcome, start_ranks
+from ckptrun.launch.own_ranks import own_ranks
 from ckptrun.proof.places import clear_checkpoints, clear_place, place_beside
 from ckptrun.run.leg import Leg
+from ckptrun.run.preflight import preflight
 
 __all__ = ["Legs", "TimedOutcome", "check_folder", "claim_folder"]
 
@@ -99,7 +101,8 @@ class Legs:
             clear_place(config.checkpoint_root)
         shutil.rmtree(config.run_dir / "trace", ignore_errors=True)
         began = time.monotonic()
-        outcome = start_ranks(config, command=self._command, leg=leg)
+        preflight(config, world_size=config.ranks)
+        outcome = start_ranks(own_ranks(config, command=self._command, leg=leg))
         return TimedOutcome(outcome=outcome, seconds=time.monotonic() - began)
 
     def _copy(self) -> RunConfig:

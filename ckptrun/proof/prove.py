@@ -28,6 +28,7 @@ from ckptrun.exit_codes import ExitCode
 from ckptrun.fault import FaultRecord, PlannedFault, stop_steps
 from ckptrun.files import write_json
 from ckptrun.launch.local import start_fork_server
+from ckptrun.launch.own_ranks import environment_of
 from ckptrun.launch.silent_end import spoken_or_seen
 from ckptrun.proof.evidence import Evidence
 from ckptrun.proof.judge import judge, judge_failed
@@ -120,7 +121,7 @@ class _Proof:
         """Run all legs, judge, and say what came out."""
         self._view.begin()
         # It loads torch while the reference runs.
-        start_fork_server(self._config, in_proof=True, fresh=True)
+        start_fork_server(environment_of(self._config), in_proof=True, fresh=True)
         samples = self._config.proof.reshapes
         reference = self._legs.beside("reference")
         ended = self._start(self._legs, reference, "reference", saves_at_end_only=True, samples=samples)

@@ -12,6 +12,7 @@ import tempfile
 from typing import IO, Any
 
 from ckptrun.launch.local import fork_server, start_fork_server
+from ckptrun.launch.own_ranks import environment_of
 from tests.test_config import config_of
 
 __all__ = ["CONTEXT", "Printed", "rank_streams"]
@@ -41,7 +42,7 @@ def rank_streams() -> tuple[IO[bytes], IO[bytes]]:
             fcntl.fcntl(file.fileno(), fcntl.F_SETFL, os.O_APPEND)
             os.dup2(file.fileno(), number)
         # The one that proofs and other runs have in common.
-        start_fork_server(config_of(), in_proof=True)
+        start_fork_server(environment_of(config_of()), in_proof=True)
     finally:
         for copy, number in zip(saved, (1, 2), strict=True):
             os.dup2(copy, number)
