@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckptrun.config.fault import FaultPoint
-from ckptrun.config.precision import PrecisionKind
-from ckptrun.config.run import RunConfig
+from ckptrun.config.precision import PrecisionConfig, PrecisionKind
 from ckptrun.evidence.ledger import Line
 from ckptrun.evidence.starts import Start
 from ckptrun.fault import Fired
@@ -24,7 +23,13 @@ Values = Mapping[str, Any]
 class Occurred:
     """The facts."""
 
-    config: RunConfig
+    steps: int
+    """Of the run."""
+    precision: PrecisionConfig | None
+    """What it computes with, where that is known."""
+    keep_last: int | None
+    """How many checkpoints it leaves; None: all."""
+    has_controls: bool
     lines: Sequence[Line]
     """The ledger of the reference on rank 0."""
     starts: Sequence[Start]
@@ -44,7 +49,7 @@ class Occurred:
     @property
     def resumed_at(self) -> int:
         """The step of the first resume; without one, the last."""
-        return self.resumes[0].step if self.resumes else self.config.train.steps
+        return self.resumes[0].step if self.resumes else self.steps
 
 
 def not_exercised(occurred: Occurred) -> list[str]:
@@ -54,7 +59,7 @@ def not_exercised(occurred: Occurred) -> list[str]:
 
 
 def _restarts(occurred: Occurred) -> Iterator[str]:
-    resumes, steps = occurred.resumes, occurred.config.train.steps
+    resumes, steps = occurred.resumes, occurred.steps
     if len(resumes) < 2:
         yield "second restart: the run was resumed once" if resumes else "restart: the run was never resumed"
     elif all(start.step >= steps for start in resumes[1:]):
@@ -104,8 +109,8 @@ def _rates(occurred: Occurred) -> Iterator[str]:
 
 
 def _scaler(occurred: Occurred) -> Iterator[str]:
-    precision, resumed_at = occurred.config.precision, occurred.resumed_at
-    if precision.kind is not PrecisionKind.fp16:
+    precision, resumed_at = occurred.precision, occurred.resumed_at
+    if precision is None or precision.kind is not PrecisionKind.fp16:
         return
     skipped = [line["step"] for line in occurred.lines if line["skipped"]]
     if not skipped:
@@ -135,11 +140,11 @@ def _gradients(occurred: Occurred) -> Iterator[str]:
 
 
 def _removal(occurred: Occurred) -> Iterator[str]:
-    keep_last = occurred.config.checkpoint.keep_last
+    keep_last = occurred.keep_last
     if keep_last is not None and not occurred.removed:
         yield f"removal of old checkpoints: checkpoint.keep_last={keep_last} kept all"
 
 
 def _controls(occurred: Occurred) -> Iterator[str]:
-    if occurred.config.proof.controls == []:
+    if not occurred.has_controls:
         yield "controls: whether a component left out would be noticed (proof.controls=none)"

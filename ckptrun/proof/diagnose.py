@@ -13,7 +13,7 @@ again, nobody knows whether the job repeats itself.
 """
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from ckptrun.checks.checkpoints import compare_checkpoints
 from ckptrun.checks.ignored import Ignored
 from ckptrun.checks.judge import compare_ledgers, describe, step_like
 from ckptrun.checks.operation import Operation, first_operation
-from ckptrun.config.run import RunConfig
 from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.commit import is_committed
 from ckptrun.errors import RankFailedError
@@ -32,9 +31,8 @@ from ckptrun.evidence.trace_files import What
 from ckptrun.evidence.verdict import Check, Status
 from ckptrun.proof.evidence import Evidence
 from ckptrun.proof.leg_end import check_leg
-from ckptrun.proof.legs import Legs, TimedOutcome
+from ckptrun.proof.subject import Run, StartRun
 from ckptrun.run.leg import TraceWindow
-from ckptrun.run.preflight import checkpoint_of
 
 __all__ = ["Diagnosis", "Suspect", "diagnose"]
 
@@ -77,15 +75,15 @@ class _Found:
     """Whether it comes out as in the reference when the start saves nothing."""
 
 
-def diagnose(suspect: Suspect, evidence: Evidence, *, run_leg: Callable[..., TimedOutcome]) -> Diagnosis:
+def diagnose(suspect: Suspect, evidence: Evidence, *, start_run: StartRun) -> Diagnosis:
     """Find the cause.
 
     Args:
         suspect: What differed.
         evidence: The legs so far.
-        run_leg: Starts another leg: (legs, config, name, ...).
+        start_run: Starts another leg.
     """
-    inquiry = _Inquiry(suspect, evidence, run_leg)
+    inquiry = _Inquiry(suspect, evidence, start_run)
     try:
         return inquiry.run()
     except RankFailedError as error:
@@ -97,15 +95,14 @@ def diagnose(suspect: Suspect, evidence: Evidence, *, run_leg: Callable[..., Tim
 
 
 class _Inquiry:
-    def __init__(self, suspect: Suspect, evidence: Evidence, run_leg: Callable[..., TimedOutcome]) -> None:
+    def __init__(self, suspect: Suspect, evidence: Evidence, start_run: StartRun) -> None:
         self._suspect = suspect
         self._evidence = evidence
-        self._run_leg = run_leg
+        self._start_run = start_run
         # On another mesh a resumed start is held against an uninterrupted one on that mesh.
-        self._is_later = evidence.config.proof.reshapes and suspect.start.index > 0
-        self._legs: Legs = evidence.later_legs if self._is_later else evidence.legs
-        self._ranks = evidence.after.ranks if self._is_later else evidence.config.ranks
-        self._reference = evidence.reference_of_later if self._is_later else evidence.legs.folder("reference")
+        self._is_later = evidence.subject.reshapes and suspect.start.index > 0
+        self._reference = evidence.reference_of_later if self._is_later else evidence.reference
+        self._ranks = self._reference.ranks
         self.reference_repeats = False
         """Whether it is known that the reference comes out the same when it is run again."""
 
@@ -115,16 +112,16 @@ class _Inquiry:
             return self._of_the_end()
         window = self._window(start, mismatch.step)
         again = self._reference_again("traced_reference", window)
-        repeated = compare_ledgers(self._reference, again, ranks=self._ranks, last_step=mismatch.step)
+        repeated = compare_ledgers(self._reference.folder, again, ranks=self._ranks, last_step=mismatch.step)
         if repeated.first is not None:
             return self._not_deterministic(repeated.first)
         if self._is_interpreter_another:
             other = self._reference_again("reference_in_another_interpreter", window, fresh=True)
-            repeated = compare_ledgers(self._reference, other, ranks=self._ranks, last_step=mismatch.step)
+            repeated = compare_ledgers(self._reference.folder, other, ranks=self._ranks, last_step=mismatch.step)
             if repeated.first is not None:
                 return self._by_interpreter(repeated.first)
         self.reference_repeats = True
-        counted_as = step_like(self._reference, self._evidence.config.run_dir, mismatch)
+        counted_as = step_like(self._reference.folder, self._evidence.run.folder, mismatch)
         if counted_as is not None:
             return self._miscounted(mismatch, counted_as)
         if start.resumed_from is not None and self._checkpoint(start) is None:
@@ -161,38 +158,38 @@ class _Inquiry:
 
     def _reference_again(self, name: str, window: TraceWindow, *, fresh: bool = False) -> Path:
         """Run the reference once more, as far as the window goes."""
-        config = self._legs.beside(name)
+        begin = None
         if self._is_later:
-            config.checkpoint.resume = (
-                self._checkpoint(self._evidence.resumes[0]) or self._evidence.config.checkpoint_root
-            )
+            begin = self._checkpoint(self._evidence.resumes[0]) or self._evidence.run.checkpoints
+        run = self._beside(name, resume_from=begin)
         begins_as = self._evidence.resumes[0].index if self._is_later else None
         what = {"saves_at_end_only": True, "trace": window, "begins_as": begins_as, "fresh": fresh}
-        self._run(config, name, stop_at=window.last_step, **what)
-        return config.run_dir
+        self._run(run, stop_at=window.last_step, **what)
+        return run.folder
 
-    def _run(self, config: RunConfig, name: str, *, stop_at: int | None = None, **what: object) -> None:
+    def _beside(self, name: str, *, saves: bool = True, resume_from: str | None = None) -> Run:
+        return self._evidence.subject.run(name, is_later=self._is_later, saves=saves, resume_from=resume_from)
+
+    def _run(self, run: Run, *, stop_at: int | None = None, **what: object) -> None:
         """Run one more leg to its end.
 
         Raises:
             RankFailedError: It did not come so far.
         """
-        ended = self._run_leg(self._legs, config, name, stop_at=stop_at, **what)
-        last_step = config.train.steps if stop_at is None else stop_at
-        check_leg(name.replace("_", " "), config, ended, last_step=last_step)
+        ended = self._start_run(run, stop_at=stop_at, **what)
+        last_step = self._evidence.subject.steps if stop_at is None else stop_at
+        check_leg(run.name.replace("_", " "), run, ended, last_step=last_step)
 
     def _first_operation(self, start: Start, reference: Path, window: TraceWindow, *, name: str) -> _Found | None:
         """Run ``start`` once more: from the same checkpoint, without saves if it had one, else with them."""
         # What loaded nothing can differ only by what it saves.
         for saves in (False, True) if start.resumed_from is not None else (True,):
             leg = f"{name}_with_saves" if saves and start.resumed_from is not None else name
-            config = self._legs.beside(leg, saves=saves)
-            if start.resumed_from is not None:
-                config.checkpoint.resume = self._checkpoint(start) or start.resumed_from
+            run = self._beside(leg, saves=saves, resume_from=self._checkpoint(start) or start.resumed_from)
             resumed = start.index > 0
             what = {"saves_after_resume": saves and resumed, "begins_as": start.index or None, "fresh": start.fresh}
-            self._run(config, leg, stop_at=window.last_step, trace=window, **what)
-            operation = first_operation(reference, config.run_dir, ranks=self._ranks)
+            self._run(run, stop_at=window.last_step, trace=window, **what)
+            operation = first_operation(reference, run.folder, ranks=self._ranks)
             if operation is not None:
                 return _Found(operation=operation, start=start, is_of_saving=saves)
         return None
@@ -295,34 +292,24 @@ class _Inquiry:
 
     def _end_of_reference(self, name: str, *, fresh: bool) -> Check:
         """Run the reference to its end once more, and compare that with what it was."""
-        config = self._legs.beside(name)
-        if self._is_later:
-            config.checkpoint.resume = self._evidence.config.checkpoint_root
+        run = self._beside(name, resume_from=self._evidence.run.checkpoints if self._is_later else None)
         begins_as = self._evidence.resumes[0].index if self._is_later else None
-        self._run(config, name, saves_at_end_only=True, begins_as=begins_as, fresh=fresh)
-        steps = self._evidence.config.train.steps
-        ends = (checkpoint_of(self._reference, steps), checkpoint_of(config.run_dir, steps))
-        counts = Ignored(self._evidence.config.proof.ignore).counts
-        return compare_checkpoints(*ends, step=steps, counts=counts)
+        self._run(run, saves_at_end_only=True, begins_as=begins_as, fresh=fresh)
+        return self._compared_ends(run)
+
+    def _compared_ends(self, run: Run) -> Check:
+        steps, counts = self._evidence.subject.steps, Ignored(self._evidence.ignore).counts
+        return compare_checkpoints(self._reference.checkpoint(steps), run.checkpoint(steps), step=steps, counts=counts)
 
     def _ends_right(self, *, saves: bool) -> bool:
         """Whether the run, from the checkpoint of its first resume on and never killed again, ends as it should."""
         checkpoint = next(map(self._checkpoint, self._evidence.resumes), None)
         if checkpoint is None:
             return False
-        name = "saving_run" if saves else "unsaved_run"
-        config = self._legs.beside(name)
-        config.checkpoint.resume = checkpoint
+        run = self._beside("saving_run" if saves else "unsaved_run", resume_from=checkpoint)
         begins_as = self._evidence.resumes[0].index
-        self._run(config, name, saves_at_end_only=not saves, saves_after_resume=saves, begins_as=begins_as)
-        steps = self._evidence.config.train.steps
-        ends = compare_checkpoints(
-            checkpoint_of(self._reference, steps),
-            checkpoint_of(config.run_dir, steps),
-            step=steps,
-            counts=Ignored(self._evidence.config.proof.ignore).counts,
-        )
-        return ends.status is Status.equal
+        self._run(run, saves_at_end_only=not saves, saves_after_resume=saves, begins_as=begins_as)
+        return self._compared_ends(run).status is Status.equal
 
     def _by_interpreter(self, mismatch: Mismatch) -> Diagnosis:
         """Two references differ, and what they have not in common is the interpreter that they ran in."""

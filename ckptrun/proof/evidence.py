@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from ckptrun.config.run import RunConfig
 from ckptrun.evidence.starts import Start
 from ckptrun.fault import Fired, PlannedFault
-from ckptrun.proof.legs import Legs
 from ckptrun.proof.outside_files import OutsideFiles
+from ckptrun.proof.subject import Run, Subject
 
 __all__ = ["Evidence"]
 
@@ -17,10 +15,11 @@ __all__ = ["Evidence"]
 class Evidence:
     """What there is to judge by."""
 
-    config: RunConfig
-    after: RunConfig
-    legs: Legs
-    later_legs: Legs
+    subject: Subject
+    ignore: Sequence[str]
+    """Leaves that are not compared: ``proof.ignore``."""
+    has_controls: bool
+    """Whether controls are asked for."""
     starts: Sequence[Start]
     planned: Sequence[PlannedFault]
     fired: Sequence[Fired]
@@ -37,6 +36,21 @@ class Evidence:
         return [start for start in self.starts if start.resumed_from is not None]
 
     @property
-    def reference_of_later(self) -> Path:
+    def run(self) -> Run:
+        """The one under proof, as it begins."""
+        return self.subject.run("run")
+
+    @property
+    def later_run(self) -> Run:
+        """The same once it was resumed."""
+        return self.subject.run("run", is_later=True)
+
+    @property
+    def reference(self) -> Run:
+        """What the first start is held against."""
+        return self.subject.run("reference")
+
+    @property
+    def reference_of_later(self) -> Run:
         """What the starts after the first are held against."""
-        return self.legs.folder("resumed_reference" if self.config.proof.reshapes else "reference")
+        return self.subject.run("resumed_reference", is_later=True) if self.subject.reshapes else self.reference

@@ -27,41 +27,37 @@ from ckptrun.checks.saved import check_saved
 from ckptrun.checks.saves_differ import check_saves_differ
 from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.commit import list_committed
-from ckptrun.engine.layout import step_folder
 from ckptrun.evidence.ledger import Line, ledger_file
 from ckptrun.evidence.starts import Start
 from ckptrun.evidence.verdict import Check, Status, Verdict, verdict_of
 from ckptrun.fault import Fired
 from ckptrun.files import read_lines
-from ckptrun.proof.blamed_code import code_of
 from ckptrun.proof.diagnose import Diagnosis, Suspect, diagnose
 from ckptrun.proof.evidence import Evidence
-from ckptrun.proof.legs import TimedOutcome
 from ckptrun.proof.occurred import occurred
-from ckptrun.run.preflight import checkpoint_of, leaf_names
+from ckptrun.proof.places import leaf_names
+from ckptrun.proof.subject import StartRun
 
 __all__ = ["judge", "judge_failed"]
 
-RunLeg = Callable[..., TimedOutcome]
 
-
-def judge(evidence: Evidence, *, run_leg: RunLeg, controls: Callable[[], Sequence[Start]]) -> Verdict:
+def judge(evidence: Evidence, *, start_run: StartRun, controls: Callable[[], Sequence[Start]]) -> Verdict:
     """Make every check, and look for the cause of a difference.
 
     Args:
         evidence: What there is.
-        run_leg: Starts another leg: (legs, config, name, ...).
+        start_run: Starts another leg.
         controls: Runs the controls.
     """
     checks = [check_faults(evidence.planned, evidence.fired)] if evidence.planned else []
-    checks += check_finite(read_lines(ledger_file(evidence.legs.folder("reference"), 0)))
+    checks += check_finite(read_lines(ledger_file(evidence.reference.folder, 0)))
     checks += _noisy(evidence.starts)
-    counts = Ignored(evidence.config.proof.ignore).counts
+    counts = Ignored(evidence.ignore).counts
     refused = _refused_save(evidence)
     damaged = _still_damaged(evidence)
     checks.append(refused or check_saved(_committed(evidence), damaged=damaged, counts=counts))
     checks.append(check_loads(evidence.starts))
-    checks.append(check_nothing_lost(evidence.starts, damaged=_damage(evidence), last_step=evidence.config.train.steps))
+    checks.append(check_nothing_lost(evidence.starts, damaged=_damage(evidence), last_step=evidence.subject.steps))
     checks += _failed_resume(evidence) if refused is None else []
     differ = check_saves_differ(_committed(evidence), _ledgers(evidence), counts=counts)
     checks.append(differ or _only_one_save())
@@ -72,14 +68,14 @@ def judge(evidence: Evidence, *, run_leg: RunLeg, controls: Callable[[], Sequenc
     compared = _compared(evidence, found)
     replicas = check_starts_replicas(evidence.starts)
     if outside.status is Status.equal:
-        compared = _diagnosed(evidence, found, compared, others=[*checks, replicas], run_leg=run_leg)
+        compared = _diagnosed(evidence, found, compared, others=[*checks, replicas], start_run=start_run)
     else:
         compared = [_unjudged(check) for check in compared]
     known = {check.name for check in checks}
     checks += [check for check in compared if check.name not in known]
     second = check_second_resume(evidence.starts, [*checks, replicas], failed=evidence.failure)
     checks += [replicas, second]
-    asked = evidence.config.proof.controls != []
+    asked = evidence.has_controls
     is_different = any(check.status is Status.different for check in checks)
     made: Sequence[Start] = ()
     if is_different and asked:
@@ -92,8 +88,8 @@ def judge(evidence: Evidence, *, run_leg: RunLeg, controls: Callable[[], Sequenc
     verdict = verdict_of(checks, moment_of=partial(moment_of, starts=evidence.starts))
     return replace(
         verdict,
-        advice=f"{verdict.advice}{code_of(evidence.config, verdict.blame)}" if verdict.advice else "",
-        path=str(evidence.config.run_dir),
+        advice=f"{verdict.advice}{evidence.subject.code_of(verdict.blame)}" if verdict.advice else "",
+        path=str(evidence.run.folder),
         not_exercised=[*not_exercised(occurred(evidence)), *idle_controls(made)],
         not_covered=[*not_covered, *_exempt(evidence)],
     )
@@ -113,27 +109,24 @@ def judge_failed(starts: Sequence[Start], what: str, *, why: str) -> Verdict:
 
 
 def _exempt(evidence: Evidence) -> list[str]:
-    config = evidence.config
-    if not config.proof.ignore:
+    if not evidence.ignore:
         return []
-    return Ignored(config.proof.ignore).sentences(leaf_names(evidence.legs.folder("reference"), config.train.steps))
+    return Ignored(evidence.ignore).sentences(leaf_names(evidence.reference.checkpoint(evidence.subject.steps)))
 
 
 def _committed(evidence: Evidence) -> list[str]:
-    root = evidence.config.checkpoint_root
-    return [step_folder(root, step) for step in list_committed(root)]
+    return [evidence.run.checkpoint(step) for step in list_committed(evidence.run.checkpoints)]
 
 
 def _ledgers(evidence: Evidence) -> list[list[Line]]:
     """Of every rank that has taken a step in any start of the run under proof."""
-    ranks = range(max(evidence.config.ranks, evidence.after.ranks))
-    return [[*read_lines(ledger_file(evidence.config.run_dir, rank))] for rank in ranks]
+    ranks = range(max(evidence.run.ranks, evidence.later_run.ranks))
+    return [[*read_lines(ledger_file(evidence.run.folder, rank))] for rank in ranks]
 
 
 def _damage(evidence: Evidence) -> dict[str, Fired]:
     """Checkpoint -> the fault that has damaged it."""
-    root = evidence.config.checkpoint_root
-    return {str(locate(step_folder(root, fault.step))): fault for fault in evidence.fired if fault.kind.damages}
+    return {str(locate(evidence.run.checkpoint(fault.step))): fault for fault in evidence.fired if fault.kind.damages}
 
 
 def _noticed(evidence: Evidence) -> set[str]:
@@ -221,40 +214,42 @@ class _Found:
 
 
 def _against_reference(evidence: Evidence) -> _Found:
-    folder, last = evidence.config.run_dir, len(evidence.starts)
-    reference = evidence.legs.folder("reference")
-    first = compare_ledgers(reference, folder, ranks=evidence.config.ranks, starts=range(0, 1))
-    if evidence.config.proof.reshapes:
+    run, last = evidence.run, len(evidence.starts)
+    reference = evidence.reference.folder
+    first = compare_ledgers(reference, run.folder, ranks=run.ranks, starts=range(0, 1))
+    if evidence.subject.reshapes:
         later = compare_ledgers(
-            evidence.reference_of_later, folder, ranks=evidence.after.ranks, starts=range(1, max(last, 1))
+            evidence.reference_of_later.folder,
+            run.folder,
+            ranks=evidence.later_run.ranks,
+            starts=range(1, max(last, 1)),
         )
     else:
-        later = compare_ledgers(reference, folder, ranks=evidence.config.ranks)
+        later = compare_ledgers(reference, run.folder, ranks=run.ranks)
     return _Found(first=first, later=later)
 
 
 def _compared(evidence: Evidence, found: _Found) -> list[Check]:
     """``trajectory``, ``final_state``, ``saving_is_invisible`` and, on another mesh, ``data_order``."""
-    config, steps = evidence.config, evidence.config.train.steps
+    steps, reshapes = evidence.subject.steps, evidence.subject.reshapes
     resumed_at = evidence.resumes[0].step if evidence.resumes else steps
     saves = sum(len(start.committed) for start in evidence.starts) - 1
-    is_whole = found.later.first is None and not config.proof.reshapes
+    is_whole = found.later.first is None and not reshapes
     checks = []
     if evidence.failure is None:
-        wanted = steps - resumed_at if config.proof.reshapes else steps
+        wanted = steps - resumed_at if reshapes else steps
         is_complete = evidence.starts[-1].is_complete
         checks.append(check_steps(found.later, wanted=wanted, after=steps - resumed_at, is_complete=is_complete))
-        root, expected = config.checkpoint_root, checkpoint_of(evidence.reference_of_later, steps)
-        counts = Ignored(config.proof.ignore).counts
-        checks.append(compare_checkpoints(expected, step_folder(root, steps), step=steps, counts=counts))
+        ends = (evidence.reference_of_later.checkpoint(steps), evidence.run.checkpoint(steps))
+        checks.append(compare_checkpoints(*ends, step=steps, counts=Ignored(evidence.ignore).counts))
     checks.append(check_invisible(found.later if is_whole else found.first, saves=max(0, saves)))
-    if config.proof.reshapes:
+    if reshapes:
         checks.append(
             check_samples(
-                evidence.legs.folder("reference"),
-                config.run_dir,
-                expected_ranks=config.ranks,
-                got_ranks=evidence.after.ranks,
+                evidence.reference.folder,
+                evidence.run.folder,
+                expected_ranks=evidence.run.ranks,
+                got_ranks=evidence.later_run.ranks,
                 starts=range(1, len(evidence.starts)),
             )
         )
@@ -267,13 +262,13 @@ def _only_one_save() -> Check:
 
 
 def _diagnosed(
-    evidence: Evidence, found: _Found, compared: Sequence[Check], *, others: Sequence[Check], run_leg: RunLeg
+    evidence: Evidence, found: _Found, compared: Sequence[Check], *, others: Sequence[Check], start_run: StartRun
 ) -> list[Check]:
     """The comparisons with the reference, with the cause of a difference."""
     suspect = _suspect(evidence, found, compared, others=others)
     if suspect is None:
         return list(compared)
-    diagnosis = diagnose(suspect, evidence, run_leg=run_leg)
+    diagnosis = diagnose(suspect, evidence, start_run=start_run)
     return [_explained(check, diagnosis) for check in compared]
 
 

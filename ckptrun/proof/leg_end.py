@@ -6,41 +6,40 @@ Torch-free.
 
 from pathlib import Path
 
-from ckptrun.config.run import RunConfig
 from ckptrun.errors import RankFailedError
 from ckptrun.evidence.ledger import ledger_file
 from ckptrun.evidence.starts import read_failures
 from ckptrun.exit_codes import ExitCode
 from ckptrun.files import read_lines
 from ckptrun.launch.silent_end import spoken_or_seen
-from ckptrun.proof.legs import TimedOutcome
+from ckptrun.proof.subject import Run, TimedOutcome
 
 __all__ = ["check_leg", "why_incomplete"]
 
 
-def check_leg(name: str, config: RunConfig, ended: TimedOutcome, *, last_step: int) -> None:
+def check_leg(name: str, run: Run, ended: TimedOutcome, *, last_step: int) -> None:
     """See that a leg which nothing was to happen to has taken its steps.
 
     Args:
         name: Of the leg, for people.
-        config: That it ran with.
+        run: Which it was.
         ended: How its ranks ended.
         last_step: The step that it was to end after.
 
     Raises:
         RankFailedError: It has not; the message has the words of a rank that failed.
     """
-    why = why_incomplete(config, ended, last_step=last_step)
+    why = why_incomplete(run, ended, last_step=last_step)
     if why is not None:
         raise RankFailedError(f"{name} failed: {why}")
 
 
-def why_incomplete(config: RunConfig, ended: TimedOutcome, *, last_step: int) -> str | None:
+def why_incomplete(run: Run, ended: TimedOutcome, *, last_step: int) -> str | None:
     """Say why a leg has not taken its steps up to ``last_step``; None: it has."""
     if ended.outcome.exit_code != ExitCode.done:
-        return _words(config.run_dir, ended)
-    for rank in range(config.ranks):
-        last = max((line["step"] for line in read_lines(ledger_file(config.run_dir, rank))), default=0)
+        return _words(run.folder, ended)
+    for rank in range(run.ranks):
+        last = max((line["step"] for line in read_lines(ledger_file(run.folder, rank))), default=0)
         if last < last_step:
             return f"rank {rank} ended with exit code 0 after step {last} of {last_step}"
     return None

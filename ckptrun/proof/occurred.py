@@ -18,15 +18,18 @@ __all__ = ["occurred"]
 
 def occurred(evidence: Evidence) -> Occurred:
     """Return the facts of a proof whose legs are over."""
-    root = evidence.config.checkpoint_root
+    root = evidence.run.checkpoints
     steps = list_committed(root)
     there = {str(locate(step_folder(root, step))) for step in steps}
     committed = {str(locate(folder)) for start in evidence.starts for folder in start.committed}
     resumed = next((start.resumed_from for start in evidence.resumes), None)
     at_resume = None if resumed is None else evidence.kept.get(str(locate(resumed)), resumed)
     return Occurred(
-        config=evidence.config,
-        lines=read_lines(ledger_file(evidence.legs.folder("reference"), 0)),
+        steps=evidence.subject.steps,
+        precision=evidence.subject.precision,
+        keep_last=evidence.subject.keep_last,
+        has_controls=evidence.has_controls,
+        lines=read_lines(ledger_file(evidence.reference.folder, 0)),
         starts=evidence.starts,
         fired=evidence.fired,
         removed=len(committed - there),

@@ -13,9 +13,10 @@ from ckptrun.engine.backends.interface import Location, read_file
 from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.commit import list_committed, remove_checkpoint, remove_leftovers
 from ckptrun.engine.layout import MANIFEST, step_folder
+from ckptrun.engine.manifest import read_manifest
 from ckptrun.errors import ConfigError
 
-__all__ = ["clear_checkpoints", "clear_place", "keep_copies", "place_beside"]
+__all__ = ["clear_checkpoints", "clear_place", "keep_copies", "leaf_names", "place_beside"]
 
 _LEGS = "proof"
 _BLOCK_BYTES = 16 * 2**20
@@ -60,6 +61,11 @@ def clear_checkpoints(root: str, *, is_ours: bool) -> None:
         remove_checkpoint(root, step)
     if others:
         legs.backend.remove(legs.path)
+
+
+def leaf_names(checkpoint: str) -> list[str]:
+    """The names of all leaves of a checkpoint."""
+    return list(read_manifest(checkpoint).leaves)
 
 
 def keep_copies(root: str, into: Path) -> Iterator[tuple[str, str]]:

@@ -5,14 +5,13 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ckptrun.config.run import RunConfig
 from ckptrun.console import aligned, say
 from ckptrun.evidence.starts import Start
 from ckptrun.evidence.verdict import Check, Status, Verdict
 from ckptrun.exit_codes import ExitCode
 from ckptrun.fault import Fired, PlannedFault
 from ckptrun.proof.leg_progress import has_colour
-from ckptrun.proof.legs import TimedOutcome
+from ckptrun.proof.subject import Subject, TimedOutcome
 from ckptrun.words import counted
 
 __all__ = ["ProofView", "text_of"]
@@ -30,24 +29,25 @@ class ProofView:
     """Prints.
 
     Args:
-        config: Of the proof.
+        subject: What is proved.
         plan: What is going to fail.
     """
 
-    def __init__(self, config: RunConfig, *, plan: Sequence[PlannedFault]) -> None:
-        self._config = config
+    def __init__(self, subject: Subject, *, plan: Sequence[PlannedFault]) -> None:
+        self._subject = subject
         self._plan = plan
 
     def begin(self) -> None:
         """Say what is going to happen."""
         what = "; then ".join(str(fault) for fault in self._plan) or "fresh processes go on from the middle, twice"
-        text = f"Proof of {self._config.train.steps} steps on {counted(self._config.ranks, 'rank')}: {what}"
+        ranks = counted(self._subject.run("run").ranks, "rank")
+        text = f"Proof of {self._subject.steps} steps on {ranks}: {what}"
         say("\n".join(textwrap.wrap(text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)))
 
     def leg(self, name: str, ended: TimedOutcome) -> None:
         """A leg that is not the run under proof has ended."""
         text = {
-            "reference": f"{self._config.train.steps} steps that nothing happens to",
+            "reference": f"{self._subject.steps} steps that nothing happens to",
             "resumed_reference": "resumed on the other mesh, and not interrupted again",
             "controls": "resumed with a component left out",
         }.get(name, "the same again, every operation watched")

@@ -31,7 +31,6 @@ __all__ = [
     "checkpoint_of",
     "deciding_keys",
     "folders_to_resume",
-    "leaf_names",
     "make_folder",
     "none_is_whole",
     "preflight",
@@ -222,11 +221,6 @@ def checkpoint_of(run_dir: Path, step: int) -> str:
     """The checkpoint of ``step`` of another run, which may have put its checkpoints anywhere; it need not exist."""
     config = yaml.safe_load((run_dir / "config.yaml").read_text())
     return step_folder(config["checkpoint"]["path"] or run_dir / "checkpoints", step)
-
-
-def leaf_names(run_dir: Path, step: int) -> list[str]:
-    """The names of all leaves in the checkpoint of ``step`` of a run."""
-    return list(read_manifest(checkpoint_of(run_dir, step)).leaves)
 
 
 def _check_reference(config: RunConfig) -> None:

@@ -29,7 +29,13 @@ def occurred(*overrides: str, **facts: Any) -> Occurred:
         "at_resume": {"scaler.scale": 65536.0},
         "at_end": {**data(samples=8, epoch=2, length=20), "scaler.scale": 65536.0},
     }
-    return Occurred(config=config, **{**every, **facts})
+    own = {
+        "steps": config.train.steps,
+        "precision": config.precision,
+        "keep_last": config.checkpoint.keep_last,
+        "has_controls": config.proof.controls != [],
+    }
+    return Occurred(**{**own, **every, **facts})
 
 
 def line(step: int, *, rate: float | None = None, norm: float = 1.0, skipped: bool = False) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from ckptrun.launch.local import Outcome
 from ckptrun.proof.diagnose import Suspect, diagnose
 from ckptrun.proof.evidence import Evidence
 from ckptrun.proof.leg_end import why_incomplete
-from ckptrun.proof.legs import Legs, TimedOutcome
 from ckptrun.proof.outside_files import OutsideFiles
+from ckptrun.proof.own_job import OwnJob
+from ckptrun.proof.subject import TimedOutcome
 from tests.test_config import config_of
 
 STEPS = 6
@@ -43,14 +44,13 @@ def ended(code: int) -> TimedOutcome:
 
 def evidence_in(folder: Path) -> Evidence:
     config = config_of(f"run.dir={folder}", "fault=sigkill", "parallelism=none", f"train.steps={STEPS}")
-    legs = Legs(config, command=["ckptrun"])
-    write_ledger(legs.folder("reference"), STEPS)
+    subject = OwnJob(config, config, command=["ckptrun"])
+    write_ledger(subject.run("reference").folder, STEPS)
     starts = [Start(index=0), Start(index=1, step=3, resumed_from=f"{folder}/checkpoints/step_00000003")]
     return Evidence(
-        config=config,
-        after=config,
-        legs=legs,
-        later_legs=legs,
+        subject=subject,
+        ignore=(),
+        has_controls=True,
         starts=starts,
         planned=(),
         fired=(),
@@ -71,14 +71,14 @@ def suspect_of(evidence: Evidence, *, step: int | None = 5) -> Suspect:
 def test_a_reference_that_fails_when_it_is_repeated_proves_no_determinism(code, tmp_path) -> None:
     evidence = evidence_in(tmp_path)
 
-    def run_leg(legs, config, name, **what):
+    def start_run(run, **what):
         if code:
-            write_failure(config.run_dir, "ValueError: the cache is locked")
+            write_failure(run.folder, "ValueError: the cache is locked")
         else:
-            write_ledger(config.run_dir, 2)
+            write_ledger(run.folder, 2)
         return ended(code)
 
-    found = diagnose(suspect_of(evidence), evidence, run_leg=run_leg)
+    found = diagnose(suspect_of(evidence), evidence, start_run=start_run)
     assert (found.is_known, found.is_deterministic, found.blame) == (False, False, None)
     assert "not known" in found.text
     assert ("the cache is locked" if code else "after step 2 of 5") in found.text
@@ -86,7 +86,7 @@ def test_a_reference_that_fails_when_it_is_repeated_proves_no_determinism(code, 
 
 def test_an_end_that_cannot_be_compared_proves_no_determinism(tmp_path) -> None:
     evidence = evidence_in(tmp_path)
-    found = diagnose(suspect_of(evidence, step=None), evidence, run_leg=lambda legs, config, name, **what: ended(1))
+    found = diagnose(suspect_of(evidence, step=None), evidence, start_run=lambda run, **what: ended(1))
     assert (found.is_known, found.is_deterministic) == (False, False)
 
 
@@ -94,10 +94,10 @@ def test_a_start_that_fails_when_it_is_watched_leaves_the_difference_without_a_n
     evidence = evidence_in(tmp_path)
     asked = []
 
-    def run_leg(legs, config, name, **what):
-        asked.append(name)
-        if "reference" in name:
-            write_ledger(config.run_dir, STEPS)
+    def start_run(run, **what):
+        asked.append(run.name)
+        if "reference" in run.name:
+            write_ledger(run.folder, STEPS)
             return ended(0)
         return ended(1)
 
@@ -105,7 +105,7 @@ def test_a_start_that_fails_when_it_is_watched_leaves_the_difference_without_a_n
     folder = tmp_path / "checkpoints/step_00000003"
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text("{}")
-    found = diagnose(suspect_of(evidence), evidence, run_leg=run_leg)
+    found = diagnose(suspect_of(evidence), evidence, start_run=start_run)
     assert asked[0] == "traced_reference"
     assert (found.is_known, found.is_deterministic) == (True, True)
     assert "traced run failed: rank 0: ended with exit code 1 without a word" in found.text
@@ -113,12 +113,13 @@ def test_a_start_that_fails_when_it_is_watched_leaves_the_difference_without_a_n
 
 def test_a_leg_is_whole_only_with_every_step_of_every_rank(tmp_path) -> None:
     config = config_of(f"run.dir={tmp_path}", "parallelism=ddp", "launch.nproc=2")
+    run = OwnJob(config, config, command=[]).run("run")
     write_ledger(tmp_path, STEPS)
-    assert why_incomplete(config, ended(0), last_step=STEPS) == "rank 1 ended with exit code 0 after step 0 of 6"
+    assert why_incomplete(run, ended(0), last_step=STEPS) == "rank 1 ended with exit code 0 after step 0 of 6"
     (tmp_path / "ledger/rank_00001.jsonl").write_text((tmp_path / "ledger/rank_00000.jsonl").read_text())
-    assert why_incomplete(config, ended(0), last_step=STEPS) is None
+    assert why_incomplete(run, ended(0), last_step=STEPS) is None
     killed = TimedOutcome(outcome=Outcome(exit_code=1, killed={1: 9}), seconds=0.1)
-    assert why_incomplete(config, killed, last_step=STEPS).startswith("rank 1: was ended by SIGKILL (")
+    assert why_incomplete(run, killed, last_step=STEPS).startswith("rank 1: was ended by SIGKILL (")
 
 
 def test_controls_that_fail_half_way_are_not_made(tmp_path) -> None:
@@ -150,9 +151,9 @@ def test_a_reference_that_another_interpreter_does_not_repeat_is_told_with_the_s
     evidence.starts[0].hash_seed, evidence.starts[1].hash_seed, evidence.starts[1].fresh = "32", "45", True
     asked = []
 
-    def run_leg(legs, config, name, *, fresh=False, **what):
-        asked.append((name, fresh))
-        write_ledger(config.run_dir, STEPS, loss=2.0 if fresh else 1.0)
+    def start_run(run, *, fresh=False, **what):
+        asked.append((run.name, fresh))
+        write_ledger(run.folder, STEPS, loss=2.0 if fresh else 1.0)
         return ended(0)
 
     def ends(expected, got, *, step, counts):
@@ -160,8 +161,7 @@ def test_a_reference_that_another_interpreter_does_not_repeat_is_told_with_the_s
         return Check(name="final_state", status=status, detail="1 leaf differs")
 
     monkeypatch.setattr("ckptrun.proof.diagnose.compare_checkpoints", ends)
-    monkeypatch.setattr("ckptrun.proof.diagnose.checkpoint_of", lambda folder, step: folder)
-    found = diagnose(suspect_of(evidence, step=step), evidence, run_leg=run_leg)
+    found = diagnose(suspect_of(evidence, step=step), evidence, start_run=start_run)
     assert asked[-1] == ("reference_in_another_interpreter", True)
     assert (len(asked), found.is_known, found.is_deterministic, found.blame) == (2, True, False, None)
     assert "two interpreters" in found.text
