@@ -8,7 +8,8 @@ Order of events where folders can be renamed (local file systems):
 
 To overwrite, ``<name>`` is renamed to ``<name>.old-<save id>`` right before step 3 and deleted right after. A kill
 between the two renames leaves no ``<name>``, but both versions whole: ``remove_leftovers`` gives the old one its name
-back, because the new save was never reported as done.
+back, because the new save was never reported as done. What lies in the old one and was not written by a save, such as
+a config or a tokenizer that a user put there, moves over before it is deleted, by whoever deletes it.
 
 Order on object stores, which cannot rename: shard files go to ``<name>/`` first, under names that hold the save id, so
 they never replace those of an earlier save; the manifest is put last, which is the commit, and replaces an older one at
@@ -31,6 +32,7 @@ from ckptrun.engine.backends.owner import describe, note_of_this_process
 from ckptrun.engine.layout import (
     MANIFEST,
     LeftoverKind,
+    is_shard_file_name,
     leftover_name,
     lock_name,
     new_save_id,
@@ -157,7 +159,18 @@ def _swap(target: Location, working: Location, save_id: str, reached: Callable[[
                 backend.rename_folder(new.path, former.path)
         raise
     if replaces:
-        _discard(old)
+        # The checkpoint counts without it; what stays is a leftover.
+        with contextlib.suppress(OSError):
+            _remove_old(old, target)
+
+
+def _remove_old(old: Location, target: Location) -> None:
+    """Delete what an overwrite moved away, after what is not of a checkpoint has moved to what took its place."""
+    taken = target.backend.list_names(target.path)
+    for name in old.backend.list_names(old.path):
+        if name != MANIFEST and not is_shard_file_name(name) and name not in taken:
+            old.backend.rename_folder(old.child(name).path, target.child(name).path)
+    old.backend.remove(old.path)
 
 
 def _remove_orphans(target: Location, manifest: Manifest, reached: Callable[[str], None]) -> None:
@@ -264,16 +277,22 @@ def remove_leftovers(root: Url) -> list[str]:
     removed = []
     for name in list_leftovers(folder):
         if not _restore(folder, name):
-            folder.backend.remove(folder.child(name).path)
-            _remove_lock(folder, name)
+            _remove_leftover(folder, name)
             removed.append(name)
     return removed
 
 
-def _remove_lock(folder: Location, name: str) -> None:
-    leftover = parse_leftover(name)
+def _remove_leftover(folder: Location, name: str) -> None:
+    leftover, place = parse_leftover(name), folder.child(name)
+    if leftover is not None and leftover.kind is LeftoverKind.old:
+        target = folder.child(leftover.name)
+        # A checkpoint of another format, which a conversion has replaced, has no manifest and only files of its own.
+        if is_committed(target) and is_committed(place):
+            _remove_old(place, target)
+            return
+    place.backend.remove(place.path)
     if leftover is not None and leftover.kind is LeftoverKind.tmp:
-        folder.backend.remove(_lock_of(folder.child(leftover.name), leftover.save_id).path)
+        place.backend.remove(_lock_of(folder.child(leftover.name), leftover.save_id).path)
 
 
 def _restore(folder: Location, name: str) -> bool:

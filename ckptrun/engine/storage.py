@@ -73,7 +73,8 @@ class ShardWriter(StorageWriter):
 
     Args:
         url: The folder that becomes the checkpoint: a local path or any fsspec URL.
-        overwrite: Replace a committed checkpoint in ``url``, in one go; otherwise it is a CheckpointExistsError.
+        overwrite: Replace a committed checkpoint in ``url``, in one go; otherwise it is a CheckpointExistsError. Files
+            there that no save has written stay.
         digests: Leaf name -> digest of its bits when the save was requested.
         paths: Leaf name -> its place in the nested state, where DCP's planner does not know it.
         containers: Path -> kind (``ckptrun.values.dict_kind``, or ``tuple``) of each container in the nested state that

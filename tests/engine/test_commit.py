@@ -1,5 +1,6 @@
 """A checkpoint appears and disappears at once or not at all, and what is left of a killed save is known for what it is."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -187,6 +188,50 @@ def test_overwriting_leaves_the_new_checkpoint_alone(root: Location) -> None:
     assert content_of(root, 1) == b"newer"
     assert names(root) == ["step_00000001"]
     assert names(root, "step_00000001") == sorted([MANIFEST, *manifest.files])
+
+
+def put_beside(root: Location, step: int) -> None:
+    """Put into a checkpoint what users do, and what a save of more ranks left there."""
+    target = root.child(step_name(step))
+    for name in ("config.json", "tokenizer/vocab.txt", shard_file_name(7)):
+        place = target.child(name)
+        place.backend.make_folder(place.parent.path)
+        write_file(place, name.encode())
+
+
+def test_an_overwrite_keeps_what_no_save_has_written(root: Location) -> None:
+    save(root, 1, content=b"old")
+    put_beside(root, 1)
+    save(root, 1, content=b"newer")
+    assert content_of(root, 1) == b"newer"
+    assert {"config.json", "tokenizer"} <= set(names(root, "step_00000001"))
+    assert names(root, "step_00000001", "tokenizer") == ["vocab.txt"]
+    assert list_leftovers(root) == []
+
+
+@pytest.mark.parametrize("call", ["rename_folder", "remove"])
+@pytest.mark.parametrize("ends", [Killed, OSError])
+def test_what_no_save_has_written_outlives_a_swap_that_is_cut_off(
+    local_root: Location, call: str, ends: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(local_root, 1, content=b"old")
+    put_beside(local_root, 1)
+    original = getattr(CountingBackend, call)
+
+    def cut_off(backend: CountingBackend, path: str, *more: str) -> None:
+        if "step_00000001.old-" in path and not path.endswith("config.json"):
+            raise ends
+        original(backend, path, *more)
+
+    monkeypatch.setattr(CountingBackend, call, cut_off)
+    with pytest.raises(Killed) if ends is Killed else contextlib.nullcontext():
+        save(local_root, 1, content=b"newer")
+    monkeypatch.undo()
+    assert content_of(local_root, 1) == b"newer"
+    assert len(remove_leftovers(local_root)) == 1
+    assert names(local_root) == ["step_00000001"]
+    assert names(local_root, "step_00000001") == ["config.json", MANIFEST, shard_file_name(0), "tokenizer"]
+    assert names(local_root, "step_00000001", "tokenizer") == ["vocab.txt"]
 
 
 @pytest.mark.parametrize("point", ["before_manifest", "before_commit", "during_swap"])

@@ -358,10 +358,11 @@ def test_a_checkpoint_is_replaced_when_asked_for(before: str, to: str, tmp_path:
     assert names_in(tmp_path) == ["a.pt", "b.pt", "out"]
 
 
+@pytest.mark.parametrize("there", ["ckptrun", "dcp"])
 @pytest.mark.parametrize("to", ["ckptrun", "dcp"])
-def test_a_folder_with_other_things_is_never_replaced(to: str, tmp_path: Path) -> None:
+def test_a_folder_with_other_things_is_never_replaced(there: str, to: str, tmp_path: Path) -> None:
     source = write("torch", {"w": torch.ones(2)}, tmp_path / "a.pt")
-    convert(source, tmp_path / "out", "--to", "dcp")
+    convert(source, tmp_path / "out", "--to", there)
     (tmp_path / "out/tokenizer.json").write_text("{}")
     before = tree(tmp_path)
     error = refused(source, tmp_path / "out", "--to", to, "--overwrite", code=2)

@@ -79,7 +79,7 @@ class Backend(Protocol):
         """Start to read a file."""
 
     def rename_folder(self, old: str, new: str) -> None:
-        """Give a folder another name under the same parent, durably. ``new`` must not exist, or be empty."""
+        """Give a folder, or a file, another path, durably. ``new`` must not exist, or be an empty folder."""
 
     def remove(self, path: str) -> None:
         """Delete a file, or a folder with all that is in it. What is not there is no error."""

@@ -17,7 +17,7 @@ from typing import Self
 
 from ckptrun.engine.backends.interface import Location
 from ckptrun.engine.backends.system_calls import SystemCalls
-from ckptrun.engine.commit import hold_save, is_committed, save_owner
+from ckptrun.engine.commit import hold_save, save_owner
 from ckptrun.engine.layout import MANIFEST, LeftoverKind, leftover_name, new_save_id, parse_leftover
 from ckptrun.errors import CheckpointExistsError, ConfigError
 from ckptrun.text import joined
@@ -64,7 +64,7 @@ def require_free(target: Location, *, overwrite: bool, is_folder: bool) -> None:
         raise CheckpointExistsError(
             f"{target} is a {kinds[0]}, and a {kinds[1]} would be written there. Name another DST.", folder=str(target)
         )
-    foreign = [] if not path.is_dir() or is_committed(target) else _foreign(path)
+    foreign = _foreign(path) if path.is_dir() else []
     if foreign:
         raise CheckpointExistsError(
             f"{target} holds more than a checkpoint: {joined(foreign)}. --overwrite would delete it. Name another DST, "
