@@ -131,6 +131,8 @@ class Manifest:
     containers: Mapping[tuple[str | int, ...], str] | None = None
     """Path -> kind of each container on the way to leaves that is no plain dict and no list. None where the writer knew
     nothing of containers; otherwise leaves are in the order of the state."""
+    planner_data: Any = None
+    """What a planner of the user's own wants to find again; None where it is no more than the paths of the leaves."""
 
 
 def read_manifest(url: Url) -> Manifest:
@@ -195,6 +197,8 @@ def _body(manifest: Manifest) -> Iterator[str]:
     }
     if manifest.containers is not None:
         head["containers"] = [{"path": path, "kind": kind} for path, kind in manifest.containers.items()]
+    if manifest.planner_data is not None:
+        head["planner_data"] = encode(manifest.planner_data, name="planner_data")
     yield json.dumps(head, allow_nan=False)[:-1]
     files = [
         {
@@ -256,6 +260,7 @@ def from_bytes(raw: bytes, *, source: str) -> Manifest:
         leaves={leaf.name: leaf for leaf in leaves},
         shared=fields.lists_of_texts("shared"),
         containers=_containers(fields),
+        planner_data=_decode(fields, "planner_data", name="planner_data") if fields.has("planner_data") else None,
     )
     if len(manifest.leaves) != len(leaves):
         raise ManifestError(f"{source}: field 'leaves' names a leaf twice.", folder=source)

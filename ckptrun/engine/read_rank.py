@@ -45,9 +45,10 @@ _SHOWN = 5
 
 def to_metadata(manifest: Manifest) -> Metadata:
     """Return what planners want to know of a checkpoint."""
+    paths = {name: leaf.path for name, leaf in manifest.leaves.items()}
     return Metadata(
         state_dict_metadata={name: _to_storage_type(leaf) for name, leaf in manifest.leaves.items()},
-        planner_data={name: leaf.path for name, leaf in manifest.leaves.items()},
+        planner_data=paths if manifest.planner_data is None else manifest.planner_data,
         version=CURRENT_DCP_VERSION,
     )
 

@@ -11,7 +11,8 @@ from torch.distributed.checkpoint.metadata import STORAGE_TYPES, Metadata, Tenso
 
 from ckptrun.engine.manifest import Chunk, Leaf, Manifest, ShardFile
 from ckptrun.engine.tensor_bytes import dtype_name
-from ckptrun.errors import CheckpointError
+from ckptrun.errors import CheckpointError, UnsupportedLeafError
+from ckptrun.values import encode
 
 __all__ = ["RankReport", "SaveFacts", "build_manifest"]
 
@@ -58,6 +59,7 @@ def build_manifest(metadata: Metadata, reports: list[RankReport], facts: SaveFac
     Raises:
         CheckpointError: Two ranks give different digests for one leaf: it is not the same on all ranks that hold it,
             and only one of them was stored.
+        UnsupportedLeafError: A planner wants something to be stored that is no plain value.
     """
     chunks: dict[str, list[Chunk]] = defaultdict(list)
     values: dict[str, Any] = {}
@@ -87,7 +89,22 @@ def build_manifest(metadata: Metadata, reports: list[RankReport], facts: SaveFac
         leaves={leaf.name: leaf for leaf in leaves},
         containers=containers,
         shared=tuple(sorted(tuple(sorted(group)) for group in frozenset().union(*(r.shared for r in reports)))),
+        planner_data=_planner_data(metadata),
     )
+
+
+def _planner_data(metadata: Metadata) -> Any:
+    """What a planner has put in the place of the paths, which the leaves have anyway."""
+    data = metadata.planner_data
+    if data is None or (isinstance(data, Mapping) and all(map(_is_path, data.values()))):
+        return None
+    try:
+        encode(data, name="planner_data")
+    except UnsupportedLeafError as error:
+        raise UnsupportedLeafError(
+            f"What the planner wants to find again (planner_data of DCP's metadata) cannot be stored. {error}"
+        ) from error
+    return data
 
 
 def _planner_paths(metadata: Metadata) -> dict[str, tuple[str | int, ...]]:
@@ -95,11 +112,11 @@ def _planner_paths(metadata: Metadata) -> dict[str, tuple[str | int, ...]]:
     mappings = metadata.planner_data
     if not isinstance(mappings, Mapping):
         return {}
-    return {
-        name: path
-        for name, path in mappings.items()
-        if isinstance(path, tuple) and path and all(type(element) in (str, int) for element in path)
-    }
+    return {name: path for name, path in mappings.items() if _is_path(path)}
+
+
+def _is_path(path: object) -> bool:
+    return isinstance(path, tuple) and bool(path) and all(type(element) in (str, int) for element in path)
 
 
 def _add_digests(digests: dict[str, str], more: Mapping[str, str], rank: int) -> None:

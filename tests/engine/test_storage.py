@@ -1,5 +1,6 @@
 """What DCP takes is stored and comes back bit for bit, on one rank without a process group; the rest is refused by name."""
 
+import dataclasses
 import io
 import json
 import pickle
@@ -16,6 +17,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import SavePlan
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict, _load_state_dict_from_keys
 
 from ckptrun.engine.backends.interface import Location
@@ -284,6 +287,36 @@ def test_what_a_planner_changes_on_the_way_is_what_is_stored(tmp_path: Path, hoo
     into = {"w": torch.zeros(3)}
     load(into, tmp_path / "c")
     assert into["w"].tolist() == [2.0] * 3
+
+
+class NotingPlanner(DefaultSavePlanner):
+    """Puts something of its own into the metadata, as DCP's documentation of planners shows it."""
+
+    def __init__(self, note: Any) -> None:
+        super().__init__()
+        self.note = note
+
+    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
+        plans, metadata = super().create_global_plan(all_plans)
+        return plans, dataclasses.replace(metadata, planner_data=self.note)
+
+
+@pytest.mark.parametrize("note", [["per rank"], {"w": ("w",), "step": 3}, {"a": {"b": (1, b"c")}}, 0, ""])
+def test_what_a_planner_wants_to_find_again_is_there_for_its_load(note: Any, tmp_path: Path) -> None:
+    save({"w": torch.ones(2), "n": {"m": 1}}, tmp_path / "c", NotingPlanner(note))
+    reader = DefaultLoadPlanner()
+    live = {"w": torch.zeros(2), "n": {"m": 0}}
+    load(live, tmp_path / "c", reader)
+    assert all_bits(live) == all_bits({"w": torch.ones(2), "n": {"m": 1}})
+    assert reader.metadata is not None
+    assert reader.metadata.planner_data == note
+
+
+def test_what_a_planner_wants_to_find_again_and_needs_pickle_fails_the_save(tmp_path: Path) -> None:
+    error = failed(save, {"w": torch.ones(2)}, tmp_path / "c", NotingPlanner([{1}]))
+    assert isinstance(error, UnsupportedLeafError)
+    assert "planner_data" in str(error)
+    assert list(tmp_path.glob("c/*")) == []
 
 
 def test_streams_of_bytes_come_back_where_they_stood(tmp_path: Path) -> None:
