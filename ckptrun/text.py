@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-__all__ = ["bytes_text", "cut", "cut_text", "elements_text", "joined", "printable"]
+__all__ = ["bytes_text", "counted", "cut", "cut_text", "elements_text", "joined", "printable"]
 
 _UNITS = ("kB", "MB", "GB", "TB", "PB", "EB", "ZB", "YB")
 
@@ -44,3 +44,8 @@ def joined(names: Sequence[str], limit: int = 5) -> str:
     """Return the first names, and how many more there are."""
     more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun, which takes an s where ``plural`` does not say otherwise."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"

@@ -12,7 +12,7 @@ from ckptrun.evidence.ledger import Line, Mismatch, compare, compare_lines, ledg
 from ckptrun.evidence.starts import Start
 from ckptrun.evidence.verdict import Check, Status
 from ckptrun.files import read_lines
-from ckptrun.words import counted
+from ckptrun.text import counted
 
 __all__ = [
     "LedgerComparison",

@@ -21,7 +21,7 @@ from ckptrun.evidence.verdict import Check, Status
 from ckptrun.ranks import Ranks
 from ckptrun.state import preserved, stream_digests
 from ckptrun.state.components import TrainingState, name_of
-from ckptrun.words import counted
+from ckptrun.text import counted
 
 __all__ = ["Difference", "check_loaded", "check_reload", "check_replicas", "check_resumed"]
 

@@ -10,7 +10,7 @@ from ckptrun.evidence.lineage import Lineage
 from ckptrun.evidence.verdict import Check, Status
 from ckptrun.files import read_lines
 from ckptrun.ranks import Ranks
-from ckptrun.words import counted
+from ckptrun.text import counted
 
 __all__ = ["check_final_state", "check_repeats", "check_trajectory"]
 

@@ -12,7 +12,7 @@ from ckptrun.exit_codes import ExitCode
 from ckptrun.fault import Fired, PlannedFault
 from ckptrun.proof.leg_progress import has_colour
 from ckptrun.proof.subject import Subject, TimedOutcome
-from ckptrun.words import counted
+from ckptrun.text import counted
 
 __all__ = ["ProofView", "text_of"]
 

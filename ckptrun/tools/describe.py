@@ -6,10 +6,9 @@ from typing import Any
 
 from ckptrun.engine.consistency import contradictions, step_of
 from ckptrun.engine.manifest import FORMAT, Leaf, Manifest
-from ckptrun.text import bytes_text, cut
+from ckptrun.text import bytes_text, counted, cut
 from ckptrun.tools.leaf_tree import component_of
 from ckptrun.values import encode
-from ckptrun.words import counted
 
 __all__ = [
     "checkpoint_facts",

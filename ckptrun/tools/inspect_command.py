@@ -18,7 +18,7 @@ from ckptrun.engine.consistency import contradictions
 from ckptrun.engine.manifest import Leaf, Manifest, read_manifest
 from ckptrun.errors import ConfigError
 from ckptrun.exit_codes import ExitCode
-from ckptrun.text import bytes_text, elements_text
+from ckptrun.text import bytes_text, counted, elements_text
 from ckptrun.tools.describe import (
     checkpoint_facts,
     checkpoint_json,
@@ -33,7 +33,6 @@ from ckptrun.tools.list_run import list_run
 from ckptrun.tools.near_names import near_names
 from ckptrun.tools.output import Column, Output, add_output_arguments
 from ckptrun.tools.places import is_foreign, place_of, root_at, runs_in
-from ckptrun.words import counted
 
 __all__ = ["add_arguments", "run"]
 

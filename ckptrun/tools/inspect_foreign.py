@@ -8,10 +8,9 @@ from ckptrun.engine.backends.interface import Location
 from ckptrun.errors import ConfigError, UnsupportedLeafError
 from ckptrun.exit_codes import ExitCode
 from ckptrun.formats.open_source import Source, SourceLeaf, open_source
-from ckptrun.text import bytes_text, cut, elements_text
+from ckptrun.text import bytes_text, counted, cut, elements_text
 from ckptrun.tools.near_names import near_names
 from ckptrun.tools.output import Column, Output
-from ckptrun.words import counted
 
 __all__ = ["inspect_foreign"]
 

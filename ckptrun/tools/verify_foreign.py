@@ -8,9 +8,8 @@ from ckptrun.engine.backends.interface import Location
 from ckptrun.errors import CheckpointDamagedError, StateMismatchError, UnsupportedLeafError
 from ckptrun.exit_codes import ExitCode
 from ckptrun.formats.open_source import Source, SourceLeaf, open_source
-from ckptrun.text import bytes_text
+from ckptrun.text import bytes_text, counted
 from ckptrun.tools.output import Output
-from ckptrun.words import counted
 
 __all__ = ["verify_foreign"]
 

@@ -13,8 +13,7 @@ from ckptrun.engine.backends.interface import Location
 from ckptrun.errors import CheckpointNotFoundError, ForeignFileError
 from ckptrun.formats.common.files import Files
 from ckptrun.formats.common.part_names import is_index_name, missing_by_name, part_of
-from ckptrun.text import cut, joined
-from ckptrun.words import counted
+from ckptrun.text import counted, cut, joined
 
 __all__ = ["Index", "ShardSet", "check_promises", "remark_of_part", "settled", "shard_set"]
 
