@@ -89,7 +89,9 @@ class OwnJob:
         """The config that the ranks of ``run`` are given: the same in all that is computed."""
         base = self._after if run.is_later else self._config
         is_beside = run.name != _UNDER_PROOF
-        proof = replace(base.proof, reference=None, reload=ReloadCheck.none if is_beside else base.proof.reload)
+        # What stands beside the run under proof is not proved itself.
+        full, reload = (False, ReloadCheck.none) if is_beside else (base.proof.full, base.proof.reload)
+        proof = replace(base.proof, reference=None, full=full, reload=reload)
         return replace(
             base,
             run=replace(base.run, dir=str(run.folder)),
