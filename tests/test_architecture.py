@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "ckptrun"
 
 LAYERS = [
-    {"console", "elements", "errors", "files", "forks", "processes", "public_names", "text"},
+    {"console", "elements", "errors", "files", "forks", "processes", "public_names", "rank_names", "text"},
     {"config", "exit_codes", "memory", "ranks", "targets", "values"},
     {"data", "digest", "embedded", "model", "parallelism", "precision", "process_groups", "schedule"},
     {"engine", "optimizer", "state"},

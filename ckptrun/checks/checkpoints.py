@@ -22,7 +22,7 @@ from ckptrun.engine.read_chunks import read_box
 from ckptrun.engine.read_files import ShardFiles
 from ckptrun.errors import CheckpointError, InternalError
 from ckptrun.evidence.verdict import Check, Status
-from ckptrun.state.components import rank_of
+from ckptrun.rank_names import rank_of
 
 __all__ = ["compare_checkpoints"]
 

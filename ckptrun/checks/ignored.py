@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from ckptrun.checks.blame import component_of
 from ckptrun.errors import ConfigError
+from ckptrun.rank_names import rank_name
 
 __all__ = ["Ignored"]
 
@@ -40,7 +41,7 @@ class Ignored:
 
     def counts_stream(self, stream: str, *, rank: int) -> bool:
         """Whether a random stream of ``rank``, as the ledger calls it, is compared."""
-        leaf = f"rng.ranks.rank_{rank:05d}.{stream}"
+        leaf = f"rng.ranks.{rank_name(rank)}.{stream}"
         return not (self.covers(leaf) or self.covers(f"{leaf}.words"))
 
     def kept(self, leaves: Mapping[str, _Value]) -> dict[str, _Value]:

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ckptrun.evidence.ledger import Line, Mismatch, compare, compare_lines, ledger_file
+from ckptrun.evidence.files import ledger_file
+from ckptrun.evidence.ledger import Line, Mismatch, compare, compare_lines
 from ckptrun.evidence.starts import Start
 from ckptrun.evidence.verdict import Check, Status
 from ckptrun.files import read_lines

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ckptrun.checks.element import DifferingPart, first_element
-from ckptrun.evidence.trace_files import What, trace_file, values_file
+from ckptrun.evidence.files import trace_file, values_file
+from ckptrun.evidence.trace_items import What
 from ckptrun.files import read_lines
 
 __all__ = ["Operation", "first_operation"]

@@ -22,7 +22,7 @@ from ckptrun.engine.manifest import Leaf, Manifest, read_manifest
 from ckptrun.engine.read_files import ShardFiles
 from ckptrun.errors import CheckpointDamagedError, CheckpointError, CheckpointNotFoundError, ShardFileError
 from ckptrun.evidence.verdict import Check, Status
-from ckptrun.state.components import rank_of
+from ckptrun.rank_names import rank_of
 
 __all__ = ["check_saved"]
 

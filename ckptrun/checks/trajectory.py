@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ckptrun.engine.manifest import read_manifest
 from ckptrun.errors import CkptrunError
-from ckptrun.evidence.ledger import Ledger, Mismatch, compare, ledger_file
+from ckptrun.evidence.files import ledger_file
+from ckptrun.evidence.ledger import Ledger, Mismatch, compare
 from ckptrun.evidence.lineage import Lineage
 from ckptrun.evidence.verdict import Check, Status
 from ckptrun.files import read_lines

@@ -22,6 +22,7 @@ from ckptrun.data.order import BatchKeys, SampleOrder, Share, derived_seed
 from ckptrun.data.samples import IterableSamples, is_stateful, keyed
 from ckptrun.errors import ConfigError, StateMismatchError
 from ckptrun.processes import end_with_parent, held_back, sit_out
+from ckptrun.rank_names import rank_name
 
 __all__ = ["DataStream", "SavedValue"]
 
@@ -43,10 +44,6 @@ class SavedValue(Protocol):
     @property
     def value(self) -> Any:
         """What was saved."""
-
-
-def _rank_key(data_rank: int) -> str:
-    return f"rank_{data_rank:05d}"
 
 
 def _order(dataset: Any, share: Share, seed: int, shuffle: bool) -> SampleOrder:
@@ -201,7 +198,7 @@ class DataStream:
         state |= self._facts()
         if self._is_kept_per_rank:
             own = {"epoch": self._epoch, "loader": [self._loader_state()]}
-            state["ranks"] = {_rank_key(self._share.data_rank): own}
+            state["ranks"] = {rank_name(self._share.data_rank): own}
         return state
 
     def _facts(self) -> dict[str, Any]:
@@ -236,7 +233,7 @@ class DataStream:
         if self._order is not None:
             self._samples += int(state["epoch"]) * self._order.length
         if self._is_kept_per_rank:
-            own = state["ranks"][_rank_key(self._share.data_rank)]
+            own = state["ranks"][rank_name(self._share.data_rank)]
             self._epoch, self._resume_from = int(own["epoch"]), own["loader"][0]
 
     def _check(self, state: Mapping[str, Any]) -> None:
@@ -250,7 +247,7 @@ class DataStream:
                 "anew: checkpoint.load.exclude=[data].",
                 leaves=[f"data.{key}" for key in wrong],
             )
-        rank = _rank_key(self._share.data_rank)
+        rank = rank_name(self._share.data_rank)
         if self._is_kept_per_rank and rank not in state.get("ranks", {}):
             raise StateMismatchError(
                 f"The checkpoint has no position of {type(self._dataset).__name__} for data-parallel {rank}: a dataset "
@@ -262,7 +259,7 @@ class DataStream:
     def template(self, saved: Sequence[SavedValue]) -> dict[str, Any]:
         """Return the saved leaves that this rank takes: all but those of other data-parallel ranks."""
         nested: dict[str, Any] = {}
-        own = _rank_key(self._share.data_rank)
+        own = rank_name(self._share.data_rank)
         for leaf in saved:
             if leaf.path[0] == "ranks" and leaf.path[1] != own:
                 continue

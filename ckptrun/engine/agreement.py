@@ -10,6 +10,7 @@ from torch.distributed.checkpoint.planner import SavePlan
 
 from ckptrun.engine.tensor_bytes import dtype_name
 from ckptrun.errors import CheckpointError
+from ckptrun.rank_names import rank_name
 
 __all__ = ["kinds_in", "require_same_kinds"]
 
@@ -37,5 +38,5 @@ def require_same_kinds(kinds: Sequence[Mapping[str, str] | None]) -> None:
                 raise CheckpointError(
                     f"Leaf '{name}' is {known} on rank {known_rank} but {kind} on rank {rank}, and only one of "
                     f"them would be stored. Give each rank a leaf of its own, by a name with its rank: "
-                    f"'{name}.rank_{rank:05d}'."
+                    f"'{name}.{rank_name(rank)}'."
                 )

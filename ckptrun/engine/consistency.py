@@ -8,7 +8,6 @@ Must not import torch.
 """
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +15,11 @@ from typing import Any
 from ckptrun.engine.layout import parse_step
 from ckptrun.engine.manifest import Manifest
 from ckptrun.errors import ManifestError
+from ckptrun.rank_names import leading_rank, rank_in
 
 __all__ = ["Contradiction", "contradictions", "require_consistent", "step_of"]
 
 _PROGRESS = "progress.step"
-_RANK_OF_FILE = re.compile(r"rank_([0-9]{5,})")
-_RANK_OF_ELEMENT = re.compile(r"(?:\w+_)?rank_([0-9]{5})")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,14 +102,14 @@ def _of_leaves(manifest: Manifest) -> Iterator[Contradiction]:
     """What ranks beyond the last one are said to have saved."""
     ranks = manifest.world_size
     for name in manifest.files:
-        match = _RANK_OF_FILE.match(name)
-        if match is not None and int(match[1]) >= ranks:
+        rank = leading_rank(name)
+        if rank is not None and rank >= ranks:
             yield Contradiction(what=f"it has the file {name}", other=f"{ranks} ranks have saved it")
     for leaf in manifest.leaves.values():
         for element in leaf.path:
-            match = _RANK_OF_ELEMENT.fullmatch(str(element))
-            if match is not None and int(match[1]) >= ranks:
-                what = f"it has the leaf '{leaf.name}' of rank {int(match[1])}"
+            rank = rank_in(element)
+            if rank is not None and rank >= ranks:
+                what = f"it has the leaf '{leaf.name}' of rank {rank}"
                 yield Contradiction(what=what, other=f"{ranks} ranks have saved it", leaf=leaf.name)
 
 

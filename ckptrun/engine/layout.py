@@ -23,6 +23,8 @@ import uuid
 from dataclasses import dataclass
 from enum import StrEnum
 
+from ckptrun.rank_names import RANK_NAME, rank_name
+
 __all__ = [
     "MANIFEST",
     "Leftover",
@@ -44,9 +46,9 @@ MANIFEST = "manifest.json"
 
 _STEP = re.compile(r"step_([0-9]{8,})")
 _SAVE_ID = re.compile(r"[0-9a-f]{32}")
-_SHARD_FILE = re.compile(r"rank_[0-9]{5,}(-[0-9]{5,})?(\.[0-9a-f]{32})?\.safetensors")
+_SHARD_FILE = re.compile(RANK_NAME + r"(-[0-9]{5,})?(\.[0-9a-f]{32})?\.safetensors")
 _LEFTOVER = re.compile(r"(?P<name>.+)\.(?P<kind>tmp|old|gone)-(?P<save_id>[0-9a-f]{32})(?P<lock>\.lock)?")
-_SAVE_FILE = re.compile(r"(rank_[0-9]{5,}(-[0-9]{5,})?\.)?(?P<save_id>[0-9a-f]{32})\.(safetensors|lock)")
+_SAVE_FILE = re.compile(rf"({RANK_NAME}(-[0-9]{{5,}})?\.)?(?P<save_id>[0-9a-f]{{32}})\.(safetensors|lock)")
 
 
 class LeftoverKind(StrEnum):
@@ -105,7 +107,7 @@ def shard_file_name(rank: int, *, part: int = 0, save_id: str | None = None) -> 
     """Return the name of a shard file; ``save_id`` is given where files land in the final folder before the commit."""
     suffix = f"-{part:05d}" if part else ""
     infix = f".{save_id}" if save_id is not None else ""
-    return f"rank_{rank:05d}{suffix}{infix}.safetensors"
+    return f"{rank_name(rank)}{suffix}{infix}.safetensors"
 
 
 def is_shard_file_name(name: str) -> bool:

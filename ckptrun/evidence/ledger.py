@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from ckptrun.evidence.files import ledger_file
 from ckptrun.files import with_bits
 
-__all__ = ["Ledger", "Line", "Mismatch", "compare", "compare_lines", "ledger_file"]
+__all__ = ["Ledger", "Line", "Mismatch", "compare", "compare_lines"]
 
 Line = Mapping[str, Any]
 
@@ -113,11 +114,6 @@ def _rank_of(number: float, floats: str, integers: str) -> int | None:
             (bits,) = struct.unpack(integers, raw)
             return int(bits) if bits >= 0 else -(int(bits) + (1 << 8 * len(raw) - 1))
     return None
-
-
-def ledger_file(run_dir: Path, rank: int) -> Path:
-    """Where the ledger of ``rank`` lies."""
-    return run_dir / "ledger" / f"rank_{rank:05d}.jsonl"
 
 
 class Ledger:

@@ -9,17 +9,15 @@ Torch-free.
 
 import json
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ckptrun.config.fault import FaultKind
 from ckptrun.fault.plan import PlannedFault
+from ckptrun.rank_names import fault_file_name, parse_fault_file
 
 __all__ = ["FaultRecord", "Fired"]
-
-_NAME = re.compile(r"(?P<index>\d{5})\.rank_(?P<rank>\d{5})\.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,14 +48,14 @@ class FaultRecord:
         """What has struck so far, in the order of the plan."""
         found = []
         for path in sorted(self._folder.glob("*.json")):
-            match = _NAME.fullmatch(path.name)
+            named = parse_fault_file(path.name)
             # A fault is recorded before it strikes; a file that was cut by its own fault says enough by its name.
-            if match is not None:
+            if named is not None:
                 facts = _read(path)
                 found.append(
                     Fired(
-                        index=int(match["index"]),
-                        rank=int(match["rank"]),
+                        index=named[0],
+                        rank=named[1],
                         kind=FaultKind(facts.get("kind", FaultKind.none)),
                         point=str(facts.get("point", "?")),
                         step=int(facts.get("step", 0)),
@@ -68,7 +66,7 @@ class FaultRecord:
     def note(self, fault: PlannedFault, *, rank: int, step: int) -> bool:
         """Write down that ``fault`` strikes now; False when it has struck this rank before."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"{fault.index:05d}.rank_{rank:05d}.json"
+        path = self._folder / fault_file_name(fault.index, rank)
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         except FileExistsError:

@@ -23,6 +23,7 @@ from ckptrun.launch.hash_seeds import hash_seed
 from ckptrun.launch.interpreter import Interpreter
 from ckptrun.launch.stillness import Stillness
 from ckptrun.launch.supervisor import RankProcess, Supervisor
+from ckptrun.rank_names import rank_name
 from ckptrun.run.watch.tether import Tether
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def _started(what: Ranks, server: Interpreter, *, port: int, folder: Path) -> li
     ranks = []
     for rank in range(what.count):
         here, there = Pipe()
-        progress = folder / f"rank_{rank:05d}"
+        progress = folder / rank_name(rank)
         environment = {**what.environment, **server.hash_seed, **_place(rank, what.count, port=port, run_id=run_id)}
         arguments = (*what.arguments, environment, Tether(there, progress))
         process = server.process(what.call, arguments, name=f"rank {rank}")

@@ -27,7 +27,7 @@ from ckptrun.engine.commit import is_committed
 from ckptrun.errors import RankFailedError
 from ckptrun.evidence.ledger import Mismatch
 from ckptrun.evidence.starts import Start
-from ckptrun.evidence.trace_files import What
+from ckptrun.evidence.trace_items import What
 from ckptrun.evidence.verdict import Check, Status
 from ckptrun.proof.evidence import Evidence
 from ckptrun.proof.leg_end import check_leg

@@ -27,7 +27,8 @@ from ckptrun.checks.saved import check_saved
 from ckptrun.checks.saves_differ import check_saves_differ
 from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.commit import list_committed
-from ckptrun.evidence.ledger import Line, ledger_file
+from ckptrun.evidence.files import ledger_file
+from ckptrun.evidence.ledger import Line
 from ckptrun.evidence.starts import Start
 from ckptrun.evidence.verdict import Check, Status, Verdict, verdict_of
 from ckptrun.fault import Fired

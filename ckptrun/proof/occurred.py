@@ -9,7 +9,7 @@ from ckptrun.engine.commit import list_committed
 from ckptrun.engine.layout import step_folder
 from ckptrun.engine.manifest import read_manifest
 from ckptrun.errors import CheckpointError
-from ckptrun.evidence.ledger import ledger_file
+from ckptrun.evidence.files import ledger_file
 from ckptrun.files import read_lines
 from ckptrun.proof.evidence import Evidence
 

@@ -23,8 +23,9 @@ from ckptrun.checks.ignored import Ignored
 from ckptrun.config.checkpoint import LoadSelection
 from ckptrun.config.fault import FaultPoint
 from ckptrun.engine.manifest import read_manifest
+from ckptrun.evidence.files import ledger_file
 from ckptrun.evidence.ledger import Line as LedgerLine
-from ckptrun.evidence.ledger import compare_lines, ledger_file
+from ckptrun.evidence.ledger import compare_lines
 from ckptrun.files import read_lines
 from ckptrun.ranks import Ranks
 from ckptrun.run.leg import Controls

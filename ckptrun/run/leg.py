@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptrun.fault.plan import PlannedFault
+from ckptrun.rank_names import rank_name
 from ckptrun.run.watch.file_watch import FileWatch
 
 __all__ = ["Controls", "Leg", "TraceWindow"]
@@ -84,4 +85,4 @@ class Leg:
 
     def rank_name(self, rank: int) -> str:
         """What files of one rank in one start are called."""
-        return f"start_{self.start:05d}.rank_{rank:05d}"
+        return rank_name(rank, start=self.start)

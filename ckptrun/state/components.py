@@ -16,7 +16,6 @@ Each component is there because leaving it out changes what the next step comput
 
 import ast
 import copy
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -26,6 +25,7 @@ import torch.distributed as dist
 
 from ckptrun.embedded import holds_tensor
 from ckptrun.errors import StateMismatchError, UnsupportedLeafError
+from ckptrun.rank_names import rank_of
 from ckptrun.values import dict_kind, kind_name, make_dict, require_key
 
 __all__ = [
@@ -38,14 +38,12 @@ __all__ = [
     "flatten",
     "is_per_rank",
     "name_of",
-    "rank_of",
     "unflatten",
 ]
 
 Path = tuple[str | int, ...]
 
 _RNG = "rng"
-_RANK_ELEMENT = re.compile(r"(?:\w+_)?rank_(\d{5})")
 
 
 @runtime_checkable
@@ -165,12 +163,6 @@ def name_of(path: Path) -> str:
 def is_per_rank(path: Path) -> bool:
     """Whether the leaf belongs to one rank: an element of its path is ``rank_00003`` or ends so."""
     return rank_of(path) is not None
-
-
-def rank_of(path: Path) -> int | None:
-    """Return the rank that the leaf belongs to; None where it is no rank's own."""
-    matches = (_RANK_ELEMENT.fullmatch(str(element)) for element in path)
-    return next((int(match[1]) for match in matches if match is not None), None)
 
 
 def check_names(paths: Iterable[Path]) -> None:

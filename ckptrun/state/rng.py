@@ -16,6 +16,7 @@ import torch
 import xxhash
 
 from ckptrun.errors import StateMismatchError
+from ckptrun.rank_names import rank_name
 
 __all__ = ["RNG", "preserved", "seed_streams", "stream_digests"]
 
@@ -40,7 +41,7 @@ class RNG:
     """
 
     def __init__(self, *, rank: int) -> None:
-        self._key = f"rank_{rank:05d}"
+        self._key = rank_name(rank)
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of all streams; nothing in it changes when the streams go on."""

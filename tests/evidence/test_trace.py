@@ -12,7 +12,7 @@ from ckptrun.build import Builder
 from ckptrun.checks.operation import Operation, first_operation
 from ckptrun.config.parallelism import MeshShape, ParallelismKind
 from ckptrun.config.run import RunConfig
-from ckptrun.evidence.trace_files import What
+from ckptrun.evidence.trace_items import What
 from ckptrun.ranks import Ranks
 from ckptrun.run.leg import Leg, TraceWindow
 from ckptrun.run.observer import Line, StepObserver

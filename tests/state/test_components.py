@@ -7,7 +7,8 @@ import torch
 
 from ckptrun.checkpoint.policy import KeepLast, SaveInterval
 from ckptrun.errors import StateMismatchError, UnsupportedLeafError
-from ckptrun.state.components import AnyObject, SavedLeaf, TrainingState, flatten, is_per_rank, rank_of, unflatten
+from ckptrun.rank_names import rank_of
+from ckptrun.state.components import AnyObject, SavedLeaf, TrainingState, flatten, is_per_rank, unflatten
 
 Pair = namedtuple("Pair", "a b")
 

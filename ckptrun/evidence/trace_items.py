@@ -1,9 +1,8 @@
-"""Where the trace of a rank lies, and what its items are. Torch-free."""
+"""What the items of a trace are. Torch-free."""
 
 from enum import StrEnum
-from pathlib import Path
 
-__all__ = ["What", "trace_file", "values_file"]
+__all__ = ["What"]
 
 
 class What(StrEnum):
@@ -27,13 +26,3 @@ class What(StrEnum):
     reduced = "reduced gradient"
     update = "update"
     """A weight after the optimizer's step."""
-
-
-def trace_file(run_dir: Path, rank: int) -> Path:
-    """Where the trace of ``rank`` lies."""
-    return run_dir / "trace" / f"rank_{rank:05d}.jsonl"
-
-
-def values_file(run_dir: Path, rank: int) -> Path:
-    """Where the bits of small tensors in that trace lie."""
-    return run_dir / "trace" / f"rank_{rank:05d}.values"
