@@ -56,8 +56,8 @@ def test_a_run_beside_another_one_writes_nothing_for_tensorboard(tmp_path) -> No
 
 
 def test_a_difference_of_steps_has_numbers_beside_bits() -> None:
-    found = Mismatch(step=3, rank=0, field="loss", expected=(0.5).hex(), got=(0.75).hex()).as_difference()
+    found = Mismatch(step=3, rank=0, field="loss", expected=(0.5).hex(), got=(0.75).hex()).as_difference().as_json()
     assert (found["expected"], found["got"]) == (0.5, 0.75)
     assert (found["expected_bits"], found["got_bits"]) == ("0x1.0000000000000p-1", "0x1.8000000000000p-1")
-    digests = Mismatch(step=3, rank=0, field="batch", expected="ab", got="cd").as_difference()
+    digests = Mismatch(step=3, rank=0, field="batch", expected="ab", got="cd").as_difference().as_json()
     assert (digests["expected"], digests["got"]) == ("ab", "cd")

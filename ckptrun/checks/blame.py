@@ -1,9 +1,8 @@
-"""Which component a difference is about, and which of several differences is nearest to the cause. Torch-free."""
+"""Which of several components that differ is nearest to the cause. Torch-free."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-__all__ = ["BLAME_ORDER", "component_of", "difference_of", "nearness"]
+__all__ = ["BLAME_ORDER", "nearness"]
 
 _USERS_OWN = "*"
 
@@ -30,29 +29,6 @@ look at a restored state before its first step, and for the ledger.
 """
 
 
-def component_of(leaf: str) -> str:
-    """Return the component of a leaf, by the leaf's name."""
-    return leaf.partition(".")[0]
-
-
 def nearness(component: str) -> int:
     """Return the place of a component in :data:`BLAME_ORDER`."""
     return BLAME_ORDER.index(component if component in BLAME_ORDER else _USERS_OWN)
-
-
-def difference_of(
-    leaf: str | None, *, step: int | None, rank: int | None, expected: Any, got: Any, **found: Any
-) -> Mapping[str, Any]:
-    """Return a difference in the form of ``verdict.json``; what is not in ``found`` is None.
-
-    Args:
-        leaf: None where it is about none.
-        step: Of the checkpoint.
-        rank: Whose leaf it is; None where it is no rank's own.
-        expected: What should be there.
-        got: What is there.
-        found: ``index``, ``ulp``, and more.
-    """
-    component = None if leaf is None else component_of(leaf)
-    about = {"step": step, "rank": rank, "component": component, "leaf": leaf, "index": None}
-    return about | {"expected": expected, "got": got, "ulp": None} | found

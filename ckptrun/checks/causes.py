@@ -36,7 +36,7 @@ _AT_THE_END = 2**62
 def moment_of(check: Check, starts: Sequence[Start]) -> Moment:
     """Return when what ``check`` has found came to be; the end of the run where that is not known."""
     last = starts[-1].index if starts else 0
-    step = (check.first_difference or {}).get("step")
+    step = None if check.first_difference is None else check.first_difference.step
     start = check.start
     if start is None and check.name in _OF_SAVES and isinstance(step, int):
         # Whoever has committed it last.

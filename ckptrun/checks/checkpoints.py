@@ -7,11 +7,11 @@ Reads files only; needs no process group. Memory is a few slabs, however large a
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Self
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Self
 
-from ckptrun.checks.blame import component_of, difference_of, nearness
+from ckptrun.checks.blame import nearness
 from ckptrun.checks.element import DifferingPart, first_element, first_entry
 from ckptrun.engine.backends.interface import Url
 from ckptrun.engine.backends.locate import locate
@@ -21,6 +21,7 @@ from ckptrun.engine.manifest import Leaf, read_manifest
 from ckptrun.engine.read_chunks import read_box
 from ckptrun.engine.read_files import ShardFiles
 from ckptrun.errors import CheckpointError, InternalError
+from ckptrun.evidence.difference import Difference, component_of
 from ckptrun.evidence.verdict import Check, Status
 from ckptrun.rank_names import rank_of
 
@@ -103,15 +104,14 @@ def _compare(one: _Side, other: _Side, *, step: int, name: str) -> Check:
         return Check(name=name, status=Status.equal, detail=detail, covered=covered)
     of_each = ", ".join(f"{part} {counts[part]} of {totals[part]}" for part in sorted(counts, key=nearness))
     first = wrong[0].leaf
-    rank = rank_of(first.path)
-    found, how = _described(wrong[0], one, other)
-    on_rank = "" if rank is None else f" of rank {rank}"
+    found, how = _described(wrong[0], one, other, step=step)
+    on_rank = "" if found.rank is None else f" of rank {found.rank}"
     return Check(
         name=name,
         status=Status.different,
         detail=f"{len(wrong)} of {len(pairs)} leaves at step {step} differ from the reference ({of_each}); "
         f"'{first.name}'{on_rank}: {how}{note}",
-        first_difference=difference_of(first.name, step=step, rank=rank, **found),
+        first_difference=found,
         covered=covered,
     )
 
@@ -149,12 +149,14 @@ def _is_different(pair: _Pair, one: _Side, other: _Side) -> bool:
     return expected.digest != got.digest
 
 
-def _described(pair: _Pair, one: _Side, other: _Side) -> tuple[Mapping[str, Any], str]:
+def _described(pair: _Pair, one: _Side, other: _Side, *, step: int) -> tuple[Difference, str]:
     """How the two leaves differ, for ``verdict.json`` and for people."""
     expected, got = pair.expected, pair.got
+    about = Difference.of_leaf(pair.leaf.name, step=step, rank=rank_of(pair.leaf.path))
     if expected is None or got is None or (expected.dtype, expected.shape) != (got.dtype, got.shape):
-        kinds = {"expected": _kind(expected), "got": _kind(got)}
-        return kinds, f"expected {kinds['expected']}, got {kinds['got']}"
+        kinds = replace(about, expected=_kind(expected), got=_kind(got))
+        return kinds, f"expected {kinds.expected}, got {kinds.got}"
+    by_digest = replace(about, expected=expected.digest, got=got.digest)
     part: DifferingPart | None
     if not expected.is_tensor:
         part = first_entry(expected.value, got.value, name=expected.name)
@@ -162,14 +164,10 @@ def _described(pair: _Pair, one: _Side, other: _Side) -> tuple[Mapping[str, Any]
         try:
             part = _first_element(expected, got, one, other)
         except (CheckpointError, OSError) as error:
-            return _by_digest(expected, got), f"the digests differ; {error}"
+            return by_digest, f"the digests differ; {error}"
     if part is None:
-        return _by_digest(expected, got), "the digests of what was live differ, the bits in the files do not"
-    return part.as_json(), str(part)
-
-
-def _by_digest(expected: Leaf, got: Leaf) -> Mapping[str, Any]:
-    return {"expected": expected.digest, "got": got.digest}
+        return by_digest, "the digests of what was live differ, the bits in the files do not"
+    return part.narrowed(about), str(part)
 
 
 def _kind(leaf: Leaf | None) -> str:

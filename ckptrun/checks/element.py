@@ -7,7 +7,7 @@ import io
 import json
 import struct
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 from ckptrun.elements.distance import largest_distance
 from ckptrun.elements.text import element_bits, element_text
 from ckptrun.elements.unequal import index_of, unequal_pieces
+from ckptrun.evidence.difference import Difference
 from ckptrun.values import canonical_bytes, encode
 
 __all__ = ["DifferingPart", "first_element", "first_entry"]
@@ -47,17 +48,17 @@ class DifferingPart:
     0 for 0.0 and -0.0. Of a complex number: the larger one of its two parts.
     """
 
-    def as_json(self) -> dict[str, Any]:
-        """In the form of ``first_difference`` in ``verdict.json``."""
-        return {
-            "index": None if self.index is None else list(self.index),
-            "entry": None if self.entry is None else list(self.entry),
-            "expected": self.expected,
-            "got": self.got,
-            "ulp": self.ulp,
-            "expected_bits": self.expected_bits,
-            "got_bits": self.got_bits,
-        }
+    def narrowed(self, difference: Difference) -> Difference:
+        """Return the difference of the leaf, down to this part."""
+        found = replace(
+            difference,
+            index=None if self.index is None else list(self.index),
+            expected=self.expected,
+            got=self.got,
+            ulp=self.ulp,
+        )
+        entry = None if self.entry is None else list(self.entry)
+        return found.with_details(entry=entry, expected_bits=self.expected_bits, got_bits=self.got_bits)
 
     def __str__(self) -> str:
         place = "" if self.index in (None, ()) else f"at {list(self.index or ())} "

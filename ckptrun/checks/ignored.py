@@ -8,8 +8,8 @@ import fnmatch
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from ckptrun.checks.blame import component_of
 from ckptrun.errors import ConfigError
+from ckptrun.evidence.difference import component_of
 from ckptrun.rank_names import rank_name
 
 __all__ = ["Ignored"]

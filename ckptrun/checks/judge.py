@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ckptrun.evidence.difference import Difference
 from ckptrun.evidence.files import ledger_file
 from ckptrun.evidence.ledger import Line, Mismatch, compare, compare_lines
 from ckptrun.evidence.starts import Start
@@ -183,12 +184,11 @@ def _other_steps(found: LedgerComparison, covered: Mapping[str, int]) -> Check:
     step = found.lacking if found.lacking is not None else found.beyond
     expected, got = ("taken", "left out") if found.lacking is not None else ("no such step", "taken")
     what = "was left out, and the run says that it is complete" if found.lacking is not None else "is one too many"
-    first = {"step": step, "rank": None, "component": "progress", "leaf": "progress.step", "index": None}
     return Check(
         name="trajectory",
         status=Status.different,
         detail=f"step {step} {what}",
-        first_difference={**first, "expected": expected, "got": got, "ulp": None},
+        first_difference=Difference.of_leaf("progress.step", step=step, rank=None, expected=expected, got=got),
         covered=covered,
     )
 
@@ -324,16 +324,15 @@ def check_samples(expected: Path, got: Path, *, expected_ranks: int, got_ranks: 
             name="data_order",
             status=Status.different,
             detail=f"sample {wrong}, step {step}, rank {rank}: another one than before the mesh was changed",
-            first_difference={
-                "step": step,
-                "rank": rank,
-                "component": "data",
-                "leaf": "batch",
-                "index": [wrong],
-                "expected": wanted[wrong][0],
-                "got": taken[wrong][0],
-                "ulp": None,
-            },
+            first_difference=Difference(
+                step=step,
+                rank=rank,
+                component="data",
+                leaf="batch",
+                index=[wrong],
+                expected=wanted[wrong][0],
+                got=taken[wrong][0],
+            ),
             covered=covered,
         )
     if not both or both != list(range(both[0], both[0] + len(both))):
@@ -381,6 +380,5 @@ def _worst(checks: Sequence[Check]) -> Check | None:
 
 
 def _step_of(check: Check) -> int:
-    first: Mapping[str, object] = check.first_difference or {}
-    step = first.get("step")
-    return step if isinstance(step, int) else 0
+    step = None if check.first_difference is None else check.first_difference.step
+    return step or 0

@@ -6,12 +6,12 @@ lost. What the starts say of themselves does: what they have committed, and what
 Torch-free.
 """
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
-from ckptrun.checks.blame import difference_of
 from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.layout import parse_step
+from ckptrun.evidence.difference import Difference
 from ckptrun.evidence.starts import Start
 from ckptrun.evidence.verdict import Check, Status
 
@@ -49,7 +49,7 @@ def check_nothing_lost(starts: Sequence[Start], *, damaged: Container[str], last
 
 def _wrong_with(
     start: Start, starts: Sequence[Start], damaged: Container[str]
-) -> Iterator[tuple[str, Mapping[str, Any] | None]]:
+) -> Iterator[tuple[str, Difference | None]]:
     name = f"start {start.index + 1}"
     for folder, reason in start.damaged.items():
         if str(locate(folder)) not in damaged:
@@ -71,5 +71,5 @@ def _step(folder: str) -> int:
     return -1 if step is None else step
 
 
-def _of_step(expected: int, got: Any) -> Mapping[str, Any]:
-    return difference_of("progress.step", step=expected, rank=None, expected=expected, got=got)
+def _of_step(expected: int, got: Any) -> Difference:
+    return Difference.of_leaf("progress.step", step=expected, rank=None, expected=expected, got=got)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ckptrun.checks.element import DifferingPart, first_element
+from ckptrun.evidence.difference import Difference
 from ckptrun.evidence.files import trace_file, values_file
 from ckptrun.evidence.trace_items import What
 from ckptrun.files import read_lines
@@ -82,6 +83,19 @@ class Operation:
             one, other = ("there" if _DIGEST.fullmatch(value) else value for value in (self.expected, self.got))
             return f"{one} in the reference, {other} here"
         return ""
+
+    def as_difference(self) -> Difference:
+        """The same, in the form that all checks have."""
+        about = Difference(
+            step=self.step,
+            rank=self.rank,
+            component=self.component,
+            leaf=self.subject,
+            expected=self.expected,
+            got=self.got,
+        )
+        found = about if self.element is None else self.element.narrowed(about)
+        return found.with_details(what=self.what, part=self.part)
 
     @property
     def comes_before_backward(self) -> bool:

@@ -5,7 +5,7 @@ The expected digests were taken from live state when the save was requested, nev
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -17,33 +17,20 @@ from ckptrun.checks.element import DifferingPart, first_element, first_entry
 from ckptrun.checks.ignored import Ignored
 from ckptrun.engine.read_state import read_leaf
 from ckptrun.errors import StateMismatchError
+from ckptrun.evidence.difference import Difference
 from ckptrun.evidence.verdict import Check, Status
 from ckptrun.ranks import Ranks
 from ckptrun.state import preserved, stream_digests
 from ckptrun.state.components import TrainingState, name_of
 from ckptrun.text import counted
 
-__all__ = ["Difference", "check_loaded", "check_reload", "check_replicas", "check_resumed"]
+__all__ = ["check_loaded", "check_reload", "check_replicas", "check_resumed"]
 
 NOTHING = Ignored()
 _SHOWN = 3
 _ABSENT = "absent"
 # A schedule writes it: when both differ, the schedule was first.
 _RATE = re.compile(r"optimizer\.param_groups\..*\.lr")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
-    """One leaf on one rank that came back with other bits, or did not come back."""
-
-    step: int
-    rank: int
-    component: str
-    leaf: str
-    expected: str
-    """Digest at the request, or ``absent``."""
-    got: str
-    """Digest after the load, or ``absent``."""
 
 
 def check_reload(
@@ -117,16 +104,9 @@ def _check_quiet(state: TrainingState, *, step: int, ranks: Ranks) -> Check | No
         name="saving_is_invisible",
         status=Status.different,
         detail=f"{name}.state_dict() draws random numbers on rank {rank}, so a run that saves goes on otherwise",
-        first_difference={
-            "step": step,
-            "rank": rank,
-            "component": name,
-            "leaf": name,
-            "index": None,
-            "expected": "random streams left alone",
-            "got": "random streams moved",
-            "ulp": None,
-        },
+        first_difference=Difference.of_leaf(
+            name, step=step, rank=rank, expected="random streams left alone", got="random streams moved"
+        ),
     )
 
 
@@ -149,16 +129,7 @@ def _replicas(conflicts: Sequence[str], *, step: int, leaves: int, ranks: Ranks)
         covered=covered,
         detail=f"step {step}: ranks hold different values of '{leaf}'{more}; what is each rank's own "
         "must stand under a key such as 'rank_00003' in its state_dict()",
-        first_difference={
-            "step": step,
-            "rank": None,
-            "component": leaf.partition(".")[0],
-            "leaf": leaf,
-            "index": None,
-            "expected": None,
-            "got": None,
-            "ulp": None,
-        },
+        first_difference=Difference.of_leaf(leaf, step=step, rank=None),
     )
 
 
@@ -167,16 +138,17 @@ def _with_element(check: Check, state: TrainingState, folder: str, ranks: Ranks)
     first = check.first_difference
     if check.status is not Status.different or first is None:
         return check
-    name = first["leaf"]
+    name, rank = str(first.leaf), first.rank or 0
     live = {name_of(path): value for path, value in state.leaves().items()}.get(name)
     if isinstance(live, DTensor):
         # All ranks of its mesh hold a part of it.
         live = live.full_tensor()
-    own = _first_part(live, name, folder) if ranks.rank == first["rank"] and "absent" not in first.values() else None
-    part = ranks.gather(own)[first["rank"]]
+    is_there = _ABSENT not in (first.expected, first.got)
+    own = _first_part(live, name, folder) if ranks.rank == rank and is_there else None
+    part = ranks.gather(own)[rank]
     if part is None:
         return check
-    return replace(check, detail=f"{check.detail}; {part}", first_difference={**first, **part.as_json()})
+    return replace(check, detail=f"{check.detail}; {part}", first_difference=part.narrowed(first))
 
 
 def _first_part(live: Any, name: str, folder: str) -> DifferingPart | None:
@@ -203,13 +175,8 @@ def _how(first: Difference) -> str:
 
 def _compare(name: str, expected: Mapping[str, str], got: Mapping[str, str], *, step: int, ranks: Ranks) -> Check:
     own = [
-        Difference(
-            step=step,
-            rank=ranks.rank,
-            component=leaf.partition(".")[0],
-            leaf=leaf,
-            expected=expected.get(leaf, _ABSENT),
-            got=got.get(leaf, _ABSENT),
+        Difference.of_leaf(
+            leaf, step=step, rank=ranks.rank, expected=expected.get(leaf, _ABSENT), got=got.get(leaf, _ABSENT)
         )
         for leaf in sorted(expected.keys() | got.keys(), key=lambda leaf: (_RATE.fullmatch(leaf) is not None, leaf))
         if expected.get(leaf) != got.get(leaf)
@@ -219,13 +186,13 @@ def _compare(name: str, expected: Mapping[str, str], got: Mapping[str, str], *, 
     if found:
         first = found[0]
         shown = "; ".join(f"'{d.leaf}' on rank {d.rank}" for d in found[:_SHOWN])
-        components = ", ".join(sorted({difference.component for difference in found}))
+        components = ", ".join(sorted({str(difference.component) for difference in found}))
         more = f" and {len(found) - _SHOWN} more, of {components}" if len(found) > _SHOWN else ""
         return Check(
             name=name,
             status=Status.different,
             detail=f"step {step}: {shown}{more}: {_how(first)}",
-            first_difference={**asdict(first), "index": None, "ulp": None},
+            first_difference=first,
         )
     if compared == 0:
         return Check(name=name, status=Status.not_verified, detail=f"step {step}: there was no leaf to compare")

@@ -10,9 +10,8 @@ Reads files only; needs no process group.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from ckptrun.checks.blame import component_of, difference_of, nearness
+from ckptrun.checks.blame import nearness
 from ckptrun.checks.file_digests import digests_of_files
 from ckptrun.engine.backends.interface import Location, Url
 from ckptrun.engine.backends.locate import locate
@@ -21,6 +20,7 @@ from ckptrun.engine.layout import parse_step
 from ckptrun.engine.manifest import Leaf, Manifest, read_manifest
 from ckptrun.engine.read_files import ShardFiles
 from ckptrun.errors import CheckpointDamagedError, CheckpointError, CheckpointNotFoundError, ShardFileError
+from ckptrun.evidence.difference import Difference, component_of
 from ckptrun.evidence.verdict import Check, Status
 from ckptrun.rank_names import rank_of
 
@@ -153,18 +153,18 @@ def _compare(found: _Examined, manifest: Manifest, digests: Mapping[str, str], c
         )
 
 
-def _contradiction(found: _Examined, planted: str | None) -> tuple[str, Mapping[str, Any]] | None:
+def _contradiction(found: _Examined, planted: str | None) -> tuple[str, Difference] | None:
     """What is not as it should be, as text and as a difference; a planted fault that was not noticed, too."""
     damage = found.damage
     if planted is not None:
         if damage is not None or found.unknown:
             return None
-        first = difference_of(None, step=found.step, rank=None, expected=planted, got="whole")
+        first = Difference.of_leaf(None, step=found.step, rank=None, expected=planted, got="whole")
         return f"step {found.step}: {planted} was not noticed, all of {found.folder} is as it was live", first
     if damage is None:
         return None
     name, rank = (None, None) if damage.leaf is None else (damage.leaf.name, rank_of(damage.leaf.path))
-    first = difference_of(name, step=found.step, rank=rank, expected=damage.expected, got=damage.got)
+    first = Difference.of_leaf(name, step=found.step, rank=rank, expected=damage.expected, got=damage.got)
     return f"step {found.step}: {damage.what}", first
 
 

@@ -12,12 +12,12 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ckptrun.checks.blame import component_of, difference_of
 from ckptrun.engine.backends.interface import Url
 from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.consistency import step_of
 from ckptrun.engine.manifest import read_manifest
 from ckptrun.errors import CheckpointDamagedError, CheckpointNotFoundError
+from ckptrun.evidence.difference import Difference, component_of
 from ckptrun.evidence.ledger import Line
 from ckptrun.evidence.verdict import Check, Status
 
@@ -165,7 +165,7 @@ def _different(before: _Save, after: _Save, part: str, ledgers: Sequence[Sequenc
         status=Status.different,
         detail=f"all {len(digests)} tensors of {part} have the same bits in the checkpoints of steps {before.step} and "
         f"{after.step}, though step {changed} changed the {what}: the later one is stale",
-        first_difference=difference_of(
+        first_difference=Difference.of_leaf(
             leaf,
             step=after.step,
             rank=None,

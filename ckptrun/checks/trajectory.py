@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ckptrun.engine.manifest import read_manifest
 from ckptrun.errors import CkptrunError
+from ckptrun.evidence.difference import Difference
 from ckptrun.evidence.files import ledger_file
 from ckptrun.evidence.ledger import Ledger, Mismatch, compare
 from ckptrun.evidence.lineage import Lineage
@@ -94,16 +95,7 @@ def check_final_state(
         name="final_state",
         status=Status.different,
         detail=f"{count} leaves differ from {reference}, the first is '{name}' on rank {rank}",
-        first_difference={
-            "step": step,
-            "rank": rank,
-            "component": name.partition(".")[0],
-            "leaf": name,
-            "index": None,
-            "expected": leaves.get(name) or "absent",
-            "got": got,
-            "ulp": None,
-        },
+        first_difference=Difference.of_leaf(name, step=step, rank=rank, expected=leaves.get(name) or "absent", got=got),
     )
 
 

@@ -4,7 +4,8 @@ Torch-free.
 """
 
 from collections.abc import Mapping
-from typing import Any
+
+from ckptrun.evidence.difference import Difference
 
 __all__ = ["advice"]
 
@@ -157,18 +158,18 @@ _NOT_DETERMINISTIC = (
 _PROGRESS = "Steps are counted apart from what was done: look at who sets or counts them at a save and at a resume."
 
 
-def advice(check: str, detail: str, *, blame: str | None, first: Mapping[str, Any] | None) -> str:
+def advice(check: str, detail: str, *, blame: str | None, first: Difference | None) -> str:
     """Return one line on what usually causes it and where to look; empty where nothing useful is known.
 
     Args:
         check: The check that decided.
         detail: What it says.
         blame: The component at fault.
-        first: The first difference, in the form of ``verdict.json``.
+        first: The first difference.
     """
     if detail.startswith("not deterministic"):
         return _NOT_DETERMINISTIC
-    what = str((first or {}).get("what") or "")
+    what = str((first.details.get("what") if first is not None else None) or "")
     kind = blame if blame in _COMPONENTS else _OWN
     if blame is not None and what:
         found = _of_operation(kind, what)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from ckptrun.evidence.difference import Difference
 from ckptrun.evidence.files import ledger_file
 from ckptrun.files import with_bits
 
@@ -93,17 +94,19 @@ class Mismatch:
             return f"{where}: {self.field} {self.expected} in the reference, {self.got} here"
         return f"{where}: '{self.field}' has other bits than in the reference"
 
-    def as_difference(self) -> dict[str, Any]:
-        """In the form of ``verdict.json``."""
-        return {
-            "step": self.step,
-            "rank": self.rank,
-            "component": self.component,
-            "leaf": self.field,
-            "index": None,
-            **self._sides(),
-            "ulp": self.ulp,
-        }
+    def as_difference(self) -> Difference:
+        """The same, in the form that all checks have."""
+        sides = self._sides()
+        return Difference(
+            step=self.step,
+            rank=self.rank,
+            component=self.component,
+            leaf=self.field,
+            expected=sides.pop("expected"),
+            got=sides.pop("got"),
+            ulp=self.ulp,
+            details=sides,
+        )
 
 
 def _rank_of(number: float, floats: str, integers: str) -> int | None:

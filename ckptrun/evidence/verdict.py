@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptrun.evidence.advice import advice
+from ckptrun.evidence.difference import Difference
 
 __all__ = ["Check", "Status", "Verdict", "read_verdict", "verdict_of"]
 
@@ -34,8 +35,7 @@ class Check:
     status: Status
     detail: str
     """What was covered (leaves, ranks, steps), or what differs."""
-    first_difference: Mapping[str, Any] | None = None
-    """step, rank, component, leaf, index, expected, got, ulp; what is unknown is None."""
+    first_difference: Difference | None = None
     covered: Mapping[str, int] = field(default_factory=dict)
     """What was compared, counted: ``leaves``, ``ranks``, ``steps``, ``bytes``, ``checkpoints``, ..."""
     is_needed: bool = True
@@ -53,7 +53,7 @@ class Check:
             "status": self.status,
             "detail": self.detail,
             "covered": dict(self.covered),
-            "first_difference": None if self.first_difference is None else dict(self.first_difference),
+            "first_difference": _as_json(self.first_difference),
             "is_needed": self.is_needed,
             "blame": self.blame,
             "start": self.start,
@@ -62,7 +62,8 @@ class Check:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Check":
         """Undo :meth:`as_json`."""
-        return cls(**{**content, "status": Status(content["status"])})
+        first = _from_json(content.get("first_difference"))
+        return cls(**{**content, "status": Status(content["status"]), "first_difference": first})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +72,7 @@ class Verdict:
 
     status: Status
     checks: Sequence[Check]
-    first_difference: Mapping[str, Any] | None = None
+    first_difference: Difference | None = None
     blame: str | None = None
     """The component at fault."""
     reason: str = field(default="")
@@ -94,7 +95,7 @@ class Verdict:
         return {
             "verdict": self.status,
             "checks": [check.as_json() for check in self.checks],
-            "first_difference": None if self.first_difference is None else dict(self.first_difference),
+            "first_difference": _as_json(self.first_difference),
             "blame": self.blame,
             "reason": self.reason,
             "advice": self.advice,
@@ -103,13 +104,21 @@ class Verdict:
         }
 
 
+def _as_json(first: Difference | None) -> dict[str, Any] | None:
+    return None if first is None else first.as_json()
+
+
+def _from_json(content: Mapping[str, Any] | None) -> Difference | None:
+    return None if content is None else Difference.from_json(content)
+
+
 def read_verdict(run_dir: Path) -> Verdict:
     """Return what ``verdict.json`` in ``run_dir`` says."""
     content = json.loads((run_dir / "verdict.json").read_text())
     return Verdict(
         status=Status(content["verdict"]),
         checks=[Check.from_json(check) for check in content["checks"]],
-        first_difference=content["first_difference"],
+        first_difference=_from_json(content["first_difference"]),
         blame=content["blame"],
         reason=content["reason"],
         path=str(run_dir),
@@ -135,7 +144,7 @@ def verdict_of(checks: Sequence[Check], *, moment_of: Callable[[Check], Any] = l
     if not worst:
         return Verdict(status=Status.equal, checks=checks)
     first, is_different = worst[0].first_difference, worst[0].status is Status.different
-    blame = worst[0].blame or (first["component"] if first is not None and is_different else None)
+    blame = worst[0].blame or (first.component if first is not None and is_different else None)
     return Verdict(
         status=worst[0].status,
         checks=checks,

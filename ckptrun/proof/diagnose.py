@@ -13,10 +13,8 @@ again, nobody knows whether the job repeats itself.
 """
 
 import contextlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ckptrun.checks.checkpoints import compare_checkpoints
 from ckptrun.checks.ignored import Ignored
@@ -25,6 +23,7 @@ from ckptrun.checks.operation import Operation, first_operation
 from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.commit import is_committed
 from ckptrun.errors import RankFailedError
+from ckptrun.evidence.difference import Difference
 from ckptrun.evidence.ledger import Mismatch
 from ckptrun.evidence.starts import Start
 from ckptrun.evidence.trace_items import What
@@ -58,7 +57,7 @@ class Diagnosis:
     is_deterministic: bool
     text: str
     blame: str | None = None
-    first_difference: Mapping[str, Any] | None = None
+    first_difference: Difference | None = None
     is_of_saving: bool = False
     """Whether it is saving that changes what is computed, not a resume."""
     is_known: bool = True
@@ -224,25 +223,11 @@ class _Inquiry:
         is_own = start is self._suspect.start
         if is_own and _is_decided_before(mismatch, operation):
             blame, shown = mismatch.component, describe(mismatch)
-            first = {**mismatch.as_difference(), "operation": what}
+            first = mismatch.as_difference().with_details(operation=what)
         else:
             blame = operation.component
             shown = f"{what} ({operation.values})" if operation.values else what
-            first = {
-                "step": operation.step,
-                "rank": operation.rank,
-                "component": blame,
-                "leaf": operation.subject,
-                "index": None,
-                "expected": operation.expected,
-                "got": operation.got,
-                "ulp": None,
-                **({} if operation.element is None else operation.element.as_json()),
-                "what": operation.what,
-                "part": operation.part,
-                "operation": what,
-                "ledger": mismatch.as_difference(),
-            }
+            first = operation.as_difference().with_details(operation=what, ledger=mismatch.as_difference().as_json())
         if found.is_of_saving:
             text = f"saving changes what is computed: {shown} differs from the run that saves nothing"
         else:
@@ -255,7 +240,7 @@ class _Inquiry:
 
     def _miscounted(self, mismatch: Mismatch, step: int) -> Diagnosis:
         text = f"step {mismatch.step} did, bit for bit, what step {step} of the reference does: steps are miscounted"
-        first = {**mismatch.as_difference(), "component": "progress"}
+        first = replace(mismatch.as_difference(), component="progress")
         return Diagnosis(is_deterministic=True, text=text, blame="progress", first_difference=first)
 
     def unexplained(self, why: str) -> Diagnosis:
@@ -339,7 +324,7 @@ class _Inquiry:
         if operation is not None:
             what = operation.text(resumed_at=None)
             where = f"{what} does not repeat from one reference to the next; {where}"
-            first["operation"] = what
+            first = first.with_details(operation=what)
         return Diagnosis(is_deterministic=False, text=where, first_difference=first)
 
 

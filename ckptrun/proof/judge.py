@@ -27,6 +27,7 @@ from ckptrun.checks.saved import check_saved
 from ckptrun.checks.saves_differ import check_saves_differ
 from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.commit import list_committed
+from ckptrun.evidence.difference import Difference
 from ckptrun.evidence.files import ledger_file
 from ckptrun.evidence.ledger import Line
 from ckptrun.evidence.starts import Start
@@ -185,16 +186,14 @@ def _of_failure(start: Start, name: str, what: str) -> Check:
     text = failure.text if failure is not None else "its ranks ended with exit code 0 before they were done"
     leaf = failure.leaves[0] if failure is not None and failure.leaves else None
     component = failure.component if failure is not None else None
-    first = {
-        "step": start.step or None,
-        "rank": failure.rank if failure is not None else None,
-        "component": component,
-        "leaf": leaf,
-        "index": None,
-        "expected": "a run that goes on",
-        "got": text,
-        "ulp": None,
-    }
+    first = Difference(
+        step=start.step or None,
+        rank=failure.rank if failure is not None else None,
+        component=component,
+        leaf=leaf,
+        expected="a run that goes on",
+        got=text,
+    )
     who = "" if failure is None else f"rank {failure.rank}: "
     return Check(
         name=name,
@@ -330,5 +329,5 @@ def _explained(check: Check, diagnosis: Diagnosis) -> Check:
         status=Status.different,
         detail=(diagnosis.text or check.detail) if is_said else f"{diagnosis.text}. {check.detail}",
         first_difference=first,
-        blame=diagnosis.blame or check.blame or (first or {}).get("component"),
+        blame=diagnosis.blame or check.blame or (first.component if first is not None else None),
     )

@@ -2,10 +2,10 @@
 
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from ckptrun.console import aligned, say
+from ckptrun.evidence.difference import Difference
 from ckptrun.evidence.starts import Start
 from ckptrun.evidence.verdict import Check, Status, Verdict
 from ckptrun.exit_codes import ExitCode
@@ -120,18 +120,19 @@ def _other_rows(verdict: Verdict) -> dict[str, str]:
     return rows
 
 
-def _difference_rows(first: Mapping[str, Any]) -> dict[str, str]:
-    index = "" if first.get("index") is None else str(list(first["index"]))
-    where = [f"step {first['step']}", f"rank {first['rank']}", f"{first['leaf']}{index}"]
+def _difference_rows(first: Difference) -> dict[str, str]:
+    index = "" if first.index is None else str(list(first.index))
+    where = [f"step {first.step}", f"rank {first.rank}", f"{first.leaf}{index}"]
     rows = {"first": ", ".join(text for text in where if not text.endswith("None"))}
     # Digests tell a person only that there is a difference.
-    is_told = not all(_DIGEST.fullmatch(str(first.get(side))) for side in ("expected", "got"))
-    for side in ("expected", "got") if is_told else ():
-        bits = first.get(f"{side}_bits")
-        if first.get(side) is not None or bits:
-            rows[side] = _cut(f"{first[side]}" + (f"  bits {bits}" if bits else ""))
-    if first.get("ulp") is not None:
-        rows["apart"] = f"{first['ulp']} ULP"
+    sides = {"expected": first.expected, "got": first.got}
+    is_told = not all(_DIGEST.fullmatch(str(value)) for value in sides.values())
+    for side, value in sides.items() if is_told else ():
+        bits = first.details.get(f"{side}_bits")
+        if value is not None or bits:
+            rows[side] = _cut(f"{value}" + (f"  bits {bits}" if bits else ""))
+    if first.ulp is not None:
+        rows["apart"] = f"{first.ulp} ULP"
     return rows
 
 

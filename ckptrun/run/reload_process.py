@@ -11,21 +11,20 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ckptrun.build import Builder
 from ckptrun.checkpoint.manager import no_point
-from ckptrun.checks.blame import difference_of
 from ckptrun.checks.ignored import Ignored
 from ckptrun.checks.reload import check_reload
 from ckptrun.config.checkpoint import LoadSelection
 from ckptrun.config.run import RunConfig, check_world
 from ckptrun.errors import CkptrunError
+from ckptrun.evidence.difference import Difference
 from ckptrun.evidence.verdict import Check, Status
 from ckptrun.process_groups import choose_device, open_groups
 from ckptrun.processes import LEFT_TO_RANKS, end_with_parent, held_back
@@ -193,15 +192,13 @@ class _Server:
 def _failed(question: _Question, error: Exception, *, rank: int) -> Check:
     text = str(error) if isinstance(error, CkptrunError) else f"{type(error).__name__}: {error}"
     leaf = next(iter(getattr(error, "leaves", ())), None)
-    first: dict[str, Any] = dict(
-        difference_of(leaf, step=question.step, rank=rank, expected="a state that loads", got=text)
-    )
-    component = getattr(error, "component", None) or first["component"]
+    first = Difference.of_leaf(leaf, step=question.step, rank=rank, expected="a state that loads", got=text)
+    component = getattr(error, "component", None) or first.component
     return Check(
         name=_NAME,
         status=Status.different,
         detail=f"step {question.step}: {question.folder} does not load into objects built anew, on rank {rank}: {text}",
-        first_difference=first | {"component": component},
+        first_difference=replace(first, component=component),
         blame=component,
     )
 

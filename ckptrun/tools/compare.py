@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ckptrun.errors import StateMismatchError, UnsupportedLeafError
 from ckptrun.formats.open_source import Source, SourceLeaf
-from ckptrun.tools.difference import Difference, Tally, tensors_alike, values_alike
+from ckptrun.tools.leaf_difference import LeafDifference, Tally, tensors_alike, values_alike
 
 __all__ = ["Comparison", "Side", "compare"]
 
@@ -50,7 +50,7 @@ class Comparison:
     """What came out, in the order of A."""
 
     equal: list[str] = field(default_factory=list)
-    differing: list[Difference] = field(default_factory=list)
+    differing: list[LeafDifference] = field(default_factory=list)
     only_in_a: list[str] = field(default_factory=list)
     only_in_b: list[str] = field(default_factory=list)
     not_compared: dict[str, str] = field(default_factory=dict)
@@ -88,7 +88,7 @@ def compare(
     )
     found.only_in_a = _without_empty(found, found.only_in_a, a, b)
     found.only_in_b = _without_empty(found, found.only_in_b, b, a)
-    verdicts: dict[str, Difference | None] = {}
+    verdicts: dict[str, LeafDifference | None] = {}
     tensors: list[str] = []
     for name in a.names:
         if name not in b.names:
@@ -129,7 +129,7 @@ def _compare_tensors(
     a: Side,
     b: Side,
     names: Iterable[str],
-    verdicts: dict[str, Difference | None],
+    verdicts: dict[str, LeafDifference | None],
     found: Comparison,
     advance: Callable[[int], None],
 ) -> None:

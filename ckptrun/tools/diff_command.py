@@ -36,7 +36,7 @@ from ckptrun.tools.places import newest_of, place_of, steps_of
 if TYPE_CHECKING:
     from ckptrun.elements.apart import Apart
     from ckptrun.tools.compare import Comparison, Side
-    from ckptrun.tools.difference import Difference, Elements
+    from ckptrun.tools.leaf_difference import Elements, LeafDifference
 
 __all__ = ["add_arguments", "run"]
 
@@ -195,7 +195,7 @@ def _hint(sides: Sequence["Side"]) -> str:
     return f"The two have no leaf name in common. {hint_of_prefixes(a, b)}"
 
 
-def _row(difference: "Difference") -> list[str]:
+def _row(difference: "LeafDifference") -> list[str]:
     what = ", ".join(difference.what)
     if difference.elements is None:
         a, b = (_side_text(described) for described in (difference.a, difference.b))

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ckptrun.elements.apart import Apart
-from ckptrun.tools.difference import apart_json
+from ckptrun.tools.leaf_difference import apart_json
 
 if TYPE_CHECKING:
     from ckptrun.tools.compare import Comparison
-    from ckptrun.tools.difference import Difference
+    from ckptrun.tools.leaf_difference import LeafDifference
 
 __all__ = ["ComponentSummary", "number_text", "summarise", "worst_first"]
 
@@ -30,7 +30,7 @@ class ComponentSummary:
     largest_ulp: int | None = None
     nans: int = 0
 
-    def add(self, difference: "Difference") -> None:
+    def add(self, difference: "LeafDifference") -> None:
         """Count a leaf that differs."""
         self.differing += 1
         found, elements = difference.apart, difference.elements
@@ -93,6 +93,6 @@ def summarise(found: "Comparison") -> list[ComponentSummary]:
     return list(summaries.values())
 
 
-def worst_first(differences: "Iterable[Difference]") -> "Iterator[Difference]":
+def worst_first(differences: "Iterable[LeafDifference]") -> "Iterator[LeafDifference]":
     """Yield the differences, the worst first."""
     yield from sorted(differences, key=lambda difference: difference.badness, reverse=True)

@@ -2,11 +2,11 @@
 
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import pytest
 
 from ckptrun.checks.causes import moment_of
+from ckptrun.evidence.difference import Difference
 from ckptrun.evidence.starts import Start
 from ckptrun.evidence.verdict import Check, Status, verdict_of
 
@@ -18,7 +18,7 @@ STARTS = [
 
 
 def different(name: str, step: int | None, *, start: int | None = None) -> Check:
-    first: dict[str, Any] | None = None if step is None else {"step": step, "component": "model"}
+    first = None if step is None else Difference(step=step, component="model")
     return Check(name=name, status=Status.different, detail="it differs", first_difference=first, start=start)
 
 

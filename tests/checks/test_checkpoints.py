@@ -36,7 +36,7 @@ def test_an_element_is_named_with_bits_and_distance(tmp_path: Path) -> None:
     other["optimizer"]["state"]["weight"]["exp_avg"][1, 2:] = 4.0000005
     check = compared(tmp_path, other)
     assert check.status is Status.different
-    assert check.first_difference == {
+    assert check.first_difference.as_json() == {
         "step": 4,
         "rank": None,
         "component": "optimizer",
@@ -63,7 +63,7 @@ def test_slabs_do_not_hide_or_move_a_difference(
     other["model"]["weight"][2, 1] = -1
     first = compared(tmp_path, other).first_difference
     assert first is not None
-    assert (first["leaf"], first["index"], first["got"]) == ("model.weight", [2, 1], "-1.0")
+    assert (first.leaf, first.index, first.got) == ("model.weight", [2, 1], "-1.0")
 
 
 def changed_everywhere() -> dict[str, Any]:
@@ -82,7 +82,7 @@ def test_the_component_nearest_to_a_wrong_result_comes_first(tmp_path: Path) -> 
         one = save(tmp_path / str(number), 4, expected)
         check = compare_checkpoints(one, save(tmp_path / f"{number} got", 4, other), step=4)
         assert check.first_difference is not None
-        blamed.append(check.first_difference["component"])
+        blamed.append(check.first_difference.component)
         other[blamed[-1]] = expected[blamed[-1]]
     assert blamed == ["memory" if name == "*" else name for name in BLAME_ORDER]
     assert nearness("anything") == nearness("memory")
@@ -103,7 +103,7 @@ def test_the_leaf_of_a_rank_carries_its_rank(tmp_path: Path) -> None:
     other["rng"]["rank_00001"]["torch"][3] = 9
     check = compared(tmp_path, other)
     assert check.first_difference is not None
-    assert (check.first_difference["rank"], check.first_difference["index"]) == (1, [3])
+    assert (check.first_difference.rank, check.first_difference.index) == (1, [3])
     assert "'rng.rank_00001.torch' of rank 1: at [3] expected 5" in check.detail
 
 
@@ -112,9 +112,9 @@ def test_a_plain_value_is_named_down_to_its_entry(tmp_path: Path) -> None:
     other["optimizer"]["param_groups"][0]["lr"] = 4.1000000000000005
     first = compared(tmp_path, other).first_difference
     assert first is not None
-    assert first["leaf"].startswith("optimizer.param_groups")
-    assert (first["index"], first["expected"], first["got"], first["ulp"]) == (None, 4.1, 4.1000000000000005, 1)
-    assert first["expected_bits"] == "0x4010666666666666"
+    assert first.leaf.startswith("optimizer.param_groups")
+    assert (first.index, first.expected, first.got, first.ulp) == (None, 4.1, 4.1000000000000005, 1)
+    assert first.details["expected_bits"] == "0x4010666666666666"
 
 
 def _without_weight(state: dict[str, Any]) -> None:
@@ -155,7 +155,7 @@ def test_leaves_that_only_one_has_or_of_another_kind(
     check = compared(tmp_path, other)
     assert check.status is Status.different
     assert check.first_difference is not None
-    found = {key: check.first_difference[key] for key in ("leaf", "expected", "got", "index", "ulp")}
+    found = {key: check.first_difference.as_json()[key] for key in ("leaf", "expected", "got", "index", "ulp")}
     assert found == {"leaf": leaf, "expected": expected, "got": got, "index": None, "ulp": None}
 
 
@@ -165,7 +165,7 @@ def test_leaves_without_a_digest_are_compared_by_their_bytes(tmp_path: Path) -> 
     other["model"]["weight"][2, 1] = -1
     check = compared(tmp_path, other, live={})
     assert check.first_difference is not None
-    assert check.first_difference["index"] == [2, 1]
+    assert check.first_difference.index == [2, 1]
 
 
 def test_digests_that_the_files_do_not_bear_out_are_still_a_difference(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_digests_that_the_files_do_not_bear_out_are_still_a_difference(tmp_path:
     assert check.status is Status.different
     assert "the bits in the files do not" in check.detail
     assert check.first_difference is not None
-    assert len(check.first_difference["expected"]) == 32
+    assert len(check.first_difference.expected) == 32
 
 
 def test_a_damaged_file_leaves_the_digests_to_tell(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_a_damaged_file_leaves_the_digests_to_tell(tmp_path: Path) -> None:
     assert check.status is Status.different
     assert "the digests differ; Shard file" in check.detail
     assert check.first_difference is not None
-    assert (check.first_difference["leaf"], len(check.first_difference["got"])) == ("model.weight", 32)
+    assert (check.first_difference.leaf, len(check.first_difference.got)) == ("model.weight", 32)
 
 
 def test_what_cannot_be_read_is_not_verified(tmp_path: Path) -> None:
@@ -228,4 +228,4 @@ def test_another_sharding_of_the_same_values_is_equal(tmp_path: Path) -> None:
     assert "leaves of single ranks are left out" in check.detail
     check = compare_checkpoints(alone, tmp_path / "other" / "step_00000004", step=4)
     assert check.first_difference is not None
-    assert (check.first_difference["leaf"], check.first_difference["index"]) == ("model.weight", [1, 3])
+    assert (check.first_difference.leaf, check.first_difference.index) == ("model.weight", [1, 3])

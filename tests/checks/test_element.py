@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ckptrun.checks.element import first_element, first_entry
 from ckptrun.elements.unequal import unequal_pieces
+from ckptrun.evidence.difference import Difference
 from tests.support.bits import bits, random_tensor
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
@@ -108,7 +109,12 @@ def test_text_says_where_what_and_how_far() -> None:
     found = first_element(torch.tensor([[1.5, 0.1]]), torch.tensor([[1.5, 0.25]]), offsets=(4, 8))
     assert str(found) == "at [4, 9] expected 0.1 (0x3dcccccd), got 0.25 (0x3e800000), 11744051 ULP apart"
     assert found is not None
-    assert found.as_json() == {
+    narrowed = found.narrowed(Difference.of_leaf("model.weight", step=4, rank=1, expected="a digest", got="another"))
+    assert narrowed.as_json() == {
+        "step": 4,
+        "rank": 1,
+        "component": "model",
+        "leaf": "model.weight",
         "index": [4, 9],
         "entry": None,
         "expected": "0.1",

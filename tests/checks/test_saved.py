@@ -54,7 +54,7 @@ def test_a_torn_save_is_found(tmp_path: Path) -> None:
     folder = save(tmp_path, 2, torn, live=live)
     check = check_saved([folder], damaged={})
     assert check.status is Status.different
-    assert check.first_difference == {
+    assert check.first_difference.as_json() == {
         "step": 2,
         "rank": None,
         "component": "optimizer",
@@ -74,7 +74,7 @@ def test_the_tensors_of_an_earlier_save_are_found(tmp_path: Path) -> None:
     assert check.status is Status.different
     assert "2 of 15 leaves" in check.detail
     assert check.first_difference is not None
-    assert check.first_difference["leaf"] == "model.embed"
+    assert check.first_difference.leaf == "model.embed"
 
 
 @pytest.mark.parametrize("leaf", ["progress.step", "rng.rank_00001.python.1"])
@@ -87,8 +87,8 @@ def test_a_plain_value_that_was_not_live_is_found(tmp_path: Path, leaf: str) -> 
     check = check_saved([save(tmp_path, 2, other, live=live)], damaged={})
     assert check.status is Status.different
     assert check.first_difference is not None
-    assert check.first_difference["leaf"].startswith(leaf.removesuffix(".1"))
-    assert check.first_difference["rank"] == (1 if leaf.startswith("rng") else None)
+    assert check.first_difference.leaf.startswith(leaf.removesuffix(".1"))
+    assert check.first_difference.rank == (1 if leaf.startswith("rng") else None)
 
 
 def test_a_flipped_bit_is_damage_of_the_leaf_that_it_lies_in(folders: list[Path]) -> None:
@@ -96,8 +96,8 @@ def test_a_flipped_bit_is_damage_of_the_leaf_that_it_lies_in(folders: list[Path]
     check = check_saved(folders, damaged={})
     assert check.status is Status.different
     assert check.first_difference is not None
-    assert (check.first_difference["step"], check.first_difference["leaf"]) == (4, "model.weight")
-    assert (check.first_difference["expected"], check.first_difference["got"]) == (
+    assert (check.first_difference.step, check.first_difference.leaf) == (4, "model.weight")
+    assert (check.first_difference.expected, check.first_difference.got) == (
         digest(live_state(4)["model"]["weight"]),
         "damaged",
     )
@@ -134,7 +134,7 @@ def test_every_kind_of_damage_is_noticed_and_only_where_it_was_planted(folders: 
     found = check_saved(folders, damaged={})
     assert found.status is Status.different
     assert found.first_difference is not None
-    assert found.first_difference["step"] == 2
+    assert found.first_difference.step == 2
     committed = folders if damage is not _lose_manifest else folders[1:]
     check = check_saved(committed, damaged={str(folders[0]): "bit_flip on rank 0"})
     assert check.status is Status.equal, check
@@ -150,8 +150,8 @@ def test_planted_damage_that_is_not_noticed_is_a_difference(folders: list[Path])
     assert check.status is Status.different
     assert "step 4: torn_write on rank 1 was not noticed" in check.detail
     assert check.first_difference is not None
-    assert (check.first_difference["expected"], check.first_difference["got"]) == ("torn_write on rank 1", "whole")
-    assert check.first_difference["component"] is None
+    assert (check.first_difference.expected, check.first_difference.got) == ("torn_write on rank 1", "whole")
+    assert check.first_difference.component is None
 
 
 def test_several_damaged_checkpoints_are_counted(folders: list[Path]) -> None:

@@ -54,8 +54,8 @@ def test_a_stale_save_is_found(stale: list[Path]) -> None:
     assert check.status is Status.different
     assert "steps 2 and 4, though step 3 changed the weights" in check.detail
     assert check.first_difference is not None
-    assert (check.first_difference["step"], check.first_difference["leaf"]) == (4, "model.embed")
-    assert check.first_difference["component"] == "model"
+    assert (check.first_difference.step, check.first_difference.leaf) == (4, "model.embed")
+    assert check.first_difference.component == "model"
 
 
 @pytest.mark.parametrize(("part", "leaf"), [("weights", "model.embed"), ("moments", "optimizer.state.weight.exp_avg")])
@@ -67,7 +67,7 @@ def test_each_of_weights_and_moments_that_changed_and_was_not_saved_is_found(
     assert check.status is Status.different
     assert f"steps 2 and 4, though step 4 changed the {part}" in check.detail
     assert check.first_difference is not None
-    assert (check.first_difference["step"], check.first_difference["leaf"]) == (4, leaf)
+    assert (check.first_difference.step, check.first_difference.leaf) == (4, leaf)
 
 
 def test_a_stale_model_is_found_beside_an_optimizer_that_is_not(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_a_stale_model_is_found_beside_an_optimizer_that_is_not(tmp_path: Path) 
     assert check is not None
     assert check.status is Status.different
     assert check.first_difference is not None
-    assert check.first_difference["component"] == "model"
+    assert check.first_difference.component == "model"
 
 
 def test_what_no_step_in_between_has_changed_is_not_stale(stale: list[Path]) -> None:

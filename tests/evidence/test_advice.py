@@ -1,11 +1,12 @@
 """What a person is told of a difference: numbers, not digests; what usually causes it; nothing cut, in 80 columns."""
 
 import pytest
+from ckptrun.proof.blamed_code import code_of
 
 from ckptrun.evidence.advice import advice
+from ckptrun.evidence.difference import Difference
 from ckptrun.evidence.ledger import Mismatch
 from ckptrun.evidence.verdict import Check, Status, Verdict, read_verdict, verdict_of
-from ckptrun.proof.blamed_code import code_of
 from ckptrun.proof.view import text_of
 from tests.test_config import config_of
 
@@ -30,13 +31,13 @@ COMPONENTS = ["model", "optimizer", "schedule", "scaler", "ema", "data", "rng", 
     ],
 )
 def test_it_says_what_usually_causes_it_and_where_to_look(check, blame, what, words) -> None:
-    assert words in advice(check, "x", blame=blame, first={"what": what})
+    assert words in advice(check, "x", blame=blame, first=Difference(details={"what": what}))
 
 
 @pytest.mark.parametrize("blame", COMPONENTS)
 @pytest.mark.parametrize("check", ["loaded_equals_saved", "trajectory", "final_state", "second_resume"])
 def test_there_is_a_line_for_every_component(check, blame) -> None:
-    said = advice(check, "x", blame=blame, first={"component": blame})
+    said = advice(check, "x", blame=blame, first=Difference(component=blame))
     assert said
     assert "\n" not in said
     assert len(said) < 260
@@ -80,7 +81,9 @@ def test_a_verdict_is_printed_whole_in_80_columns_with_what_to_do(tmp_path) -> N
         + "a long name of something, " * 12
         + "and the values"
     )
-    verdict = verdict_of([Check(name="trajectory", status=Status.different, detail=detail, first_difference=first)])
+    verdict = verdict_of(
+        [Check(name="trajectory", status=Status.different, detail=detail, first_difference=Difference.from_json(first))]
+    )
     assert verdict.advice.startswith("Its on_step draws")
     text = text_of(verdict)
     assert max(map(len, text.splitlines())) <= 80
@@ -107,6 +110,14 @@ def test_digests_are_left_to_the_file() -> None:
         "expected": "0" * 16,
         "got": "1" * 16,
     }
-    text = text_of(verdict_of([Check(name="trajectory", status=Status.different, detail="x", first_difference=first)]))
+    text = text_of(
+        verdict_of(
+            [
+                Check(
+                    name="trajectory", status=Status.different, detail="x", first_difference=Difference.from_json(first)
+                )
+            ]
+        )
+    )
     assert "first      step 1, rank 0, random stream python" in text
     assert "0000" not in text

@@ -14,7 +14,7 @@ from ckptrun.elements.unequal import index_of, unequal_pieces
 from ckptrun.formats.open_source import SourceLeaf
 from ckptrun.values import canonical_bytes, encode
 
-__all__ = ["Difference", "Elements", "Tally", "apart_json", "tensors_alike", "values_alike"]
+__all__ = ["Elements", "LeafDifference", "Tally", "apart_json", "tensors_alike", "values_alike"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ class Elements:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
+class LeafDifference:
     """How two leaves of one name differ."""
 
     leaf: str
@@ -90,7 +90,7 @@ def apart_json(found: Apart | None) -> dict[str, Any]:
     }
 
 
-def tensors_alike(name: str, a: SourceLeaf, b: SourceLeaf) -> Difference | None:
+def tensors_alike(name: str, a: SourceLeaf, b: SourceLeaf) -> LeafDifference | None:
     """Return how two leaves differ before a byte of a tensor is read; None where they do not.
 
     Raises:
@@ -102,10 +102,10 @@ def tensors_alike(name: str, a: SourceLeaf, b: SourceLeaf) -> Difference | None:
         what = tuple(
             field for field, one, other in (("dtype", a.dtype, b.dtype), ("shape", a.shape, b.shape)) if one != other
         )
-    return Difference(leaf=name, what=what, a=_describe(a), b=_describe(b)) if what else None
+    return LeafDifference(leaf=name, what=what, a=_describe(a), b=_describe(b)) if what else None
 
 
-def values_alike(name: str, a: SourceLeaf, b: SourceLeaf) -> Difference | None:
+def values_alike(name: str, a: SourceLeaf, b: SourceLeaf) -> LeafDifference | None:
     """Return how two plain values differ: exactly, in their types and the bits of their floats too.
 
     Raises:
@@ -118,7 +118,7 @@ def values_alike(name: str, a: SourceLeaf, b: SourceLeaf) -> Difference | None:
     found = (
         apart(torch.tensor(one, dtype=torch.float64), torch.tensor(other, dtype=torch.float64)) if are_floats else None
     )
-    return Difference(leaf=name, what=("value",), a=_describe(a), b=_describe(b), apart=found)
+    return LeafDifference(leaf=name, what=("value",), a=_describe(a), b=_describe(b), apart=found)
 
 
 def _describe(leaf: SourceLeaf) -> dict[str, Any]:
@@ -165,7 +165,7 @@ class Tally:
                 self._nans += distance.nans
                 self._largest_ulp = max((u for u in (self._largest_ulp, distance.ulp) if u is not None), default=None)
 
-    def difference(self, name: str) -> Difference | None:
+    def difference(self, name: str) -> LeafDifference | None:
         """Return what was found; None where all elements are equal."""
         if self._first is None:
             return None
@@ -181,4 +181,4 @@ class Tally:
             nans=self._nans,
             apart=self._apart,
         )
-        return Difference(leaf=name, what=("elements",), a=described, b=dict(described), elements=elements)
+        return LeafDifference(leaf=name, what=("elements",), a=described, b=dict(described), elements=elements)
