@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 import torch.distributed as dist
@@ -330,7 +330,6 @@ class CheckpointManager:
         )
 
     def _write_beside(self, named: dict[str, Any], writer: ShardWriter) -> Any:
-        in_process = self._mode is SaveMode.async_process
         # What is blocked here is blocked in the thread that DCP starts, and in the process that this starts: it
         # shall end with its rank, which may be about to save.
         with held_back():
@@ -340,7 +339,7 @@ class CheckpointManager:
                 planner=self._plans.planner(flatten_state_dict=False, flatten_sharded_tensors=False),
                 process_group=self._group,
                 async_stager=self._stager,
-                async_checkpointer_type=AsyncCheckpointerType.PROCESS if in_process else AsyncCheckpointerType.THREAD,
+                async_checkpointer_type=_saves_in(self._mode),
                 no_dist=not self._ranks.distributed,
             )
 
@@ -447,3 +446,16 @@ def _translated(function: Callable[[], Any], request: SaveRequest) -> Any:
             f"Nothing was committed to {request.folder}; earlier checkpoints are untouched.",
             folder=request.folder,
         ) from error
+
+
+def _saves_in(mode: SaveMode) -> AsyncCheckpointerType:
+    """What DCP starts to save beside training."""
+    match mode:
+        case SaveMode.async_thread:
+            return AsyncCheckpointerType.THREAD
+        case SaveMode.async_process:
+            return AsyncCheckpointerType.PROCESS
+        case SaveMode.none | SaveMode.sync:
+            raise InternalError(f"checkpoint={mode} saves nothing beside training.")
+        case _:
+            assert_never(mode)

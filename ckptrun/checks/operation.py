@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 import torch
@@ -129,8 +129,10 @@ class Operation:
                 return f"learning rate of group {self.name.rpartition('.')[0]}"
             case What.kept | What.option | What.scale | What.moment:
                 return f"{_NAMES[self.what]} {self.name}"
-            case _:
+            case What.input | What.output | What.gradient | What.reduced | What.update:
                 return f"{self.name} {self.what}"
+            case _:
+                assert_never(self.what)
 
     def _when(self, resumed_at: int | None) -> str:
         first = self._is_first(resumed_at)

@@ -9,7 +9,9 @@ Torch-free; reads nothing but what it is given.
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import PurePosixPath
+from typing import assert_never
 
 from ckptrun.evidence.verdict import Check, Status
 
@@ -40,6 +42,16 @@ class Window:
     began: int
 
 
+class Seen(StrEnum):
+    """How a leg saw a file that another one left."""
+
+    read = "read"
+    missed = "missed"
+    """The writer had removed it."""
+    listed = "listed"
+    """With its folder."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crossing:
     """A file that one leg left and another one saw."""
@@ -47,19 +59,20 @@ class Crossing:
     path: str
     writer: str
     reader: str
-    seen: str = "read"
-    """How the reader saw it: ``read``, ``missed`` (the writer had removed it), ``listed`` (with its folder)."""
+    seen: Seen = Seen.read
     changed: int | None = None
 
     def __str__(self) -> str:
         writer, reader = (f"the {leg.replace('_', ' ')}" for leg in (self.writer, self.reader))
         match self.seen:
-            case "missed":
+            case Seen.missed:
                 return f"{self.path} was removed by {writer} and looked for by {reader}"
-            case "listed":
+            case Seen.listed:
                 return f"{self.path} was written by {writer} into a folder that {reader} looked through"
-            case _:
+            case Seen.read:
                 return f"{self.path} was written by {writer} and read by {reader}"
+            case _:
+                assert_never(self.seen)
 
 
 @dataclass(slots=True)
@@ -139,7 +152,7 @@ def _absence(path: str, leg: str, own: _Own, starts: Mapping[tuple[str, int], _O
     for (name, _), other in starts.items():
         is_before = name != leg and other.has("removed") and other.first.at < own.first.at
         if is_before and other.first.how not in ("missed", "fresh"):
-            return Crossing(path=path, writer=name, reader=leg, seen="missed")
+            return Crossing(path=path, writer=name, reader=leg, seen=Seen.missed)
     return None
 
 
@@ -159,7 +172,7 @@ def _listings(
             )
             writer = next(made, None)
             if writer is not None and is_there(path):
-                yield Crossing(path=path, writer=writer, reader=reader, seen="listed")
+                yield Crossing(path=path, writer=writer, reader=reader, seen=Seen.listed)
                 break
 
 

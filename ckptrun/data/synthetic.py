@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ckptrun.data.order import derived_seed
-from ckptrun.errors import ConfigError
+from ckptrun.errors import ConfigError, InternalError
 
 __all__ = ["RandomTensors", "Shapes"]
 
@@ -82,5 +82,7 @@ class Shapes(Dataset[tuple[Tensor, Tensor]]):
                 return torch.maximum(down, right) <= 0.9 * half
             case "cross":
                 return (torch.minimum(down, right) <= 0.25 * half) & (torch.maximum(down, right) <= half)
-            case _:
+            case "ring":
                 return (distance <= half) & (distance >= 0.6 * half)
+            case other:
+                raise InternalError(f"No shape is called {other}.")

@@ -10,14 +10,16 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, assert_never
 
 from ckptrun.config.fault import FaultKind, FaultPoint
+from ckptrun.errors import InternalError
 from ckptrun.fault.plan import PlannedFault
 from ckptrun.fault.record import FaultRecord
 
 __all__ = ["FaultInjector"]
 
+_RAISED = {FaultKind.exception: RuntimeError, FaultKind.oom: MemoryError}
 _ANSWERED_BY_LOOP = frozenset({FaultKind.sigterm, FaultKind.sigint})
 
 
@@ -69,14 +71,10 @@ class FaultInjector:
             return
         message = f"planned fault: {fault}"
         match fault.kind:
-            case FaultKind.exception:
-                raise RuntimeError(message)
-            case FaultKind.oom:
-                raise MemoryError(message)
+            case FaultKind.exception | FaultKind.oom:
+                raise _RAISED[fault.kind](message)
             case FaultKind.hang if self._is_rank:
                 threading.Event().wait()
-            case FaultKind.exit if self._is_rank:
-                os._exit(1)
             case FaultKind.lost_file:
                 self.lose_file(fault, step)
             case FaultKind.sigterm:
@@ -85,8 +83,20 @@ class FaultInjector:
                 self._interrupt(message)
             case FaultKind.hang | FaultKind.sigstop:
                 self._stop_process()
+            case FaultKind.sigkill | FaultKind.exit:
+                self._end(fault.kind)
+            case (
+                FaultKind.torn_write
+                | FaultKind.bit_flip
+                | FaultKind.slow_storage
+                | FaultKind.disk_full
+                | FaultKind.io_error
+                | FaultKind.none
+                | FaultKind.chaos
+            ):
+                raise InternalError(f"{fault.kind} strikes no process.")
             case _:
-                self._kill()
+                assert_never(fault.kind)
 
     @property
     def _is_rank(self) -> bool:
@@ -111,7 +121,10 @@ class FaultInjector:
             # The rank that would wait for this process does not answer any more; neither does this one.
             os.kill(os.getpid(), signal.SIGSTOP)
 
-    def _kill(self) -> NoReturn:
+    def _end(self, kind: FaultKind) -> NoReturn:
+        """End the rank: it exits by itself if it shall and this is it, and is killed otherwise."""
+        if kind is FaultKind.exit and self._is_rank:
+            os._exit(1)
         os.kill(self._process, signal.SIGKILL)
         if not self._is_rank:
             os.kill(os.getpid(), signal.SIGKILL)

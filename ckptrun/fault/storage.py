@@ -9,11 +9,12 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, assert_never
 
 from ckptrun.config.fault import FaultKind
 from ckptrun.engine.backends.interface import Backend, FileReader, FileWriter, Location
 from ckptrun.engine.layout import is_shard_file_name, parse_leftover, parse_step, step_name
+from ckptrun.errors import InternalError
 from ckptrun.fault.injector import FaultInjector
 from ckptrun.fault.plan import PlannedFault
 
@@ -182,9 +183,20 @@ class _FaultyWriter:
                 # The process goes on until it takes note of the signal.
                 self._save.strike()
                 self._inner.write(offset, block)
-            case _:
+            case (
+                FaultKind.sigkill
+                | FaultKind.exit
+                | FaultKind.exception
+                | FaultKind.oom
+                | FaultKind.hang
+                | FaultKind.sigstop
+            ):
                 self._write_whole_sectors(offset, block[:cut])
                 self._save.strike()
+            case FaultKind.none | FaultKind.lost_file | FaultKind.chaos:
+                raise InternalError(f"{fault.kind} strikes no bytes.")
+            case _:
+                assert_never(fault.kind)
 
     def _write_whole_sectors(self, offset: int, part: memoryview) -> None:
         whole = part.nbytes // _SECTOR_BYTES * _SECTOR_BYTES

@@ -7,7 +7,7 @@ from ckptrun.engine.backends.interface import Location, Url, read_file
 from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.commit import list_committed
 from ckptrun.engine.layout import MANIFEST, step_name
-from ckptrun.errors import CheckpointNotFoundError, ConfigError, ForeignFileError
+from ckptrun.errors import CheckpointNotFoundError, ConfigError, ForeignFileError, InternalError
 from ckptrun.formats.common.folder_kind import folder_kind
 from ckptrun.formats.common.interface import Origin, Source, SourceLeaf
 from ckptrun.formats.common.part_names import is_index_name
@@ -63,10 +63,12 @@ def open_source(path_or_url: Url, *, incomplete: bool = False) -> Source:
             from ckptrun.formats.torch_save.folder import TorchFolderSource
 
             return TorchFolderSource(place, incomplete=incomplete)
-        case _:
+        case "torch":
             from ckptrun.formats.torch_save.reader import TorchSource
 
             return TorchSource(place)
+        case other:
+            raise InternalError(f"No reader is known for the format {other}.")
 
 
 def _locate(path_or_url: Url) -> Location:

@@ -7,7 +7,7 @@ streams afterwards.) Must not know which model it is: what it needs to know come
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, assert_never
 
 import torch
 from torch import nn
@@ -136,9 +136,17 @@ def _share(model: nn.Module, blocks: Sequence[nn.Module], *, mesh: DeviceMesh | 
             return replicate(model, mesh=_required(mesh), device=settings.device)
         case ParallelismKind.fsdp1 | ParallelismKind.hsdp1 | ParallelismKind.fsdp1_tp:
             return shard_flat(model, blocks, mesh=_data_mesh(mesh), dtype=dtype, device=settings.device)
-        case _:
+        case (
+            ParallelismKind.fsdp
+            | ParallelismKind.hsdp
+            | ParallelismKind.fsdp_tp
+            | ParallelismKind.hsdp_tp
+            | ParallelismKind.ddp_tp
+        ):
             shard(model, blocks, mesh=_data_mesh(mesh), dtype=dtype)
             return model
+        case _:
+            assert_never(settings.kind)
 
 
 def _check_still_tied(module: nn.Module, ties: Ties) -> None:

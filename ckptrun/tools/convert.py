@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ckptrun.engine.backends.interface import Location
 from ckptrun.engine.backends.local import LocalBackend
-from ckptrun.errors import ConfigError
+from ckptrun.errors import ConfigError, InternalError
 from ckptrun.formats.common.convert_options import Options
 from ckptrun.formats.common.destination import Destination, require_apart
 from ckptrun.formats.common.interface import Source
@@ -99,7 +99,9 @@ def _write_beside(
             from ckptrun.formats.torch_save.writer import write_torch
 
             return write_torch(selection, working, advance=advance)
-        case _:
+        case "safetensors":
             from ckptrun.formats.safetensors_format.writer import write_safetensors
 
             return write_safetensors(selection, working, max_shard_bytes=options.max_shard_bytes, advance=advance)
+        case other:
+            raise InternalError(f"No writer is known for the format {other}.")

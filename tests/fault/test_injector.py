@@ -10,7 +10,7 @@ import pytest
 from ckptrun.config.fault import FaultKind, FaultPoint
 from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.storage import ShardReader, ShardWriter
-from ckptrun.errors import CheckpointDamagedError
+from ckptrun.errors import CheckpointDamagedError, InternalError
 from ckptrun.fault import FaultInjector, FaultRecord, PlannedFault, with_faults
 
 FORK = multiprocessing.get_context("fork")
@@ -184,3 +184,9 @@ def test_a_kill_while_writing_leaves_a_part_of_the_bytes_and_no_checkpoint(share
         assert 0.3 * whole < len(written) < 0.7 * whole
     else:
         assert len(written) > 0.9 * whole
+
+
+@pytest.mark.parametrize("kind", [FaultKind.none, FaultKind.chaos, FaultKind.bit_flip, FaultKind.disk_full])
+def test_what_strikes_no_process_is_an_error_and_no_kill(kind: FaultKind, tmp_path: Path) -> None:
+    with pytest.raises(InternalError, match=kind.value):
+        injector(tmp_path, fault(kind)).reached(FaultPoint.after_backward, 3)
