@@ -6,7 +6,7 @@ import math
 import pytest
 
 from ckptrun.evidence.events import RunRecord
-from ckptrun.evidence.ledger import Mismatch
+from ckptrun.evidence.mismatch import Mismatch
 from ckptrun.files import append_line, read_lines, with_bits, write_json
 
 

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Sequence
 
-from ckptrun.evidence.ledger import Line
+from ckptrun.evidence.mismatch import LedgerLine
 from ckptrun.evidence.verdict import Check, Status
 
 __all__ = ["check_finite"]
 
 
-def check_finite(lines: Sequence[Line]) -> list[Check]:
+def check_finite(lines: Sequence[LedgerLine]) -> list[Check]:
     """Return ``finite``, not verified, if the run ends in steps that tell nothing; nothing if it does not.
 
     Such a step has a loss that is NaN or infinite, or was taken with a gradient that is NaN, as then weights are. Steps
@@ -19,7 +19,7 @@ def check_finite(lines: Sequence[Line]) -> list[Check]:
     Args:
         lines: Of the ledger of the reference, on one rank: the numbers are those of all ranks together.
     """
-    void: list[Line] = []
+    void: list[LedgerLine] = []
     for line in reversed(lines):
         if not _is_void(line):
             break
@@ -37,10 +37,10 @@ def check_finite(lines: Sequence[Line]) -> list[Check]:
     return [Check(name="finite", status=Status.not_verified, detail=detail, covered={"steps": len(lines) - len(void)})]
 
 
-def _is_void(line: Line) -> bool:
+def _is_void(line: LedgerLine) -> bool:
     norm = float.fromhex(line["gradient_norm"])
     return not math.isfinite(float.fromhex(line["loss"])) or (math.isnan(norm) and not line["skipped"])
 
 
-def _number(line: Line, field: str) -> str:
+def _number(line: LedgerLine, field: str) -> str:
     return f"{float.fromhex(line[field]):.6g}"

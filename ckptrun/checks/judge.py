@@ -5,19 +5,19 @@ ledgers are held against those of the reference.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ckptrun.evidence.difference import Difference
 from ckptrun.evidence.files import ledger_file
-from ckptrun.evidence.ledger import Line, Mismatch, compare, compare_lines
+from ckptrun.evidence.ledger_comparison import LedgerComparison
+from ckptrun.evidence.mismatch import LedgerLine
 from ckptrun.evidence.starts import Start
 from ckptrun.evidence.verdict import Check, Status
 from ckptrun.files import read_lines
 from ckptrun.text import counted
 
 __all__ = [
-    "LedgerComparison",
     "check_controls",
     "check_invisible",
     "check_loads",
@@ -25,89 +25,9 @@ __all__ = [
     "check_second_resume",
     "check_starts_replicas",
     "check_steps",
-    "compare_ledgers",
     "idle_controls",
     "second_resumes",
-    "step_like",
 ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LedgerComparison:
-    """Two runs, held against each other step by step on every rank."""
-
-    steps: int
-    """How many steps both have, on the rank that has fewest."""
-    lines: int
-    """How many lines were compared, steps that were done twice both times, over all ranks."""
-    repeated: int
-    """Steps that were done more than once, on rank 0."""
-    ranks: int
-    first: Mismatch | None
-    lacking: int | None = None
-    """The first step that only the reference has, on any rank."""
-    beyond: int | None = None
-    """The first step that only the run has."""
-
-
-def compare_ledgers(
-    expected: Path, got: Path, *, ranks: int, starts: range | None = None, last_step: int | None = None
-) -> LedgerComparison:
-    """Compare the ledgers of two runs.
-
-    Args:
-        expected: The run folder of the reference.
-        got: That of the run under proof.
-        ranks: Of both.
-        starts: Compare only what these starts of ``got`` did; None: all.
-        last_step: Compare no further.
-    """
-    steps, lines, repeated = [], 0, 0
-    lacking: set[int] = set()
-    beyond: set[int] = set()
-    mismatches: list[Mismatch] = []
-    for rank in range(ranks):
-        mine = [
-            line
-            for line in read_lines(ledger_file(got, rank))
-            if (starts is None or line["start"] in starts) and (last_step is None or line["step"] <= last_step)
-        ]
-        theirs = read_lines(ledger_file(expected, rank))
-        count, mismatch = compare(theirs, mine, rank=rank)
-        left, right = {line["step"] for line in theirs}, {line["step"] for line in mine}
-        lacking |= left - right
-        beyond |= right - left
-        steps.append(count)
-        lines += len(mine)
-        if rank == 0:
-            repeated = len(mine) - len({line["step"] for line in mine})
-        if mismatch is not None:
-            mismatches.append(mismatch)
-    first = min(mismatches, key=lambda mismatch: (mismatch.step, mismatch.rank), default=None)
-    return LedgerComparison(
-        steps=min(steps, default=0),
-        lines=lines,
-        repeated=repeated,
-        ranks=ranks,
-        first=first,
-        lacking=min(lacking, default=None),
-        beyond=min(beyond, default=None),
-    )
-
-
-def step_like(expected: Path, got: Path, mismatch: Mismatch) -> int | None:
-    """Return the step of the reference that did, bit for bit, what the step of ``mismatch`` did; None for none."""
-    lines = read_lines(ledger_file(got, mismatch.rank))
-    mine = next((line for line in lines if (line["step"], line["start"]) == (mismatch.step, mismatch.start)), None)
-    if mine is None:
-        return None
-    others = read_lines(ledger_file(expected, mismatch.rank))
-    return next((other["step"] for other in others if not compare_lines(other, mine, rank=mismatch.rank)), None)
-
-
-def describe(mismatch: Mismatch) -> str:
-    """Say what two runs do not agree on."""
-    return str(mismatch)
 
 
 def check_loads(starts: Sequence[Start]) -> Check:
@@ -162,7 +82,7 @@ def check_steps(found: LedgerComparison, *, wanted: int, after: int, is_complete
         return Check(
             name="trajectory",
             status=Status.different,
-            detail=describe(first),
+            detail=str(first),
             first_difference=first.as_difference(),
             covered=covered,
             start=first.start,
@@ -203,9 +123,7 @@ def check_invisible(found: LedgerComparison, *, saves: int) -> Check:
     name = "saving_is_invisible"
     covered = {"steps": found.steps, "saves": saves}
     if found.first is not None:
-        detail = (
-            f"before anything was resumed, a run that saves differed from one that does not: {describe(found.first)}"
-        )
+        detail = f"before anything was resumed, a run that saves differed from one that does not: {found.first!s}"
         return Check(
             name=name,
             status=Status.different,
@@ -352,7 +270,7 @@ def _places(run_dir: Path, ranks: range, *, starts: range | None) -> dict[int, t
     return found
 
 
-def _of_line(line: Line, rank: int) -> dict[int, tuple[str, int, int]]:
+def _of_line(line: LedgerLine, rank: int) -> dict[int, tuple[str, int, int]]:
     data, place = line["data"], line["data"]["position"]
     found = {}
     for batch in data["samples"]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ckptrun.config.fault import FaultPoint
 from ckptrun.config.precision import PrecisionConfig, PrecisionKind
-from ckptrun.evidence.ledger import Line
+from ckptrun.evidence.mismatch import LedgerLine
 from ckptrun.evidence.starts import Start
 from ckptrun.fault import Fired
 
@@ -30,7 +30,7 @@ class Occurred:
     keep_last: int | None
     """How many checkpoints it leaves; None: all."""
     has_controls: bool
-    lines: Sequence[Line]
+    lines: Sequence[LedgerLine]
     """The ledger of the reference on rank 0."""
     starts: Sequence[Start]
     fired: Sequence[Fired]

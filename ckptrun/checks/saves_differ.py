@@ -18,7 +18,7 @@ from ckptrun.engine.consistency import step_of
 from ckptrun.engine.manifest import read_manifest
 from ckptrun.errors import CheckpointDamagedError, CheckpointNotFoundError
 from ckptrun.evidence.difference import Difference, component_of
-from ckptrun.evidence.ledger import Line
+from ckptrun.evidence.mismatch import LedgerLine
 from ckptrun.evidence.verdict import Check, Status
 
 __all__ = ["check_saves_differ"]
@@ -29,7 +29,7 @@ _TRAINED = {"model": "weights", "optimizer": "moments"}
 
 
 def check_saves_differ(
-    folders: Sequence[Url], ledgers: Sequence[Sequence[Line]], *, counts: Callable[[str], bool] = lambda _: True
+    folders: Sequence[Url], ledgers: Sequence[Sequence[LedgerLine]], *, counts: Callable[[str], bool] = lambda _: True
 ) -> Check | None:
     """Compare the digests of model and optimizer in each checkpoint with those in the next one.
 
@@ -122,7 +122,7 @@ def _is_any_known_to_differ(before: _Save, after: _Save) -> bool:
     return False
 
 
-def _has_changed(ledgers: Sequence[Sequence[Line]], first: int, last: int, what: str) -> bool | None:
+def _has_changed(ledgers: Sequence[Sequence[LedgerLine]], first: int, last: int, what: str) -> bool | None:
     """Whether ``what`` had other bits after step ``last`` than after step ``first``, on any rank; None: unknown."""
     found = [_has_changed_on_rank(lines, first, last, what) for lines in ledgers if lines]
     if True in found:
@@ -130,7 +130,7 @@ def _has_changed(ledgers: Sequence[Sequence[Line]], first: int, last: int, what:
     return None if None in found or not found else False
 
 
-def _has_changed_on_rank(lines: Sequence[Line], first: int, last: int, what: str) -> bool | None:
+def _has_changed_on_rank(lines: Sequence[LedgerLine], first: int, last: int, what: str) -> bool | None:
     """The same on one rank; within one start, because in the next the rank may hold another part of it."""
     for start in sorted({line["start"] for line in lines if line["step"] == last}, reverse=True):
         prints = dict(_fingerprints([line for line in lines if line["start"] == start], what))
@@ -139,7 +139,7 @@ def _has_changed_on_rank(lines: Sequence[Line], first: int, last: int, what: str
     return None
 
 
-def _fingerprints(lines: Sequence[Line], what: str) -> Iterator[tuple[int, str | None]]:
+def _fingerprints(lines: Sequence[LedgerLine], what: str) -> Iterator[tuple[int, str | None]]:
     """Step -> what is known of ``what`` after it."""
     for line in lines:
         if "trained_before" in line:
@@ -148,7 +148,7 @@ def _fingerprints(lines: Sequence[Line], what: str) -> Iterator[tuple[int, str |
             yield line["step"], line["trained"][what]
 
 
-def _changing_step(ledgers: Sequence[Sequence[Line]], first: int, last: int, what: str) -> int:
+def _changing_step(ledgers: Sequence[Sequence[LedgerLine]], first: int, last: int, what: str) -> int:
     """The first step after ``first`` that is known to have changed ``what``; ``last`` where no single one is."""
     for step in range(first + 1, last):
         if _has_changed(ledgers, step - 1, step, what):
@@ -156,7 +156,7 @@ def _changing_step(ledgers: Sequence[Sequence[Line]], first: int, last: int, wha
     return last
 
 
-def _different(before: _Save, after: _Save, part: str, ledgers: Sequence[Sequence[Line]]) -> Check:
+def _different(before: _Save, after: _Save, part: str, ledgers: Sequence[Sequence[LedgerLine]]) -> Check:
     digests, what = after.digests[part], _TRAINED[part]
     leaf = min(digests)
     changed = _changing_step(ledgers, before.step, after.step, what)

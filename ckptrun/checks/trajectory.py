@@ -1,14 +1,16 @@
 """Checks over the ledgers of a run: steps done twice came out the same, and all of them repeat a reference run."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ckptrun.engine.manifest import read_manifest
 from ckptrun.errors import CkptrunError
 from ckptrun.evidence.difference import Difference
 from ckptrun.evidence.files import ledger_file
-from ckptrun.evidence.ledger import Ledger, Mismatch, compare
+from ckptrun.evidence.ledger import Ledger
+from ckptrun.evidence.ledger_comparison import LedgerComparison, earliest
 from ckptrun.evidence.lineage import Lineage
+from ckptrun.evidence.mismatch import Mismatch
 from ckptrun.evidence.verdict import Check, Status
 from ckptrun.files import read_lines
 from ckptrun.ranks import Ranks
@@ -21,7 +23,7 @@ def check_repeats(ledger: Ledger, *, ranks: Ranks) -> Check | None:
     """Whether steps that were done again, in any start, came out the same. All ranks call. None: no step was."""
     found = ranks.gather((ledger.repeated, ledger.mismatch))
     repeated = min(count for count, _ in found)
-    first = _first(mismatch for _, mismatch in found)
+    first = earliest(mismatch for _, mismatch in found)
     if first is not None:
         again = "done again after a resume (if the program was changed, give it a run of its own: run.name=...)"
         return _different("repeats", first, again)
@@ -37,31 +39,30 @@ def check_trajectory(reference: Path, run_dir: Path, *, last_step: int, lineage:
     Steps that a later start, under another config, has gone back before are none of this run's any more: ``lineage`` is
     that of its state.
     """
-    error, steps, mismatch = "", 0, None
+    error, own = "", None
     try:
         if not ledger_file(reference, ranks.rank).is_file():
             raise FileNotFoundError("there is none")
         expected = read_lines(ledger_file(reference, ranks.rank))
         got = [line for line in read_lines(ledger_file(run_dir, ranks.rank)) if lineage.holds(line)]
-        steps, mismatch = compare(expected, got, rank=ranks.rank)
+        own = LedgerComparison.of_rank(expected, got, rank=ranks.rank)
     except (OSError, ValueError, KeyError) as problem:
         error = f"rank {ranks.rank} cannot read {ledger_file(reference, ranks.rank)}: {problem}"
-    found = ranks.gather((error, steps, mismatch))
-    errors = [text for text, _, _ in found if text]
+    found = ranks.gather((error, own))
+    errors = [text for text, _ in found if text]
     if errors:
         return Check(name="trajectory", status=Status.not_verified, detail=errors[0])
     if ranks.decide(lambda: ledger_file(reference, ranks.world_size).exists()):
         detail = f"{reference} ran on more than the {counted(ranks.world_size, 'rank')} of this run"
         return Check(name="trajectory", status=Status.not_verified, detail=detail)
-    first = _first(found_mismatch for _, _, found_mismatch in found)
-    if first is not None:
-        return _different("trajectory", first, f"against {reference}")
-    compared = min(count for _, count, _ in found)
-    if compared < last_step:
-        detail = f"only {compared} of {last_step} steps stand in the ledgers of both this run and {reference}"
+    whole = LedgerComparison.of_ranks([each for _, each in found if each is not None])
+    if whole.first is not None:
+        return _different("trajectory", whole.first, f"against {reference}")
+    if whole.steps < last_step:
+        detail = f"only {whole.steps} of {last_step} steps stand in the ledgers of both this run and {reference}"
         return Check(name="trajectory", status=Status.not_verified, detail=detail)
     covered = "loss, gradient norm, learning rate, batches, random streams"
-    detail = f"{compared} steps on {counted(ranks.world_size, 'rank')} repeat {reference}: {covered}"
+    detail = f"{whole.steps} steps on {counted(ranks.world_size, 'rank')} repeat {reference}: {covered}"
     return Check(name="trajectory", status=Status.equal, detail=detail)
 
 
@@ -97,11 +98,6 @@ def check_final_state(
         detail=f"{count} leaves differ from {reference}, the first is '{name}' on rank {rank}",
         first_difference=Difference.of_leaf(name, step=step, rank=rank, expected=leaves.get(name) or "absent", got=got),
     )
-
-
-def _first(mismatches: Iterable[Mismatch | None]) -> Mismatch | None:
-    found = [mismatch for mismatch in mismatches if mismatch is not None]
-    return min(found, key=lambda mismatch: (mismatch.step, mismatch.rank), default=None)
 
 
 def _different(name: str, first: Mismatch, how: str) -> Check:

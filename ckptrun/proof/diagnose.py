@@ -18,13 +18,13 @@ from pathlib import Path
 
 from ckptrun.checks.checkpoints import compare_checkpoints
 from ckptrun.checks.ignored import Ignored
-from ckptrun.checks.judge import compare_ledgers, describe, step_like
 from ckptrun.checks.operation import Operation, first_operation
 from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.commit import is_committed
 from ckptrun.errors import RankFailedError
 from ckptrun.evidence.difference import Difference
-from ckptrun.evidence.ledger import Mismatch
+from ckptrun.evidence.ledger_comparison import compare_ledgers, step_like
+from ckptrun.evidence.mismatch import Mismatch
 from ckptrun.evidence.starts import Start
 from ckptrun.evidence.trace_items import What
 from ckptrun.evidence.verdict import Check, Status
@@ -222,7 +222,7 @@ class _Inquiry:
         what = operation.text(resumed_at=resumed_at)
         is_own = start is self._suspect.start
         if is_own and _is_decided_before(mismatch, operation):
-            blame, shown = mismatch.component, describe(mismatch)
+            blame, shown = mismatch.component, str(mismatch)
             first = mismatch.as_difference().with_details(operation=what)
         else:
             blame = operation.component
@@ -300,7 +300,7 @@ class _Inquiry:
         """Two references differ, and what they have not in common is the interpreter that they ran in."""
         return Diagnosis(
             is_deterministic=False,
-            text=f"two references differ that ran in two interpreters: {describe(mismatch)}. {self._interpreters()}",
+            text=f"two references differ that ran in two interpreters: {mismatch}. {self._interpreters()}",
             first_difference=mismatch.as_difference(),
         )
 
@@ -320,7 +320,7 @@ class _Inquiry:
             # That two references differ is known without them.
             traced = [self._reference_again(f"traced_reference_{number}", window) for number in (2, 3)]
             operation = first_operation(traced[0], traced[1], ranks=self._ranks)
-        where, first = f"two references differ: {describe(mismatch)}", mismatch.as_difference()
+        where, first = f"two references differ: {mismatch}", mismatch.as_difference()
         if operation is not None:
             what = operation.text(resumed_at=None)
             where = f"{what} does not repeat from one reference to the next; {where}"

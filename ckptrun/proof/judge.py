@@ -9,7 +9,6 @@ from ckptrun.checks.checkpoints import compare_checkpoints
 from ckptrun.checks.finite import check_finite
 from ckptrun.checks.ignored import Ignored
 from ckptrun.checks.judge import (
-    LedgerComparison,
     check_controls,
     check_invisible,
     check_loads,
@@ -17,7 +16,6 @@ from ckptrun.checks.judge import (
     check_second_resume,
     check_starts_replicas,
     check_steps,
-    compare_ledgers,
     idle_controls,
 )
 from ckptrun.checks.not_exercised import not_exercised
@@ -29,7 +27,8 @@ from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.commit import list_committed
 from ckptrun.evidence.difference import Difference
 from ckptrun.evidence.files import ledger_file
-from ckptrun.evidence.ledger import Line
+from ckptrun.evidence.ledger_comparison import LedgerComparison, compare_ledgers
+from ckptrun.evidence.mismatch import LedgerLine
 from ckptrun.evidence.starts import Start
 from ckptrun.evidence.verdict import Check, Status, Verdict, verdict_of
 from ckptrun.fault import Fired
@@ -120,7 +119,7 @@ def _committed(evidence: Evidence) -> list[str]:
     return [evidence.run.checkpoint(step) for step in list_committed(evidence.run.checkpoints)]
 
 
-def _ledgers(evidence: Evidence) -> list[list[Line]]:
+def _ledgers(evidence: Evidence) -> list[list[LedgerLine]]:
     """Of every rank that has taken a step in any start of the run under proof."""
     ranks = range(max(evidence.run.ranks, evidence.later_run.ranks))
     return [[*read_lines(ledger_file(evidence.run.folder, rank))] for rank in ranks]

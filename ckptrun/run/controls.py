@@ -24,12 +24,11 @@ from ckptrun.config.checkpoint import LoadSelection
 from ckptrun.config.fault import FaultPoint
 from ckptrun.engine.manifest import read_manifest
 from ckptrun.evidence.files import ledger_file
-from ckptrun.evidence.ledger import Line as LedgerLine
-from ckptrun.evidence.ledger import compare_lines
+from ckptrun.evidence.mismatch import LedgerLine, compare_lines
 from ckptrun.files import read_lines
 from ckptrun.ranks import Ranks
 from ckptrun.run.leg import Controls
-from ckptrun.run.observer import Line
+from ckptrun.run.observer import StepNotes
 from ckptrun.run.preflight import checkpoint_of
 from ckptrun.run.report import Report
 from ckptrun.run.resume import Restorer
@@ -223,7 +222,7 @@ class _Watcher:
         self._reference = reference
         self._component = component
         self._ranks = ranks
-        self._line = Line(start=0, share=None, counts_stream=partial(ignored.counts_stream, rank=ranks.rank))
+        self._line = StepNotes(start=0, share=None, counts_stream=partial(ignored.counts_stream, rank=ranks.rank))
         self.effect: str | None = None
 
     def reached(self, point: FaultPoint, step: int) -> None:

@@ -39,7 +39,7 @@ from ckptrun.run.conditions import conditions_of, surroundings
 from ckptrun.run.controls import run_controls
 from ckptrun.run.leg import Leg
 from ckptrun.run.lock import RunLock
-from ckptrun.run.observer import Line, StepObserver
+from ckptrun.run.observer import StepNotes, StepObserver
 from ckptrun.run.points import Points
 from ckptrun.run.preflight import checkpoint_of
 from ckptrun.run.reload_process import ReloadProcess
@@ -103,7 +103,7 @@ class Job:
             ranks=self._ranks,
             report=self._report,
             points=self._points,
-            line=Line(
+            line=StepNotes(
                 start=start,
                 share=self._builder.share if leg.samples else None,
                 trained=self._trained if leg.in_proof else None,

@@ -23,7 +23,7 @@ from ckptrun.run.report import Report
 from ckptrun.state import stream_digests
 from ckptrun.trainer import StepFacts
 
-__all__ = ["Line", "StepObserver", "Timing"]
+__all__ = ["StepNotes", "StepObserver", "Timing"]
 
 
 @dataclass(slots=True)
@@ -38,7 +38,7 @@ class Timing:
     commits: list[Commit] = field(default_factory=list)
 
 
-class Line:
+class StepNotes:
     """Collects what the ledger says of one step.
 
     Args:
@@ -123,7 +123,7 @@ class StepObserver:
         ranks: Ranks,
         report: Report,
         points: Points,
-        line: Line,
+        line: StepNotes,
         state_digests: Callable[[], Mapping[str, str]],
     ) -> None:
         self._config = config

@@ -5,7 +5,7 @@ from ckptrun.proof.blamed_code import code_of
 
 from ckptrun.evidence.advice import advice
 from ckptrun.evidence.difference import Difference
-from ckptrun.evidence.ledger import Mismatch
+from ckptrun.evidence.mismatch import Mismatch
 from ckptrun.evidence.verdict import Check, Status, Verdict, read_verdict, verdict_of
 from ckptrun.proof.view import text_of
 from tests.test_config import config_of

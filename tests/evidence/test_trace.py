@@ -15,7 +15,7 @@ from ckptrun.config.run import RunConfig
 from ckptrun.evidence.trace_items import What
 from ckptrun.ranks import Ranks
 from ckptrun.run.leg import Leg, TraceWindow
-from ckptrun.run.observer import Line, StepObserver
+from ckptrun.run.observer import StepNotes, StepObserver
 from ckptrun.run.tracing import Originals
 from ckptrun.state import preserved, seed_streams
 from ckptrun.trainer import Trainer
@@ -53,7 +53,7 @@ class Run:
         self.saved = {}
         quiet = SimpleNamespace(step=lambda facts: None)
         observer = StepObserver(
-            config, Leg(), ranks=ranks, report=quiet, points=lambda *_: None, line=Line(start=0, share=None),
+            config, Leg(), ranks=ranks, report=quiet, points=lambda *_: None, line=StepNotes(start=0, share=None),
             state_digests=dict,
         )  # fmt: skip
         if state is not None:

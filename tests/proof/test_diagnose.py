@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ckptrun.checks.judge import LedgerComparison, check_controls, check_invisible, check_second_resume
-from ckptrun.evidence.ledger import Mismatch
+from ckptrun.checks.judge import check_controls, check_invisible, check_second_resume
+from ckptrun.evidence.ledger_comparison import LedgerComparison
+from ckptrun.evidence.mismatch import Mismatch
 from ckptrun.evidence.starts import Failure, Start
 from ckptrun.evidence.verdict import Check, Status
 from ckptrun.launch.local import Outcome
