@@ -1,12 +1,12 @@
 """What a person is told of a difference: numbers, not digests; what usually causes it; nothing cut, in 80 columns."""
 
 import pytest
-from ckptrun.proof.blamed_code import code_of
 
 from ckptrun.evidence.advice import advice
 from ckptrun.evidence.difference import Difference
 from ckptrun.evidence.mismatch import Mismatch
 from ckptrun.evidence.verdict import Check, Status, Verdict, read_verdict, verdict_of
+from ckptrun.proof.own_job import OwnJob
 from ckptrun.proof.view import text_of
 from tests.test_config import config_of
 
@@ -51,9 +51,10 @@ def test_it_names_the_code_of_the_user() -> None:
     config = config_of(
         "model=mlp", "data=random", "components.mine._target_=a.py:B", "optimizer=custom", "optimizer._target_=c.D"
     )
-    assert code_of(config, "mine") == " It is components.mine._target_=a.py:B."
-    assert code_of(config, "optimizer") == " It is optimizer._target_=c.D."
-    assert code_of(config, "model") == code_of(config, "rng") == code_of(config, None) == ""
+    job = OwnJob(config, config, command=[])
+    assert job.code_of("mine") == " It is components.mine._target_=a.py:B."
+    assert job.code_of("optimizer") == " It is optimizer._target_=c.D."
+    assert job.code_of("model") == job.code_of("rng") == job.code_of(None) == ""
 
 
 @pytest.mark.parametrize(
