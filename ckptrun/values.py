@@ -47,6 +47,7 @@ __all__ = [
     "kind_name",
     "make_dict",
     "require_key",
+    "same_value",
 ]
 
 _MAX_DEPTH = 64
@@ -305,6 +306,15 @@ def canonical_bytes(value: Any, *, name: str) -> bytes:
     counts: it may decide what is computed next.
     """
     return json.dumps(_spell(encode(value, name=name)), separators=(",", ":")).encode()
+
+
+def same_value(one: Any, other: Any, *, name: str) -> bool:
+    """Whether two plain values are equal in type, and in the bits of their floats; ``name`` is that of the leaf.
+
+    Raises:
+        UnsupportedLeafError: One of them is no plain value.
+    """
+    return canonical_bytes(one, name=name) == canonical_bytes(other, name=name)
 
 
 def _spell(encoded: Any) -> Any:

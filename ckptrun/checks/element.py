@@ -5,7 +5,6 @@ Must not know files or ranks.
 
 import io
 import json
-import struct
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,10 +13,10 @@ import numpy as np
 from torch import Tensor
 
 from ckptrun.elements.distance import largest_distance
-from ckptrun.elements.text import element_bits, element_text
+from ckptrun.elements.text import element_bits, element_text, float_bits
 from ckptrun.elements.unequal import index_of, unequal_pieces
 from ckptrun.evidence.difference import Difference
-from ckptrun.values import canonical_bytes, encode
+from ckptrun.values import encode, same_value
 
 __all__ = ["DifferingPart", "first_element", "first_entry"]
 
@@ -93,9 +92,8 @@ def first_element(expected: Tensor, got: Tensor, *, offsets: Sequence[int] | Non
     piece = next(unequal_pieces(expected, got), None)
     if piece is None:
         return None
-    place = int(piece.places[0])
-    index = index_of(piece.first + place, expected.shape)
-    one, other = piece.elements(place)
+    number, one, other = piece.first_differing
+    index = index_of(number, expected.shape)
     # Of these two alone: the piece has others that may be farther apart.
     distance = next(unequal_pieces(one, other)).distance
     return DifferingPart(
@@ -121,7 +119,7 @@ def first_entry(expected: Any, got: Any, *, name: str) -> DifferingPart | None:
     Raises:
         UnsupportedLeafError: One of them is no plain value.
     """
-    if canonical_bytes(expected, name=name) == canonical_bytes(got, name=name):
+    if same_value(expected, got, name=name):
         return None
     entry: list[str | int] = []
     while True:
@@ -174,9 +172,7 @@ def _from(text: bytes | str, at: int) -> _Entries:
 
 
 def _same(one: _Entries, other: _Entries, key: Hashable, name: str) -> bool:
-    return (
-        key in one and key in other and canonical_bytes(one[key], name=name) == canonical_bytes(other[key], name=name)
-    )
+    return key in one and key in other and same_value(one[key], other[key], name=name)
 
 
 def _shown(value: Any, name: str) -> Any:
@@ -188,7 +184,7 @@ def _shown(value: Any, name: str) -> Any:
 
 
 def _float_bits(value: Any) -> str | None:
-    return f"0x{struct.pack('>d', value).hex()}" if type(value) is float else None
+    return float_bits(value) if type(value) is float else None
 
 
 def _float_steps(one: float, other: float) -> int | None:

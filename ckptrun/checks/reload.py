@@ -15,6 +15,7 @@ from ckptrun.checkpoint.load import Loaded
 from ckptrun.checkpoint.manager import SaveRequest, conflicts_of, digest_state
 from ckptrun.checks.element import DifferingPart, first_element, first_entry
 from ckptrun.checks.ignored import Ignored
+from ckptrun.checks.leaf_digests import differing
 from ckptrun.engine.read_state import read_leaf
 from ckptrun.errors import StateMismatchError
 from ckptrun.evidence.difference import Difference
@@ -174,12 +175,12 @@ def _how(first: Difference) -> str:
 
 
 def _compare(name: str, expected: Mapping[str, str], got: Mapping[str, str], *, step: int, ranks: Ranks) -> Check:
+    wrong = [*differing(expected, got), *(expected.keys() - got.keys())]
     own = [
         Difference.of_leaf(
             leaf, step=step, rank=ranks.rank, expected=expected.get(leaf, _ABSENT), got=got.get(leaf, _ABSENT)
         )
-        for leaf in sorted(expected.keys() | got.keys(), key=lambda leaf: (_RATE.fullmatch(leaf) is not None, leaf))
-        if expected.get(leaf) != got.get(leaf)
+        for leaf in sorted(wrong, key=lambda leaf: (_RATE.fullmatch(leaf) is not None, leaf))
     ]
     found = [difference for of_rank in ranks.gather(own) for difference in of_rank]
     compared = min(ranks.gather(len(expected)))

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ckptrun.engine.manifest import read_manifest
+from ckptrun.checks.leaf_digests import differing, saved_digests
 from ckptrun.errors import CkptrunError
 from ckptrun.evidence.difference import Difference
 from ckptrun.evidence.files import ledger_file
@@ -76,11 +76,11 @@ def check_final_state(
     """
     own = {name: digest for name, digest in own.items() if counts(name)}
     try:
-        everything = ranks.decide(lambda: {leaf.name: leaf.digest for leaf in read_manifest(reference).leaves.values()})
+        everything = ranks.decide(lambda: saved_digests(reference))
     except CkptrunError as error:
         return Check(name="final_state", status=Status.not_verified, detail=str(error))
     leaves = {name: digest for name, digest in everything.items() if counts(name)}
-    wrong = sorted((name, digest) for name, digest in own.items() if leaves.get(name) != digest)
+    wrong = [(name, own[name]) for name in differing(leaves, own)]
     everywhere = ranks.gather((wrong, set(own)))
     held = set().union(*(names for _, names in everywhere))
     missing = sorted(set(leaves) - held)

@@ -1,12 +1,13 @@
 """Single elements of tensors as a person reads them, and their bits. Must not print."""
 
+import struct
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["element_bits", "element_json", "element_text"]
+__all__ = ["element_bits", "element_json", "element_text", "float_bits"]
 
 # A number that reads back as the same float, no longer than that; smaller floats are exact as float32.
 _SHORTEST = {8: np.float64, 4: np.float32}
@@ -35,6 +36,11 @@ def element_bits(element: Tensor) -> str:
         return " ".join(element_bits(part) for part in torch.view_as_real(element.resolve_conj()))
     raw = bytes(element.reshape(1).contiguous().view(torch.uint8).tolist())
     return f"0x{raw[::-1].hex()}"
+
+
+def float_bits(value: float) -> str:
+    """Return the bits of a plain float as :func:`element_bits` returns those of an element."""
+    return f"0x{struct.pack('>d', value).hex()}"
 
 
 def element_json(element: Tensor) -> Any:

@@ -65,6 +65,12 @@ class Piece:
         )
         return one, other
 
+    @property
+    def first_differing(self) -> tuple[int, Tensor, Tensor]:
+        """The number of the first element that differs, in row-major order in the tensors, and both."""
+        place = int(self.places[0])
+        return self.first + place, *self.elements(place)
+
     def differing(self) -> tuple[Tensor, Tensor]:
         """Return all elements that differ, of both.
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ckptrun.evidence.difference import Difference
+from ckptrun.evidence.difference import Difference, component_of
 from ckptrun.files import with_bits
 
 __all__ = ["LedgerLine", "Mismatch", "compare_lines"]
@@ -40,7 +40,7 @@ class Mismatch:
         if self.field in _COMPONENT_OF:
             return _COMPONENT_OF[self.field]
         # A random stream of this rank, or a leaf.
-        return self.field.partition(".")[0]
+        return component_of(self.field)
 
     @property
     def ulp(self) -> int | None:

@@ -20,9 +20,10 @@ from ckptrun.build import Builder, Built
 from ckptrun.checkpoint.load import Loaded
 from ckptrun.checkpoint.manager import CheckpointManager, digest_state
 from ckptrun.checks.ignored import Ignored
+from ckptrun.checks.leaf_digests import differing, saved_digests
 from ckptrun.config.checkpoint import LoadSelection
 from ckptrun.config.fault import FaultPoint
-from ckptrun.engine.manifest import read_manifest
+from ckptrun.evidence.difference import component_of
 from ckptrun.evidence.files import ledger_file
 from ckptrun.evidence.mismatch import LedgerLine, compare_lines
 from ckptrun.files import read_lines
@@ -192,25 +193,17 @@ class _Control:
 
     def _blamed(self, built: Built, loaded: Loaded) -> tuple[str, ...]:
         """Components with a leaf that is not as it was saved, on any rank."""
-        saved = self._ranks.decide(
-            lambda: {leaf.name: leaf.digest for leaf in read_manifest(loaded.folder).leaves.values()}
-        )
+        saved = self._ranks.decide(lambda: saved_digests(loaded.folder))
         live = self._ignored.kept(digest_state(built.training.state.leaves()))
-        own = {name.partition(".")[0] for name, digest in live.items() if saved.get(name) != digest}
+        own = set(map(component_of, differing(saved, live)))
         return tuple(sorted(set().union(*self._ranks.gather(own))))
 
     def _at_the_end(self, built: Built, step: int) -> str | None:
         """A leaf that ended otherwise than in the reference, of those that are results."""
         folder = self._ranks.decide(lambda: checkpoint_of(self._controls.reference, step))
-        expected = self._ranks.decide(
-            lambda: {leaf.name: leaf.digest for leaf in read_manifest(folder).leaves.values()}
-        )
+        expected = self._ranks.decide(lambda: saved_digests(folder))
         live = self._ignored.kept(digest_state(built.training.state.leaves()))
-        own = sorted(
-            name
-            for name, digest in live.items()
-            if name.partition(".")[0] not in _MEANS and expected.get(name) != digest
-        )
+        own = [name for name in differing(expected, live) if component_of(name) not in _MEANS]
         first = next((names[0] for names in self._ranks.gather(own) if names), None)
         return None if first is None else f"'{first}' was another one at the end"
 

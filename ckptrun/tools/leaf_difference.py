@@ -1,7 +1,6 @@
 """How two leaves differ: in kind, dtype, shape, value, or in which elements. Must not know files, nor print."""
 
 import math
-import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ckptrun.elements.apart import Apart, apart
-from ckptrun.elements.text import element_bits, element_json
+from ckptrun.elements.text import element_bits, element_json, float_bits
 from ckptrun.elements.unequal import index_of, unequal_pieces
 from ckptrun.formats.open_source import SourceLeaf
-from ckptrun.values import canonical_bytes, encode
+from ckptrun.values import encode, same_value
 
 __all__ = ["Elements", "LeafDifference", "Tally", "apart_json", "tensors_alike", "values_alike"]
 
@@ -111,7 +110,7 @@ def values_alike(name: str, a: SourceLeaf, b: SourceLeaf) -> LeafDifference | No
     Raises:
         UnsupportedLeafError: One of them is no plain value.
     """
-    if canonical_bytes(a.value, name=name) == canonical_bytes(b.value, name=name):
+    if same_value(a.value, b.value, name=name):
         return None
     one, other = a.value, b.value
     are_floats = type(one) is float and type(other) is float
@@ -131,7 +130,7 @@ def _describe(leaf: SourceLeaf) -> dict[str, Any]:
         "text": repr(value),
         "value": encode(value, name=leaf.name),
     }
-    return described | ({"bits": f"0x{struct.pack('>d', value).hex()}"} if type(value) is float else {})
+    return described | ({"bits": float_bits(value)} if type(value) is float else {})
 
 
 class Tally:
@@ -156,8 +155,8 @@ class Tally:
         for piece in unequal_pieces(a, b):
             self._differing += piece.places.size
             if self._first is None:
-                at = int(piece.places[0])
-                self._first = first * self._row_elements + piece.first + at, *piece.elements(at)
+                number, one, other = piece.first_differing
+                self._first = first * self._row_elements + number, one, other
             found = apart(*piece.differing())
             self._apart = self._apart if found is None else found | self._apart
             distance = piece.distance

@@ -11,6 +11,7 @@ from torch._C._distributed_c10d import Store
 
 from ckptrun.console import say_error
 from ckptrun.errors import CkptrunError
+from ckptrun.evidence.difference import component_of
 from ckptrun.files import EVENTS, append_line
 from ckptrun.process_groups import launcher_store
 from ckptrun.run.watch.broken_connection import is_broken_connection, is_secondary
@@ -97,7 +98,7 @@ def _record(error: BaseException, *, rank: int, run_dir: Path, secondary: bool =
         text=f"{words_of(error)}{f' ({notes})' if notes else ''}",
         leaves=leaves,
         check=getattr(error, "check", None),
-        component=getattr(error, "component", None) or (leaves[0].partition(".")[0] if leaves else None),
+        component=getattr(error, "component", None) or (component_of(leaves[0]) if leaves else None),
         secondary=secondary,
     )
 
