@@ -28,8 +28,8 @@ from ckptrun.evidence.mismatch import Mismatch
 from ckptrun.evidence.starts import Start
 from ckptrun.evidence.trace_items import What
 from ckptrun.evidence.verdict import Check, Status
-from ckptrun.proof.evidence import Evidence
 from ckptrun.proof.leg_end import check_leg
+from ckptrun.proof.material import Material
 from ckptrun.proof.subject import Run, StartRun
 from ckptrun.run.leg import TraceWindow
 
@@ -74,15 +74,15 @@ class _Found:
     """Whether it comes out as in the reference when the start saves nothing."""
 
 
-def diagnose(suspect: Suspect, evidence: Evidence, *, start_run: StartRun) -> Diagnosis:
+def diagnose(suspect: Suspect, material: Material, *, start_run: StartRun) -> Diagnosis:
     """Find the cause.
 
     Args:
         suspect: What differed.
-        evidence: The legs so far.
+        material: The legs so far.
         start_run: Starts another leg.
     """
-    inquiry = _Inquiry(suspect, evidence, start_run)
+    inquiry = _Inquiry(suspect, material, start_run)
     try:
         return inquiry.run()
     except RankFailedError as error:
@@ -94,13 +94,13 @@ def diagnose(suspect: Suspect, evidence: Evidence, *, start_run: StartRun) -> Di
 
 
 class _Inquiry:
-    def __init__(self, suspect: Suspect, evidence: Evidence, start_run: StartRun) -> None:
+    def __init__(self, suspect: Suspect, material: Material, start_run: StartRun) -> None:
         self._suspect = suspect
-        self._evidence = evidence
+        self._material = material
         self._start_run = start_run
         # On another mesh a resumed start is held against an uninterrupted one on that mesh.
-        self._is_later = evidence.subject.reshapes and suspect.start.index > 0
-        self._reference = evidence.reference_of_later if self._is_later else evidence.reference
+        self._is_later = material.subject.reshapes and suspect.start.index > 0
+        self._reference = material.reference_of_later if self._is_later else material.reference
         self._ranks = self._reference.ranks
         self.reference_repeats = False
         """Whether it is known that the reference comes out the same when it is run again."""
@@ -120,12 +120,12 @@ class _Inquiry:
             if repeated.first is not None:
                 return self._by_interpreter(repeated.first)
         self.reference_repeats = True
-        counted_as = step_like(self._reference.folder, self._evidence.run.folder, mismatch)
+        counted_as = step_like(self._reference.folder, self._material.run.folder, mismatch)
         if counted_as is not None:
             return self._miscounted(mismatch, counted_as)
         if start.resumed_from is not None and self._checkpoint(start) is None:
             others = [
-                other for other in self._evidence.resumes if other.index < start.index and self._checkpoint(other)
+                other for other in self._material.resumes if other.index < start.index and self._checkpoint(other)
             ]
             if not others:
                 return self.unexplained("the checkpoint that it was resumed from is gone (checkpoint.keep_last)")
@@ -147,7 +147,7 @@ class _Inquiry:
     @property
     def _is_interpreter_another(self) -> bool:
         """Whether what differs came from another interpreter, or from what one has saved."""
-        return any(start.fresh for start in self._evidence.starts[: self._suspect.start.index + 1])
+        return any(start.fresh for start in self._material.starts[: self._suspect.start.index + 1])
 
     def _window(self, start: Start, last_step: int) -> TraceWindow:
         begin = start.step + 1
@@ -159,15 +159,15 @@ class _Inquiry:
         """Run the reference once more, as far as the window goes."""
         begin = None
         if self._is_later:
-            begin = self._checkpoint(self._evidence.resumes[0]) or self._evidence.run.checkpoints
+            begin = self._checkpoint(self._material.resumes[0]) or self._material.run.checkpoints
         run = self._beside(name, resume_from=begin)
-        begins_as = self._evidence.resumes[0].index if self._is_later else None
+        begins_as = self._material.resumes[0].index if self._is_later else None
         what = {"saves_at_end_only": True, "trace": window, "begins_as": begins_as, "fresh": fresh}
         self._run(run, stop_at=window.last_step, **what)
         return run.folder
 
     def _beside(self, name: str, *, saves: bool = True, resume_from: str | None = None) -> Run:
-        return self._evidence.subject.run(name, is_later=self._is_later, saves=saves, resume_from=resume_from)
+        return self._material.subject.run(name, is_later=self._is_later, saves=saves, resume_from=resume_from)
 
     def _run(self, run: Run, *, stop_at: int | None = None, **what: object) -> None:
         """Run one more leg to its end.
@@ -176,7 +176,7 @@ class _Inquiry:
             RankFailedError: It did not come so far.
         """
         ended = self._start_run(run, stop_at=stop_at, **what)
-        last_step = self._evidence.subject.steps if stop_at is None else stop_at
+        last_step = self._material.subject.steps if stop_at is None else stop_at
         check_leg(run.name.replace("_", " "), run, ended, last_step=last_step)
 
     def _first_operation(self, start: Start, reference: Path, window: TraceWindow, *, name: str) -> _Found | None:
@@ -198,7 +198,7 @@ class _Inquiry:
         start = found.start
         earlier = [
             other
-            for other in self._evidence.starts[: start.index]
+            for other in self._material.starts[: start.index]
             if start.resumed_from in other.committed and self._checkpoint(other) is not None
         ]
         if not earlier or not found.operation.is_found(resumed_at=start.step):
@@ -213,7 +213,7 @@ class _Inquiry:
         """The checkpoint that ``start`` went on from, or a copy of it."""
         if start.resumed_from is None:
             return None
-        kept = self._evidence.kept.get(str(locate(start.resumed_from)), start.resumed_from)
+        kept = self._material.kept.get(str(locate(start.resumed_from)), start.resumed_from)
         return kept if is_committed(locate(kept)) else None
 
     def _named(self, found: _Found, mismatch: Mismatch) -> Diagnosis:
@@ -277,22 +277,22 @@ class _Inquiry:
 
     def _end_of_reference(self, name: str, *, fresh: bool) -> Check:
         """Run the reference to its end once more, and compare that with what it was."""
-        run = self._beside(name, resume_from=self._evidence.run.checkpoints if self._is_later else None)
-        begins_as = self._evidence.resumes[0].index if self._is_later else None
+        run = self._beside(name, resume_from=self._material.run.checkpoints if self._is_later else None)
+        begins_as = self._material.resumes[0].index if self._is_later else None
         self._run(run, saves_at_end_only=True, begins_as=begins_as, fresh=fresh)
         return self._compared_ends(run)
 
     def _compared_ends(self, run: Run) -> Check:
-        steps, counts = self._evidence.subject.steps, Ignored(self._evidence.ignore).counts
+        steps, counts = self._material.subject.steps, Ignored(self._material.ignore).counts
         return compare_checkpoints(self._reference.checkpoint(steps), run.checkpoint(steps), step=steps, counts=counts)
 
     def _ends_right(self, *, saves: bool) -> bool:
         """Whether the run, from the checkpoint of its first resume on and never killed again, ends as it should."""
-        checkpoint = next(map(self._checkpoint, self._evidence.resumes), None)
+        checkpoint = next(map(self._checkpoint, self._material.resumes), None)
         if checkpoint is None:
             return False
         run = self._beside("saving_run" if saves else "unsaved_run", resume_from=checkpoint)
-        begins_as = self._evidence.resumes[0].index
+        begins_as = self._material.resumes[0].index
         self._run(run, saves_at_end_only=not saves, saves_after_resume=saves, begins_as=begins_as)
         return self._compared_ends(run).status is Status.equal
 
@@ -305,7 +305,7 @@ class _Inquiry:
         )
 
     def _interpreters(self) -> str:
-        seeds = sorted({start.hash_seed or "random" for start in self._evidence.starts})
+        seeds = sorted({start.hash_seed or "random" for start in self._material.starts})
         return (
             f"What an interpreter draws when it starts decides (PYTHONHASHSEED was {' and '.join(seeds)}): hash() of a "
             "string, the order of a set, id(). Sort what comes out of a set, use zlib.crc32 for hash(), or set "

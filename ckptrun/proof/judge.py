@@ -6,9 +6,14 @@ from functools import partial
 
 from ckptrun.checks.causes import moment_of
 from ckptrun.checks.checkpoints import compare_checkpoints
+from ckptrun.checks.faults import check_faults
 from ckptrun.checks.finite import check_finite
 from ckptrun.checks.ignored import Ignored
-from ckptrun.checks.judge import (
+from ckptrun.checks.not_exercised import not_exercised
+from ckptrun.checks.nothing_lost import check_nothing_lost
+from ckptrun.checks.saved import check_saved
+from ckptrun.checks.saves_differ import check_saves_differ
+from ckptrun.checks.whole_runs import (
     check_controls,
     check_invisible,
     check_loads,
@@ -18,11 +23,6 @@ from ckptrun.checks.judge import (
     check_steps,
     idle_controls,
 )
-from ckptrun.checks.not_exercised import not_exercised
-from ckptrun.checks.nothing_lost import check_nothing_lost
-from ckptrun.checks.planned import check_faults
-from ckptrun.checks.saved import check_saved
-from ckptrun.checks.saves_differ import check_saves_differ
 from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.commit import list_committed
 from ckptrun.evidence.difference import Difference
@@ -34,7 +34,7 @@ from ckptrun.evidence.verdict import Check, Status, Verdict, verdict_of
 from ckptrun.fault import Fired
 from ckptrun.files import read_lines
 from ckptrun.proof.diagnose import Diagnosis, Suspect, diagnose
-from ckptrun.proof.evidence import Evidence
+from ckptrun.proof.material import Material
 from ckptrun.proof.occurred import occurred
 from ckptrun.proof.places import leaf_names
 from ckptrun.proof.subject import StartRun
@@ -42,41 +42,41 @@ from ckptrun.proof.subject import StartRun
 __all__ = ["judge", "judge_failed"]
 
 
-def judge(evidence: Evidence, *, start_run: StartRun, controls: Callable[[], Sequence[Start]]) -> Verdict:
+def judge(material: Material, *, start_run: StartRun, controls: Callable[[], Sequence[Start]]) -> Verdict:
     """Make every check, and look for the cause of a difference.
 
     Args:
-        evidence: What there is.
+        material: What there is.
         start_run: Starts another leg.
         controls: Runs the controls.
     """
-    checks = [check_faults(evidence.planned, evidence.fired)] if evidence.planned else []
-    checks += check_finite(read_lines(ledger_file(evidence.reference.folder, 0)))
-    checks += _noisy(evidence.starts)
-    counts = Ignored(evidence.ignore).counts
-    refused = _refused_save(evidence)
-    damaged = _still_damaged(evidence)
-    checks.append(refused or check_saved(_committed(evidence), damaged=damaged, counts=counts))
-    checks.append(check_loads(evidence.starts))
-    checks.append(check_nothing_lost(evidence.starts, damaged=_damage(evidence), last_step=evidence.subject.steps))
-    checks += _failed_resume(evidence) if refused is None else []
-    differ = check_saves_differ(_committed(evidence), _ledgers(evidence), counts=counts)
+    checks = [check_faults(material.planned, material.fired)] if material.planned else []
+    checks += check_finite(read_lines(ledger_file(material.reference.folder, 0)))
+    checks += _noisy(material.starts)
+    counts = Ignored(material.ignore).counts
+    refused = _refused_save(material)
+    damaged = _still_damaged(material)
+    checks.append(refused or check_saved(_committed(material), damaged=damaged, counts=counts))
+    checks.append(check_loads(material.starts))
+    checks.append(check_nothing_lost(material.starts, damaged=_damage(material), last_step=material.subject.steps))
+    checks += _failed_resume(material) if refused is None else []
+    differ = check_saves_differ(_committed(material), _ledgers(material), counts=counts)
     checks.append(differ or _only_one_save())
-    checks = [_in_interpreter(check, evidence) for check in checks]
-    outside, not_covered = evidence.outside.judge()
+    checks = [_in_interpreter(check, material) for check in checks]
+    outside, not_covered = material.outside.judge()
     checks.append(outside)
-    found = _against_reference(evidence)
-    compared = _compared(evidence, found)
-    replicas = check_starts_replicas(evidence.starts)
+    found = _against_reference(material)
+    compared = _compared(material, found)
+    replicas = check_starts_replicas(material.starts)
     if outside.status is Status.equal:
-        compared = _diagnosed(evidence, found, compared, others=[*checks, replicas], start_run=start_run)
+        compared = _diagnosed(material, found, compared, others=[*checks, replicas], start_run=start_run)
     else:
         compared = [_unjudged(check) for check in compared]
     known = {check.name for check in checks}
     checks += [check for check in compared if check.name not in known]
-    second = check_second_resume(evidence.starts, [*checks, replicas], failed=evidence.failure)
+    second = check_second_resume(material.starts, [*checks, replicas], failed=material.failure)
     checks += [replicas, second]
-    asked = evidence.has_controls
+    asked = material.has_controls
     is_different = any(check.status is Status.different for check in checks)
     made: Sequence[Start] = ()
     if is_different and asked:
@@ -85,14 +85,14 @@ def judge(evidence: Evidence, *, start_run: StartRun, controls: Callable[[], Seq
     else:
         made = controls() if asked else []
         checks.append(check_controls(made, asked=asked))
-    checks += _damage_unnoticed(evidence)
-    verdict = verdict_of(checks, moment_of=partial(moment_of, starts=evidence.starts))
+    checks += _damage_unnoticed(material)
+    verdict = verdict_of(checks, moment_of=partial(moment_of, starts=material.starts))
     return replace(
         verdict,
-        advice=f"{verdict.advice}{evidence.subject.code_of(verdict.blame)}" if verdict.advice else "",
-        path=str(evidence.run.folder),
-        not_exercised=[*not_exercised(occurred(evidence)), *idle_controls(made)],
-        not_covered=[*not_covered, *_exempt(evidence)],
+        advice=f"{verdict.advice}{material.subject.code_of(verdict.blame)}" if verdict.advice else "",
+        path=str(material.run.folder),
+        not_exercised=[*not_exercised(occurred(material)), *idle_controls(made)],
+        not_covered=[*not_covered, *_exempt(material)],
     )
 
 
@@ -109,40 +109,40 @@ def judge_failed(starts: Sequence[Start], what: str, *, why: str) -> Verdict:
     return Verdict(status=Status.not_verified, checks=(), reason=f"{what} failed: {text}")
 
 
-def _exempt(evidence: Evidence) -> list[str]:
-    if not evidence.ignore:
+def _exempt(material: Material) -> list[str]:
+    if not material.ignore:
         return []
-    return Ignored(evidence.ignore).sentences(leaf_names(evidence.reference.checkpoint(evidence.subject.steps)))
+    return Ignored(material.ignore).sentences(leaf_names(material.reference.checkpoint(material.subject.steps)))
 
 
-def _committed(evidence: Evidence) -> list[str]:
-    return [evidence.run.checkpoint(step) for step in list_committed(evidence.run.checkpoints)]
+def _committed(material: Material) -> list[str]:
+    return [material.run.checkpoint(step) for step in list_committed(material.run.checkpoints)]
 
 
-def _ledgers(evidence: Evidence) -> list[list[LedgerLine]]:
+def _ledgers(material: Material) -> list[list[LedgerLine]]:
     """Of every rank that has taken a step in any start of the run under proof."""
-    ranks = range(max(evidence.run.ranks, evidence.later_run.ranks))
-    return [[*read_lines(ledger_file(evidence.run.folder, rank))] for rank in ranks]
+    ranks = range(max(material.run.ranks, material.later_run.ranks))
+    return [[*read_lines(ledger_file(material.run.folder, rank))] for rank in ranks]
 
 
-def _damage(evidence: Evidence) -> dict[str, Fired]:
+def _damage(material: Material) -> dict[str, Fired]:
     """Checkpoint -> the fault that has damaged it."""
-    return {str(locate(evidence.run.checkpoint(fault.step))): fault for fault in evidence.fired if fault.kind.damages}
+    return {str(locate(material.run.checkpoint(fault.step))): fault for fault in material.fired if fault.kind.damages}
 
 
-def _noticed(evidence: Evidence) -> set[str]:
-    return {str(locate(folder)) for start in evidence.starts for folder in start.damaged}
+def _noticed(material: Material) -> set[str]:
+    return {str(locate(folder)) for start in material.starts for folder in start.damaged}
 
 
-def _still_damaged(evidence: Evidence) -> dict[str, str]:
+def _still_damaged(material: Material) -> dict[str, str]:
     """Damaged checkpoints that no later save has replaced."""
-    commits = [str(locate(folder)) for start in evidence.starts for folder in start.committed]
-    return {folder: str(fault) for folder, fault in _damage(evidence).items() if commits.count(folder) < 2}
+    commits = [str(locate(folder)) for start in material.starts for folder in start.committed]
+    return {folder: str(fault) for folder, fault in _damage(material).items() if commits.count(folder) < 2}
 
 
-def _damage_unnoticed(evidence: Evidence) -> list[Check]:
+def _damage_unnoticed(material: Material) -> list[Check]:
     """A checkpoint was damaged on purpose: the resume must have found that, and gone back to another."""
-    damage, noticed = _damage(evidence), _noticed(evidence)
+    damage, noticed = _damage(material), _noticed(material)
     if not damage:
         return []
     missed = [str(fault) for folder, fault in damage.items() if folder not in noticed]
@@ -164,17 +164,17 @@ def _noisy(starts: Sequence[Start]) -> list[Check]:
     return found[:1]
 
 
-def _refused_save(evidence: Evidence) -> Check | None:
+def _refused_save(material: Material) -> Check | None:
     """A save that was refused because it was not of what was live."""
-    start = evidence.failure
+    start = material.failure
     if start is None or start.failure is None or start.failure.check is None:
         return None
     return _of_failure(start, start.failure.check, "")
 
 
-def _failed_resume(evidence: Evidence) -> list[Check]:
+def _failed_resume(material: Material) -> list[Check]:
     """A resume that ends in an error: the job does not survive."""
-    start = evidence.failure
+    start = material.failure
     return (
         [] if start is None else [_of_failure(start, "resume", f"start {start.index + 1} of the run could not go on: ")]
     )
@@ -212,15 +212,15 @@ class _Found:
     later: LedgerComparison
 
 
-def _against_reference(evidence: Evidence) -> _Found:
-    run, last = evidence.run, len(evidence.starts)
-    reference = evidence.reference.folder
+def _against_reference(material: Material) -> _Found:
+    run, last = material.run, len(material.starts)
+    reference = material.reference.folder
     first = compare_ledgers(reference, run.folder, ranks=run.ranks, starts=range(0, 1))
-    if evidence.subject.reshapes:
+    if material.subject.reshapes:
         later = compare_ledgers(
-            evidence.reference_of_later.folder,
+            material.reference_of_later.folder,
             run.folder,
-            ranks=evidence.later_run.ranks,
+            ranks=material.later_run.ranks,
             starts=range(1, max(last, 1)),
         )
     else:
@@ -228,28 +228,28 @@ def _against_reference(evidence: Evidence) -> _Found:
     return _Found(first=first, later=later)
 
 
-def _compared(evidence: Evidence, found: _Found) -> list[Check]:
+def _compared(material: Material, found: _Found) -> list[Check]:
     """``trajectory``, ``final_state``, ``saving_is_invisible`` and, on another mesh, ``data_order``."""
-    steps, reshapes = evidence.subject.steps, evidence.subject.reshapes
-    resumed_at = evidence.resumes[0].step if evidence.resumes else steps
-    saves = sum(len(start.committed) for start in evidence.starts) - 1
+    steps, reshapes = material.subject.steps, material.subject.reshapes
+    resumed_at = material.resumes[0].step if material.resumes else steps
+    saves = sum(len(start.committed) for start in material.starts) - 1
     is_whole = found.later.first is None and not reshapes
     checks = []
-    if evidence.failure is None:
+    if material.failure is None:
         wanted = steps - resumed_at if reshapes else steps
-        is_complete = evidence.starts[-1].is_complete
+        is_complete = material.starts[-1].is_complete
         checks.append(check_steps(found.later, wanted=wanted, after=steps - resumed_at, is_complete=is_complete))
-        ends = (evidence.reference_of_later.checkpoint(steps), evidence.run.checkpoint(steps))
-        checks.append(compare_checkpoints(*ends, step=steps, counts=Ignored(evidence.ignore).counts))
+        ends = (material.reference_of_later.checkpoint(steps), material.run.checkpoint(steps))
+        checks.append(compare_checkpoints(*ends, step=steps, counts=Ignored(material.ignore).counts))
     checks.append(check_invisible(found.later if is_whole else found.first, saves=max(0, saves)))
     if reshapes:
         checks.append(
             check_samples(
-                evidence.reference.folder,
-                evidence.run.folder,
-                expected_ranks=evidence.run.ranks,
-                got_ranks=evidence.later_run.ranks,
-                starts=range(1, len(evidence.starts)),
+                material.reference.folder,
+                material.run.folder,
+                expected_ranks=material.run.ranks,
+                got_ranks=material.later_run.ranks,
+                starts=range(1, len(material.starts)),
             )
         )
     return checks
@@ -261,22 +261,22 @@ def _only_one_save() -> Check:
 
 
 def _diagnosed(
-    evidence: Evidence, found: _Found, compared: Sequence[Check], *, others: Sequence[Check], start_run: StartRun
+    material: Material, found: _Found, compared: Sequence[Check], *, others: Sequence[Check], start_run: StartRun
 ) -> list[Check]:
     """The comparisons with the reference, with the cause of a difference."""
-    suspect = _suspect(evidence, found, compared, others=others)
+    suspect = _suspect(material, found, compared, others=others)
     if suspect is None:
         return list(compared)
-    diagnosis = diagnose(suspect, evidence, start_run=start_run)
+    diagnosis = diagnose(suspect, material, start_run=start_run)
     return [_explained(check, diagnosis) for check in compared]
 
 
-def _in_interpreter(check: Check, evidence: Evidence) -> Check:
+def _in_interpreter(check: Check, material: Material) -> Check:
     """What a resume in the other interpreter has found, with a word on that."""
-    fresh = next((start for start in evidence.starts if start.fresh), None)
+    fresh = next((start for start in material.starts if start.fresh), None)
     if fresh is None or check.status is not Status.different:
         return check
-    failed = evidence.failure is not None and evidence.failure.index == fresh.index and check.name == "resume"
+    failed = material.failure is not None and material.failure.index == fresh.index and check.name == "resume"
     found = any(own.name == check.name and own.status is Status.different for own in fresh.checks)
     if not (failed or found):
         return check
@@ -296,20 +296,20 @@ def _unjudged(check: Check) -> Check:
 
 
 def _suspect(
-    evidence: Evidence, found: _Found, compared: Sequence[Check], *, others: Sequence[Check]
+    material: Material, found: _Found, compared: Sequence[Check], *, others: Sequence[Check]
 ) -> Suspect | None:
     """What needs an explanation: a difference that nothing explains which was there before it."""
     steps = [check for check in compared if check.status is Status.different]
-    first = min((moment_of(check, evidence.starts) for check in steps), default=None)
-    known = [moment_of(check, evidence.starts) for check in others if check.status is Status.different]
+    first = min((moment_of(check, material.starts) for check in steps), default=None)
+    known = [moment_of(check, material.starts) for check in others if check.status is Status.different]
     if first is None or any(moment < first for moment in known):
         return None
     mismatch = found.first.first or found.later.first
     if mismatch is not None:
-        start = evidence.starts[mismatch.start] if mismatch.start < len(evidence.starts) else evidence.starts[-1]
+        start = material.starts[mismatch.start] if mismatch.start < len(material.starts) else material.starts[-1]
         return Suspect(mismatch=mismatch, start=start)
     if any(check.name == "final_state" and check.status is Status.different for check in compared):
-        return Suspect(mismatch=None, start=evidence.starts[-1])
+        return Suspect(mismatch=None, start=material.starts[-1])
     return None
 
 

@@ -11,27 +11,27 @@ from ckptrun.engine.manifest import read_manifest
 from ckptrun.errors import CheckpointError
 from ckptrun.evidence.files import ledger_file
 from ckptrun.files import read_lines
-from ckptrun.proof.evidence import Evidence
+from ckptrun.proof.material import Material
 
 __all__ = ["occurred"]
 
 
-def occurred(evidence: Evidence) -> Occurred:
+def occurred(material: Material) -> Occurred:
     """Return the facts of a proof whose legs are over."""
-    root = evidence.run.checkpoints
+    root = material.run.checkpoints
     steps = list_committed(root)
     there = {str(locate(step_folder(root, step))) for step in steps}
-    committed = {str(locate(folder)) for start in evidence.starts for folder in start.committed}
-    resumed = next((start.resumed_from for start in evidence.resumes), None)
-    at_resume = None if resumed is None else evidence.kept.get(str(locate(resumed)), resumed)
+    committed = {str(locate(folder)) for start in material.starts for folder in start.committed}
+    resumed = next((start.resumed_from for start in material.resumes), None)
+    at_resume = None if resumed is None else material.kept.get(str(locate(resumed)), resumed)
     return Occurred(
-        steps=evidence.subject.steps,
-        precision=evidence.subject.precision,
-        keep_last=evidence.subject.keep_last,
-        has_controls=evidence.has_controls,
-        lines=read_lines(ledger_file(evidence.reference.folder, 0)),
-        starts=evidence.starts,
-        fired=evidence.fired,
+        steps=material.subject.steps,
+        precision=material.subject.precision,
+        keep_last=material.subject.keep_last,
+        has_controls=material.has_controls,
+        lines=read_lines(ledger_file(material.reference.folder, 0)),
+        starts=material.starts,
+        fired=material.fired,
         removed=len(committed - there),
         at_resume=_values(at_resume),
         at_end=_values(step_folder(root, steps[-1]) if steps else None),

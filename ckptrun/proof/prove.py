@@ -17,7 +17,7 @@ from contextlib import closing
 from dataclasses import replace
 
 from ckptrun.checks.ignored import Ignored
-from ckptrun.checks.judge import second_resumes
+from ckptrun.checks.whole_runs import second_resumes
 from ckptrun.config.proof import ProofConfig
 from ckptrun.config.run import RunConfig
 from ckptrun.console import say_error
@@ -29,11 +29,11 @@ from ckptrun.exit_codes import ExitCode
 from ckptrun.fault import FaultRecord, PlannedFault
 from ckptrun.files import write_json
 from ckptrun.launch.silent_end import spoken_or_seen
-from ckptrun.proof.evidence import Evidence
 from ckptrun.proof.folder import check_folder, claim_folder
 from ckptrun.proof.judge import judge, judge_failed
 from ckptrun.proof.leg_end import why_incomplete
 from ckptrun.proof.leg_progress import leg_progress
+from ckptrun.proof.material import Material
 from ckptrun.proof.outside_files import OutsideFiles
 from ckptrun.proof.own_job import OwnJob
 from ckptrun.proof.places import keep_copies, leaf_names
@@ -137,7 +137,7 @@ class _Proof:
             said = failure.failure
             why = "its ranks ended with exit code 0 before they were done" if said is None else said.text
             return self._failed(starts, None, "the run, before anything was to fail,", why=why)
-        evidence = Evidence(
+        material = Material(
             subject=self._subject,
             ignore=self._options.ignore,
             has_controls=self._options.controls != [],
@@ -148,7 +148,7 @@ class _Proof:
             kept=self._kept,
             outside=self._outside,
         )
-        verdict = judge(evidence, start_run=self._start, controls=lambda: self._controls(starts))
+        verdict = judge(material, start_run=self._start, controls=lambda: self._controls(starts))
         return self._finish(verdict, starts)
 
     def _run_under_proof(self) -> Start | None:

@@ -14,8 +14,8 @@ from ckptrun.build import Builder, Built
 from ckptrun.checkpoint.load import Loaded
 from ckptrun.checkpoint.manager import CheckpointManager, Commit, digest_state
 from ckptrun.checkpoint.policy import KeepLast
+from ckptrun.checks.faults import check_faults
 from ckptrun.checks.ignored import Ignored
-from ckptrun.checks.planned import check_faults
 from ckptrun.checks.reload import check_loaded, check_reload, check_replicas, check_resumed
 from ckptrun.checks.trajectory import check_final_state, check_repeats, check_trajectory
 from ckptrun.config.checkpoint import SaveMode

@@ -13,7 +13,7 @@ from ckptrun.config.fault import FaultPoint
 from ckptrun.config.run import RunConfig
 from ckptrun.console import ProgressView, say
 from ckptrun.data import Share
-from ckptrun.evidence.content import content_digest
+from ckptrun.evidence.content_digest import content_digest
 from ckptrun.evidence.ledger import Ledger
 from ckptrun.evidence.trace import Tracer
 from ckptrun.ranks import Ranks

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from ckptrun.checks.judge import check_controls, idle_controls
+from ckptrun.checks.whole_runs import check_controls, idle_controls
 from ckptrun.config.proof import ProofConfig
 from ckptrun.evidence.starts import Start
 from ckptrun.evidence.verdict import Status

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ckptrun.config.precision import PrecisionConfig, PrecisionKind
-from ckptrun.evidence.content import content_digest
+from ckptrun.evidence.content_digest import content_digest
 from ckptrun.parallelism.gradients import Gradients
 from ckptrun.precision import LossScaler
 

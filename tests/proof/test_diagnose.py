@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from ckptrun.checks.judge import check_controls, check_invisible, check_second_resume
+from ckptrun.checks.whole_runs import check_controls, check_invisible, check_second_resume
 from ckptrun.evidence.ledger_comparison import LedgerComparison
 from ckptrun.evidence.mismatch import Mismatch
 from ckptrun.evidence.starts import Failure, Start
 from ckptrun.evidence.verdict import Check, Status
 from ckptrun.launch.local import Outcome
 from ckptrun.proof.diagnose import Suspect, diagnose
-from ckptrun.proof.evidence import Evidence
 from ckptrun.proof.leg_end import why_incomplete
+from ckptrun.proof.material import Material
 from ckptrun.proof.outside_files import OutsideFiles
 from ckptrun.proof.own_job import OwnJob
 from ckptrun.proof.subject import TimedOutcome
@@ -43,12 +43,12 @@ def ended(code: int) -> TimedOutcome:
     return TimedOutcome(outcome=Outcome(exit_code=code), seconds=0.1)
 
 
-def evidence_in(folder: Path) -> Evidence:
+def material_in(folder: Path) -> Material:
     config = config_of(f"run.dir={folder}", "fault=sigkill", "parallelism=none", f"train.steps={STEPS}")
     subject = OwnJob(config, config, command=["ckptrun"])
     write_ledger(subject.run("reference").folder, STEPS)
     starts = [Start(index=0), Start(index=1, step=3, resumed_from=f"{folder}/checkpoints/step_00000003")]
-    return Evidence(
+    return Material(
         subject=subject,
         ignore=(),
         has_controls=True,
@@ -61,16 +61,16 @@ def evidence_in(folder: Path) -> Evidence:
     )
 
 
-def suspect_of(evidence: Evidence, *, step: int | None = 5) -> Suspect:
+def suspect_of(material: Material, *, step: int | None = 5) -> Suspect:
     mismatch = (
         None if step is None else Mismatch(step=step, rank=0, field="loss", expected="0x1p0", got="0x1p1", start=1)
     )
-    return Suspect(mismatch=mismatch, start=evidence.starts[1])
+    return Suspect(mismatch=mismatch, start=material.starts[1])
 
 
 @pytest.mark.parametrize("code", [1, 0])
 def test_a_reference_that_fails_when_it_is_repeated_proves_no_determinism(code, tmp_path) -> None:
-    evidence = evidence_in(tmp_path)
+    material = material_in(tmp_path)
 
     def start_run(run, **what):
         if code:
@@ -79,20 +79,20 @@ def test_a_reference_that_fails_when_it_is_repeated_proves_no_determinism(code, 
             write_ledger(run.folder, 2)
         return ended(code)
 
-    found = diagnose(suspect_of(evidence), evidence, start_run=start_run)
+    found = diagnose(suspect_of(material), material, start_run=start_run)
     assert (found.is_known, found.is_deterministic, found.blame) == (False, False, None)
     assert "not known" in found.text
     assert ("the cache is locked" if code else "after step 2 of 5") in found.text
 
 
 def test_an_end_that_cannot_be_compared_proves_no_determinism(tmp_path) -> None:
-    evidence = evidence_in(tmp_path)
-    found = diagnose(suspect_of(evidence, step=None), evidence, start_run=lambda run, **what: ended(1))
+    material = material_in(tmp_path)
+    found = diagnose(suspect_of(material, step=None), material, start_run=lambda run, **what: ended(1))
     assert (found.is_known, found.is_deterministic) == (False, False)
 
 
 def test_a_start_that_fails_when_it_is_watched_leaves_the_difference_without_a_name(tmp_path) -> None:
-    evidence = evidence_in(tmp_path)
+    material = material_in(tmp_path)
     asked = []
 
     def start_run(run, **what):
@@ -106,7 +106,7 @@ def test_a_start_that_fails_when_it_is_watched_leaves_the_difference_without_a_n
     folder = tmp_path / "checkpoints/step_00000003"
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text("{}")
-    found = diagnose(suspect_of(evidence), evidence, start_run=start_run)
+    found = diagnose(suspect_of(material), material, start_run=start_run)
     assert asked[0] == "traced_reference"
     assert (found.is_known, found.is_deterministic) == (True, True)
     assert "traced run failed: rank 0: ended with exit code 1 without a word" in found.text
@@ -148,8 +148,8 @@ def test_no_step_in_common_is_no_proof_that_saving_is_invisible() -> None:
 def test_a_reference_that_another_interpreter_does_not_repeat_is_told_with_the_seeds(
     step, tmp_path, monkeypatch
 ) -> None:
-    evidence = evidence_in(tmp_path)
-    evidence.starts[0].hash_seed, evidence.starts[1].hash_seed, evidence.starts[1].fresh = "32", "45", True
+    material = material_in(tmp_path)
+    material.starts[0].hash_seed, material.starts[1].hash_seed, material.starts[1].fresh = "32", "45", True
     asked = []
 
     def start_run(run, *, fresh=False, **what):
@@ -162,7 +162,7 @@ def test_a_reference_that_another_interpreter_does_not_repeat_is_told_with_the_s
         return Check(name="final_state", status=status, detail="1 leaf differs")
 
     monkeypatch.setattr("ckptrun.proof.diagnose.compare_checkpoints", ends)
-    found = diagnose(suspect_of(evidence, step=step), evidence, start_run=start_run)
+    found = diagnose(suspect_of(material, step=step), material, start_run=start_run)
     assert asked[-1] == ("reference_in_another_interpreter", True)
     assert (len(asked), found.is_known, found.is_deterministic, found.blame) == (2, True, False, None)
     assert "two interpreters" in found.text

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from ckptrun.checks.judge import check_second_resume
+from ckptrun.checks.whole_runs import check_second_resume
 from ckptrun.evidence.starts import Failure, Start, read_failures
 from ckptrun.evidence.verdict import Status
 from ckptrun.launch.local import Outcome

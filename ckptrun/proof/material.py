@@ -8,11 +8,11 @@ from ckptrun.fault import Fired, PlannedFault
 from ckptrun.proof.outside_files import OutsideFiles
 from ckptrun.proof.subject import Run, Subject
 
-__all__ = ["Evidence"]
+__all__ = ["Material"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class Material:
     """What there is to judge by."""
 
     subject: Subject
