@@ -55,7 +55,7 @@ def _by_hydra(line: CommandLine) -> int:
     def composed(config: DictConfig) -> None:
         with _as_before():
             if HydraConfig.get().mode is RunMode.MULTIRUN:
-                sweep.run_cell(lambda: _prepared(_composed_by_hydra(config)), _start)
+                sweep.run_cell(lambda: _checked_cell(_composed_by_hydra(config)), _start)
             else:
                 outcome.append(_run(_composed_by_hydra(config)))
 
@@ -119,7 +119,12 @@ def _prepared(config: RunConfig) -> RunConfig:
         check_world(config, int(os.environ["WORLD_SIZE"]))
         check_under_launcher(config)
         check_targets(config)
-    elif is_proof(config):
+    return config
+
+
+def _checked_cell(config: RunConfig) -> RunConfig:
+    """``config`` of a cell, once it is known to make sense: a proof that cannot be is not begun."""
+    if is_proof(_prepared(config)) and not _is_rank():
         check_proof(config)
     return config
 

@@ -8,7 +8,7 @@ from ckptrun.config.target_source import check_targets
 from ckptrun.console import say_error
 from ckptrun.launch.local import start_fork_server, start_ranks
 from ckptrun.launch.own_ranks import environment_of, own_ranks
-from ckptrun.proof.preflight import is_proof
+from ckptrun.proof.preflight import check_proof, is_proof
 from ckptrun.run.leg import Leg
 from ckptrun.run.preflight import check_own_folder, preflight
 
@@ -22,12 +22,13 @@ def launch(config: RunConfig, *, command: Sequence[str]) -> int:
         ConfigError: Something that needs no rank to be seen is wrong.
     """
     check_targets(config)
-    start_fork_server(environment_of(config), in_proof=is_proof(config))
-    if is_proof(config):
+    plan = check_proof(config) if is_proof(config) else None
+    start_fork_server(environment_of(config), in_proof=plan is not None)
+    if plan is not None:
         # Imported here: it loads torch, which the fork server does meanwhile.
         from ckptrun.proof.prove import run_proof
 
-        return run_proof(config, command=command)
+        return run_proof(config, plan=plan, command=command)
     check_own_folder(config)
     preflight(config, world_size=config.ranks)
     outcome = start_ranks(own_ranks(config, command=command, leg=Leg()))

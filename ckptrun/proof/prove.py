@@ -37,7 +37,7 @@ from ckptrun.proof.material import Material
 from ckptrun.proof.outside_files import OutsideFiles
 from ckptrun.proof.own_job import OwnJob
 from ckptrun.proof.places import keep_copies, leaf_names
-from ckptrun.proof.preflight import check_proof, reshaped
+from ckptrun.proof.preflight import reshaped
 from ckptrun.proof.private_files import PrivateFiles, check_private
 from ckptrun.proof.subject import Run, Subject, TimedOutcome
 from ckptrun.proof.view import ProofView
@@ -58,14 +58,18 @@ class Interrupted(Exception):  # it is no error of anybody
         super().__init__(number.name)
 
 
-def run_proof(config: RunConfig, *, command: Sequence[str]) -> int:
+def run_proof(config: RunConfig, *, plan: tuple[PlannedFault, ...], command: Sequence[str]) -> int:
     """Prove ``config``; write ``verdict.json``; return the exit code.
 
+    Args:
+        config: Checked.
+        plan: What fails, as :func:`~ckptrun.proof.preflight.check_proof` has planned it.
+        command: The command line, for the record.
+
     Raises:
-        ConfigError: A fault can never fire, or the folder belongs to something else, and nothing has been started; or a
-            leaf to ignore is none of the reference.
+        ConfigError: The folder belongs to something else, and nothing has been started; or a leaf to ignore is none of
+            the reference.
     """
-    plan = check_proof(config)
     subject = OwnJob(config, reshaped(config) if config.proof.reshapes else config, command=command)
     check_folder(config.run_dir)
     check_private(config)

@@ -39,5 +39,5 @@ def test_a_folder_that_is_somebody_elses_is_left_as_it_is(place, tmp_path) -> No
     (tmp_path / "folder/notes.txt").write_text("mine")
     config = config_of("fault=sigkill", f"run.dir={tmp_path / place}")
     with pytest.raises(ConfigError, match=r"run\.dir=.*(Choose another|folder of its own)"):
-        run_proof(config, command=[])
+        run_proof(config, plan=check_proof(config), command=[])
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder", "notes.txt"]
