@@ -1,18 +1,17 @@
 """The config: choices, keys, ranges, and the errors a user will make, without starting a rank."""
 
-import copy
-import functools
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from ckptrun.config.compose import CONF_DIR, config_from
+from ckptrun.config.compose import CONF_DIR
 from ckptrun.config.parallelism import MeshShape, ParallelismConfig, ParallelismKind, resolve_mesh, wanted_ranks
 from ckptrun.config.run import RunConfig, default_run_name, to_plain
 from ckptrun.config.schemas import SCHEMAS
 from ckptrun.errors import ConfigError
+from tests.support.configs import config_of
 
 ROOT = Path(__file__).resolve().parents[1]
 CHOICES = sorted(
@@ -29,16 +28,6 @@ NEEDED = {
     ("optimizer", "custom"): ["optimizer._target_=a.B"],
     ("schedule", "custom"): ["schedule._target_=a.B"],
 }
-
-
-def config_of(*overrides: str) -> RunConfig:
-    """The config of a command line; many tests ask for the same one, and Hydra takes its time."""
-    return copy.deepcopy(_composed(overrides))
-
-
-@functools.cache
-def _composed(overrides: tuple[str, ...]) -> RunConfig:
-    return config_from(overrides)
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -11,7 +11,7 @@ from ckptrun.config.proof import ProofConfig
 from ckptrun.errors import ConfigError
 from ckptrun.evidence.verdict import Status
 from tests.checks.saves import FILE, flip, live_state, save
-from tests.test_config import config_of
+from tests.support.configs import config_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable)")
 

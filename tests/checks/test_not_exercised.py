@@ -9,7 +9,7 @@ from ckptrun.checks.not_exercised import Occurred, not_exercised
 from ckptrun.config.fault import FaultKind
 from ckptrun.evidence.starts import Start
 from ckptrun.fault import Fired
-from tests.test_config import config_of
+from tests.support.configs import config_of
 
 RESUMED = (
     Start(index=0, hash_seed="32"),

@@ -8,7 +8,7 @@ from ckptrun.evidence.mismatch import Mismatch
 from ckptrun.evidence.verdict import Check, Status, Verdict, read_verdict, verdict_of
 from ckptrun.proof.own_job import OwnJob
 from ckptrun.proof.view import text_of
-from tests.test_config import config_of
+from tests.support.configs import config_of
 
 COMPONENTS = ["model", "optimizer", "schedule", "scaler", "ema", "data", "rng", "progress", "mine"]
 

@@ -20,7 +20,7 @@ from ckptrun.run.tracing import Originals
 from ckptrun.state import preserved, seed_streams
 from ckptrun.trainer import Trainer
 from tests.checks import hidden_code
-from tests.test_config import config_of
+from tests.support.configs import config_of
 
 CODE = "tests.checks.hidden_code"
 STEPS, SAVED = 6, 3

@@ -8,7 +8,7 @@ import pytest
 from ckptrun.config.fault import FaultConfig, FaultKind, FaultPoint
 from ckptrun.errors import ConfigError
 from ckptrun.fault import armed, plan_faults, stop_steps
-from tests.test_config import config_of
+from tests.support.configs import config_of
 
 
 @functools.cache

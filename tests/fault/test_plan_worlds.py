@@ -6,7 +6,7 @@ from ckptrun.config.fault import FaultPoint
 from ckptrun.errors import ConfigError
 from ckptrun.fault import plan_faults
 from ckptrun.proof.preflight import check_proof
-from tests.test_config import config_of
+from tests.support.configs import config_of
 
 MIDDLE = ("fault=sigkill", "fault.point=mid_accumulation", "train.micro_batch=2")
 DDP = ("parallelism=ddp", "launch.nproc=4")

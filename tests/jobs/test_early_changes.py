@@ -17,8 +17,8 @@ from ckptrun.engine.commit import list_committed
 from ckptrun.engine.layout import step_folder
 from ckptrun.evidence.verdict import Status
 from ckptrun.formats.open_source import open_source
+from tests.support.configs import config_of
 from tests.support.jobs import run_here
-from tests.test_config import config_of
 
 pytestmark = pytest.mark.distributed
 

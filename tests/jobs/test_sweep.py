@@ -18,8 +18,8 @@ from ckptrun.run.lock import RunLock
 from ckptrun.sweep.cell import Cell, CellVerdict, SaveFigures, Traces, judge, save_figures, sweep_exit_code
 from ckptrun.sweep.junit import junit_xml
 from ckptrun.sweep.sweep import put_cell
+from tests.support.configs import config_of
 from tests.support.jobs import TINY, events, start, stop, verdict, wait_for_event
-from tests.test_config import config_of
 
 MINE = f"{Path(__file__).parent / 'user code' / 'mine.py'}"
 USER_CODE = ("model=custom", "model.loss=mse", "data=custom", f"data._target_='{MINE}:Pairs'", "train.micro_batch=4")

@@ -17,7 +17,7 @@ from ckptrun.proof.material import Material
 from ckptrun.proof.outside_files import OutsideFiles
 from ckptrun.proof.own_job import OwnJob
 from ckptrun.proof.subject import TimedOutcome
-from tests.test_config import config_of
+from tests.support.configs import config_of
 
 STEPS = 6
 

@@ -5,7 +5,7 @@ import pytest
 from ckptrun.errors import ConfigError
 from ckptrun.proof.preflight import check_proof
 from ckptrun.proof.prove import run_proof
-from tests.test_config import config_of
+from tests.support.configs import config_of
 
 
 @pytest.mark.parametrize(

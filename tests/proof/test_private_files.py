@@ -4,7 +4,7 @@ import pytest
 
 from ckptrun.errors import ConfigError
 from ckptrun.proof.private_files import PrivateFiles, check_private
-from tests.test_config import config_of
+from tests.support.configs import config_of
 
 
 def files_of(folder):

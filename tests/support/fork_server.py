@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from ckptrun.launch.local import fork_server, start_fork_server
 from ckptrun.launch.own_ranks import environment_of
-from tests.test_config import config_of
+from tests.support.configs import config_of
 
 __all__ = ["CONTEXT", "Printed", "rank_streams"]
 

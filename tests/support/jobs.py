@@ -22,8 +22,8 @@ from safetensors import safe_open
 from ckptrun.errors import CkptrunError
 from ckptrun.exit_codes import exit_code_of
 from ckptrun.start import launch
+from tests.support.configs import config_of
 from tests.support.fork_server import Printed
-from tests.test_config import config_of
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = (
