@@ -9,7 +9,7 @@ import pytest
 from ckptrun.checks.saves_differ import check_saves_differ
 from ckptrun.engine.layout import MANIFEST
 from ckptrun.evidence.verdict import Status
-from tests.checks.saves import live_state, save
+from tests.support.saves import live_state, save
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable)")
 

@@ -12,7 +12,7 @@ from ckptrun.engine.commit import list_committed, remove_checkpoint
 from ckptrun.errors import ConfigError
 from ckptrun.evidence.verdict import Status
 from ckptrun.proof.places import clear_checkpoints, clear_place, keep_copies, place_beside
-from tests.checks.saves import live_state, save
+from tests.support.saves import live_state, save
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable)")
 
