@@ -21,6 +21,7 @@ from tests.support.hand_made import (
     STEPS,
     HandMade,
     begin,
+    does_controls,
     does_it_right,
     event,
     put_checkpoint,
@@ -284,9 +285,9 @@ def test_each_start_finds_the_private_files_that_it_shall(tmp_path, monkeypatch)
     def writes(job: HandMade, run: Any, leg: Any) -> Outcome:
         found.append((run.name, leg.start, private.read_text()))
         private.write_text(f"{run.name} {leg.start}")
-        return does_it_right(job, run, leg)
+        return (does_controls if run.name == "controls" else does_it_right)(job, run, leg)
 
-    acts = dict.fromkeys(("reference", "run", "run 1", "run 2"), writes)
+    acts = dict.fromkeys(("reference", "run", "run 1", "run 2", "controls"), writes)
     proof = Proof(tmp_path, private=private, acts=acts)
     assert proof.run(monkeypatch) == ExitCode.done, proof.verdict["reason"]
     assert found == [
@@ -294,6 +295,8 @@ def test_each_start_finds_the_private_files_that_it_shall(tmp_path, monkeypatch)
         ("run", 0, "before"),
         ("run", 1, "run 0"),
         ("run", 2, "run 1"),
+        # As the start that it is held against.
+        ("controls", 0, "run 0"),
     ]
 
 

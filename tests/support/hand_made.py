@@ -39,9 +39,15 @@ def line(step: int, loss: float = 1.0, start: int = 0, rank: int = 0, ranks: int
 
 
 @functools.cache
+def _place() -> tempfile.TemporaryDirectory[str]:
+    """Where they are saved, once per process; goes when it ends."""
+    return tempfile.TemporaryDirectory(prefix="ckptrun-hand-made-")
+
+
+@functools.cache
 def _saved(step: int) -> Path:
     """The checkpoint of a step; the same state each time."""
-    return save(Path(tempfile.mkdtemp(prefix="ckptrun-hand-made-")), step, live_state(step))
+    return save(Path(_place().name), step, live_state(step))
 
 
 def put_checkpoint(root: str, step: int) -> str:
