@@ -293,6 +293,7 @@ def test_a_resume_that_fails_is_a_difference_and_the_end_is_not_compared(case: C
     assert verdict.first_difference is not None
     assert (verdict.first_difference.leaf, verdict.first_difference.step) == ("optimizer.lr", 4)
     assert {"trajectory", "final_state"}.isdisjoint(statuses(verdict))
+    assert statuses(verdict)["second_resume"] is Status.different
     assert "another interpreter" not in verdict.reason
 
 

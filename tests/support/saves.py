@@ -38,13 +38,21 @@ def live_state(seed: int = 0) -> dict[str, Any]:
 
 
 def save(
-    root: Path, step: int, state: dict[str, Any], *, live: dict[str, Any] | None = None, no_dist: bool = True
+    root: Path,
+    step: int,
+    state: dict[str, Any],
+    *,
+    live: dict[str, Any] | None = None,
+    no_dist: bool = True,
+    **run: Any,
 ) -> Path:
-    """Save ``state`` with the digests of ``live``, as the manager does; return the folder."""
+    """Save ``state`` with the digests of ``live``, as the manager does; return the folder. ``run`` is said of the run."""
     leaves, seen = flatten(state), flatten(state if live is None else live)
     folder = root / step_name(step)
     digests = digest_leaves({name_of(path): value for path, value in seen.items()})
-    writer = ShardWriter(folder, digests=digests, paths={name_of(path): path for path in leaves}, run={"step": step})
+    writer = ShardWriter(
+        folder, digests=digests, paths={name_of(path): path for path in leaves}, run={"step": step, **run}
+    )
     named = {name_of(path): leaves[path] for path in sorted(leaves, key=name_of)}
     planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     dcp.save(named, storage_writer=writer, planner=planner, no_dist=no_dist)
