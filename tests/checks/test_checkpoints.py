@@ -13,8 +13,9 @@ from ckptrun.checks import checkpoints
 from ckptrun.checks.blame import BLAME_ORDER, nearness
 from ckptrun.checks.checkpoints import compare_checkpoints
 from ckptrun.evidence.verdict import Check, Status
+from tests.support.bits import flip
 from tests.support.run_ranks import run_ranks
-from tests.support.saves import FILE, flip, live_state, save
+from tests.support.saves import FILE, live_state, save
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable)")
 

@@ -10,8 +10,9 @@ from ckptrun.checks.saved import check_saved
 from ckptrun.config.proof import ProofConfig
 from ckptrun.errors import ConfigError
 from ckptrun.evidence.verdict import Status
+from tests.support.bits import flip
 from tests.support.configs import config_of
-from tests.support.saves import FILE, flip, live_state, save
+from tests.support.saves import FILE, live_state, save
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable)")
 

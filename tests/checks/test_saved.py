@@ -18,9 +18,9 @@ from ckptrun.digest import digest
 from ckptrun.engine.layout import MANIFEST
 from ckptrun.engine.manifest import read_manifest
 from ckptrun.evidence.verdict import Status
-from tests.support.bits import random_tensor
+from tests.support.bits import flip, random_tensor
 from tests.support.run_ranks import run_ranks
-from tests.support.saves import FILE, flip, live_state, save
+from tests.support.saves import FILE, live_state, save
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable)"),

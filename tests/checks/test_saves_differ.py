@@ -9,6 +9,7 @@ import pytest
 from ckptrun.checks.saves_differ import check_saves_differ
 from ckptrun.engine.layout import MANIFEST
 from ckptrun.evidence.verdict import Status
+from tests.support.bits import flip
 from tests.support.saves import live_state, save
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable)")
@@ -165,9 +166,7 @@ def test_leaves_without_digests_are_not_verified(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_cannot_be_trusted_is_left_out(stale: list[Path]) -> None:
-    raw = bytearray((stale[1] / MANIFEST).read_bytes())
-    raw[300] ^= 1
-    (stale[1] / MANIFEST).write_bytes(raw)
+    flip(stale[1] / MANIFEST, 300)
     check = check_saves_differ(stale, [lines()])
     assert check is not None
     assert (check.status, check.covered) == (Status.equal, {"checkpoints": 2})

@@ -1,12 +1,16 @@
-"""The S3 server of the session, and the way to it."""
+"""The S3 server of the session, and the way to it; the reader that the page of the format shows."""
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ckptrun.engine.layout import new_save_id
 from tests.support.flaky_proxy import FlakyProxy
 from tests.support.s3_server import S3Server, environment
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "format.md"
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +42,12 @@ def url(bucket: str) -> str:
 def proxy(server: S3Server) -> Iterator[FlakyProxy]:
     with FlakyProxy(server.port) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def page() -> dict[str, Any]:
+    """What its code defines, run as it stands there."""
+    code = PAGE.read_text().partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {}
+    exec(compile(code, str(PAGE), "exec"), names)
+    return names

@@ -17,6 +17,7 @@ from ckptrun.engine.commit import list_committed
 from ckptrun.engine.layout import MANIFEST
 from ckptrun.engine.read_state import read_state
 from ckptrun.errors import CheckpointDamagedError, CheckpointNotFoundError, ManifestError, ShardFileError
+from tests.support.bits import flip
 from tests.support.run_ranks import run_ranks
 
 FILES = ("rank_00000.safetensors", "rank_00001.safetensors")
@@ -59,12 +60,6 @@ def error_of(folder: Path) -> Exception:
 
 def header_bytes(file: Path) -> int:
     return 8 + struct.unpack("<Q", file.read_bytes()[:8])[0]
-
-
-def flip(file: Path, position: int, bit: int) -> None:
-    raw = bytearray(file.read_bytes())
-    raw[position] ^= 1 << bit
-    file.write_bytes(raw)
 
 
 @pytest.mark.parametrize("bit", range(8))

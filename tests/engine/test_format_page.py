@@ -1,6 +1,5 @@
 """The reader that ``docs/format.md`` shows, run as it stands there: whoever has only that page can read a checkpoint."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,12 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from ckptrun.engine.dtypes import is_known, item_bytes
 from ckptrun.engine.storage import ShardWriter
-from tests.support.bits import bits, random_tensor
+from tests.support.bits import bits, flip, random_tensor
 from tests.support.run_ranks import run_ranks
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "format.md"
 DTYPES = ["float32", "bfloat16", "complex128", "float8_e8m0fnu", "bool"]
 SHAPES: list[tuple[int, ...]] = [(), (0, 3), (5,), (7, 6), (4, 6, 2)]
-
-
-@pytest.fixture(scope="module")
-def page() -> dict[str, Any]:
-    code = PAGE.read_text().partition("```python\n")[2].partition("```")[0]
-    names: dict[str, Any] = {}
-    exec(compile(code, str(PAGE), "exec"), names)
-    return names
 
 
 def tensors() -> dict[str, torch.Tensor]:
@@ -64,9 +55,7 @@ def test_the_reader_of_the_page_reads_every_bit(page: dict[str, Any], folder: Pa
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("name", ["manifest.json", "rank_00000.safetensors"])
-def test_the_reader_of_the_page_finds_damage(
-    name: str, page: dict[str, Any], folder: Path, tmp_path: Path, flip: Callable[[Path, int], None]
-) -> None:
+def test_the_reader_of_the_page_finds_damage(name: str, page: dict[str, Any], folder: Path, tmp_path: Path) -> None:
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     size = (tmp_path / name).stat().st_size
@@ -76,16 +65,6 @@ def test_the_reader_of_the_page_finds_damage(
             page["read"](tmp_path)
         flip(tmp_path / name, position)
     page["read"](tmp_path)
-
-
-@pytest.fixture
-def flip() -> Callable[[Path, int], None]:
-    def flip(path: Path, position: int) -> None:
-        raw = bytearray(path.read_bytes())
-        raw[position] ^= 1
-        path.write_bytes(raw)
-
-    return flip
 
 
 def test_the_page_names_every_dtype_and_its_size(page: dict[str, Any]) -> None:

@@ -15,7 +15,6 @@ from ckptrun import ShardReader
 from ckptrun.engine.manifest import read_manifest
 from ckptrun.engine.read_state import read_state
 from tests.engine.golden import DTYPES, ONE_RANK, TWO_RANKS, VALUES, tensors
-from tests.engine.test_format_page import page as page  # a fixture
 from tests.support.bits import all_bits, bits
 from tests.support.run_ranks import run_ranks
 

@@ -13,7 +13,7 @@ from ckptrun.engine.read_chunks import torch_dtype
 from ckptrun.engine.read_state import read_state
 from ckptrun.engine.storage import ShardWriter
 from ckptrun.errors import CheckpointNotFoundError, ManifestError, ShardFileError, StateMismatchError
-from tests.support.bits import all_bits, random_tensor
+from tests.support.bits import all_bits, flip, random_tensor
 from tests.support.storage_backends import CountingBackend, on
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable)")
@@ -68,10 +68,7 @@ def test_no_checkpoint_is_an_error(tmp_path: Path) -> None:
 
 
 def test_damage_is_an_error(state: dict[str, Any], tmp_path: Path) -> None:
-    file = tmp_path / "c" / "rank_00000.safetensors"
-    raw = bytearray(file.read_bytes())
-    raw[5000] ^= 4
-    file.write_bytes(raw)
+    flip(tmp_path / "c" / "rank_00000.safetensors", 5000, bit=2)
     with pytest.raises(ShardFileError, match=r"'model.w'") as error:
         read_state(tmp_path / "c")
     assert error.value.leaf == "model.w"

@@ -14,7 +14,6 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.metadata import Metadata
@@ -37,8 +36,9 @@ from ckptrun.errors import (
     StateMismatchError,
     UnsupportedLeafError,
 )
-from tests.support.bits import all_bits, bits, random_tensor
+from tests.support.bits import all_bits, bits, flip, random_tensor
 from tests.support.storage_backends import FaultyBackend, on
+from tests.support.through_dcp import failed, load, save
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable)"),
@@ -50,25 +50,6 @@ DTYPES = [
     "float64 float32 float16 bfloat16 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0fnu",
     "float4_e2m1fn_x2 complex32 complex64 complex128 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool",
 ]
-
-
-def save(state: dict[str, Any], url: Any, planner: Any = None, **options: Any) -> None:
-    dcp.save(state, storage_writer=ShardWriter(url, **options), planner=planner, no_dist=True)
-
-
-def load(state: dict[str, Any], url: Any, planner: Any = None) -> None:
-    dcp.load(state, storage_reader=ShardReader(url), planner=planner, no_dist=True)
-
-
-def failure(error: pytest.ExceptionInfo[CheckpointException]) -> BaseException:
-    """What went wrong on rank 0."""
-    return error.value.failures[0][0]
-
-
-def failed(function: Any, *args: Any, **options: Any) -> BaseException:
-    with pytest.raises(CheckpointException) as error:
-        function(*args, **options)
-    return failure(error)
 
 
 class Counter:
@@ -471,9 +452,7 @@ def test_a_tensor_is_never_taken_for_a_plain_value(saved: Any, live: Any, tmp_pa
 
 
 def damage_data(folder: Path) -> None:
-    raw = bytearray((folder / FILE).read_bytes())
-    raw[-1] ^= 0x10
-    (folder / FILE).write_bytes(raw)
+    flip(folder / FILE, bit=4)
 
 
 def cut_data(folder: Path) -> None:
@@ -489,9 +468,7 @@ def other_version(folder: Path) -> None:
 
 
 def damage_manifest(folder: Path) -> None:
-    raw = bytearray((folder / MANIFEST).read_bytes())
-    raw[len(raw) // 2] ^= 1
-    (folder / MANIFEST).write_bytes(raw)
+    flip(folder / MANIFEST, (folder / MANIFEST).stat().st_size // 2)
 
 
 def remove_manifest(folder: Path) -> None:

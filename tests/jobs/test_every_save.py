@@ -2,8 +2,7 @@
 
 import pytest
 
-from tests.jobs.test_interrupted import processes_of
-from tests.support.jobs import events, run_here, trajectory, verdict
+from tests.support.jobs import events, processes_of, run_here, trajectory, verdict
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 

@@ -3,13 +3,21 @@
 import json
 import os
 import signal
-import subprocess
 import time
-from pathlib import Path
 
 import pytest
 
-from tests.support.jobs import TINY, assert_same_state, run_here, start, stop, trajectory, verdict, wait_for_event
+from tests.support.jobs import (
+    TINY,
+    assert_same_state,
+    processes_of,
+    run_here,
+    start,
+    stop,
+    trajectory,
+    verdict,
+    wait_for_event,
+)
 
 pytestmark = [pytest.mark.distributed, pytest.mark.crash]
 
@@ -23,22 +31,6 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     assert run_here(folder, *JOB) == 0
     return folder
-
-
-def processes_of(folder) -> list[str]:
-    """Processes that were started for ``folder``: by their command line, or, as ranks and workers, by what they have open."""
-    named = subprocess.run(["pgrep", "-f", f"run.dir='?{folder}"], capture_output=True, text=True, check=False)
-    return [
-        *named.stdout.split(),
-        *(path.parts[2] for path in Path("/proc").glob("[0-9]*/fd/*") if _is_in(path, folder)),
-    ]
-
-
-def _is_in(descriptor: Path, folder) -> bool:
-    try:
-        return str(descriptor.readlink()).startswith(str(folder))
-    except OSError:
-        return False
 
 
 @pytest.mark.slow

@@ -10,8 +10,7 @@ import time
 import pytest
 
 from ckptrun.config.fault import FaultKind, FaultPoint
-from tests.jobs.test_interrupted import processes_of
-from tests.support.jobs import TINY, assert_same_state, events, run_here, start, stop, tensors, verdict
+from tests.support.jobs import TINY, assert_same_state, events, processes_of, run_here, start, stop, tensors, verdict
 
 pytestmark = [pytest.mark.distributed, pytest.mark.crash]
 

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from tests.support.bits import flip
 from tests.support.jobs import ROOT, TINY, assert_same_state, events, run_here, start, stop, verdict, wait_for_event
 
 pytestmark = pytest.mark.distributed
@@ -199,17 +200,11 @@ def test_ctrl_c_in_the_first_second_is_one_line(tmp_path) -> None:
     assert "interrupted" in errors
 
 
-def flip_a_bit(file) -> None:
-    raw = bytearray(file.read_bytes())
-    raw[-100] ^= 1
-    file.write_bytes(bytes(raw))
-
-
 @pytest.mark.parametrize("name", ["rank_00000.safetensors", "manifest.json"])
 def test_a_damaged_newest_checkpoint_is_skipped_loudly_and_replaced(copy, name) -> None:
     whole = run_here(copy.parent / "whole", *JOB, "train.steps=6")
     assert whole == 0
-    flip_a_bit(copy / "checkpoints/step_00000004" / name)
+    flip(copy / "checkpoints/step_00000004" / name, -100)
     ended = run_here(copy, *JOB, "train.steps=6")
     assert ended == 0
     assert "DAMAGED, skipped: " in ended.errors
@@ -225,7 +220,7 @@ def test_a_damaged_newest_checkpoint_is_skipped_loudly_and_replaced(copy, name) 
 
 def test_with_no_whole_checkpoint_a_run_does_not_start_anew_unless_told_so(copy) -> None:
     for step in (2, 4):
-        flip_a_bit(copy / f"checkpoints/step_{step:08d}/rank_00000.safetensors")
+        flip(copy / f"checkpoints/step_{step:08d}/rank_00000.safetensors", -100)
     ended = run_here(copy, *JOB, "train.steps=6")
     assert ended == 1
     assert "Traceback" not in ended.errors
@@ -236,7 +231,7 @@ def test_with_no_whole_checkpoint_a_run_does_not_start_anew_unless_told_so(copy)
 
 
 def test_a_damaged_checkpoint_that_was_asked_for_is_not_passed_over(copy) -> None:
-    flip_a_bit(copy / "checkpoints/step_00000004/rank_00000.safetensors")
+    flip(copy / "checkpoints/step_00000004/rank_00000.safetensors", -100)
     ended = run_here(copy, *JOB, "train.steps=6", "checkpoint.resume=4")
     assert ended == 1
     assert "rank_00000.safetensors" in ended.errors

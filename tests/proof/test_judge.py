@@ -21,8 +21,9 @@ from ckptrun.proof.diagnose import Diagnosis
 from ckptrun.proof.judge import judge, judge_failed
 from ckptrun.proof.material import Material
 from ckptrun.run.leg import Leg
+from tests.support.bits import flip
 from tests.support.hand_made import STEPS, HandMade, begin, event, train
-from tests.support.saves import FILE, flip, live_state, save
+from tests.support.saves import FILE, live_state, save
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable)")
 

@@ -1,5 +1,6 @@
-"""Compares tensors and nested states by their bits: never by value, never with a tolerance."""
+"""Compares tensors and nested states by their bits, never by value, never with a tolerance; and flips those of files."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,3 +35,10 @@ def random_tensor(dtype: torch.dtype, shape: tuple[int, ...], seed: int = 0) -> 
         return torch.randint(0, 2, shape, generator=generator).bool()
     raw = torch.randint(0, 256, (count * dtype.itemsize,), dtype=torch.uint8, generator=generator)
     return raw.view(dtype).view(shape)
+
+
+def flip(file: Path, position: int = -1, bit: int = 0) -> None:
+    """Change one bit of a file."""
+    raw = bytearray(file.read_bytes())
+    raw[position] ^= 1 << bit
+    file.write_bytes(raw)

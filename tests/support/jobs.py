@@ -161,3 +161,19 @@ def assert_same_state(one: Path, other: Path) -> None:
     assert left.keys() == right.keys()
     assert [name for name in left if left[name] != right[name]] == []
     assert values(one) == values(other)
+
+
+def processes_of(folder) -> list[str]:
+    """Processes that were started for ``folder``: by their command line, or, as ranks and workers, by what they have open."""
+    named = subprocess.run(["pgrep", "-f", f"run.dir='?{folder}"], capture_output=True, text=True, check=False)
+    return [
+        *named.stdout.split(),
+        *(path.parts[2] for path in Path("/proc").glob("[0-9]*/fd/*") if _is_in(path, folder)),
+    ]
+
+
+def _is_in(descriptor: Path, folder) -> bool:
+    try:
+        return str(descriptor.readlink()).startswith(str(folder))
+    except OSError:
+        return False

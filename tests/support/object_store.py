@@ -6,13 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from s3fs import S3FileSystem
-from torch.distributed.checkpoint.api import CheckpointException
 
 from ckptrun.engine.backends.interface import Location
 from ckptrun.engine.backends.s3 import S3Backend
-from ckptrun.engine.storage import ShardReader, ShardWriter
 from tests.support.bits import random_tensor
 
 MIB = 2**20
@@ -36,20 +33,6 @@ def write_in_parts(file: Location, raw: bytes) -> None:
         blocks = [memoryview(raw)[offset : offset + writer.block_bytes] for offset in offsets]
         list(threads.map(writer.write, reversed(offsets), reversed(blocks)))
     writer.finish()
-
-
-def save(state: dict[str, Any], url: Any, **options: Any) -> None:
-    dcp.save(state, storage_writer=ShardWriter(url, **options), no_dist=True)
-
-
-def load(state: dict[str, Any], url: Any) -> None:
-    dcp.load(state, storage_reader=ShardReader(url), no_dist=True)
-
-
-def failed(function: Any, *args: Any, **options: Any) -> BaseException:
-    with pytest.raises(CheckpointException) as error:
-        function(*args, **options)
-    return error.value.failures[0][0]
 
 
 def seconds_to_fail(kind: type[OSError], match: str, function: Any, *args: Any) -> float:

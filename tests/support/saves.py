@@ -57,10 +57,3 @@ def save(
     planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     dcp.save(named, storage_writer=writer, planner=planner, no_dist=no_dist)
     return folder
-
-
-def flip(file: Path, position: int = -1, bit: int = 0) -> None:
-    """Change one bit of a file."""
-    raw = bytearray(file.read_bytes())
-    raw[position] ^= 1 << bit
-    file.write_bytes(raw)

@@ -54,13 +54,6 @@ def save(folder: Path, state: Any, **run: Any) -> Path:
     return folder
 
 
-def flip(path: Path, position: int, bit: int = 0) -> None:
-    """Change one bit of a file."""
-    raw = bytearray(path.read_bytes())
-    raw[position] ^= 1 << bit
-    path.write_bytes(raw)
-
-
 def save_run(root: str) -> None:
     """On each of two ranks: two checkpoints with other bits, as a run leaves them."""
     for step, seed in ((20, 0), (40, 1)):

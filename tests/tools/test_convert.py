@@ -23,7 +23,7 @@ from ckptrun.engine.layout import new_save_id
 from ckptrun.engine.manifest import read_manifest
 from ckptrun.engine.storage import ShardReader, ShardWriter
 from ckptrun.formats.torch_save.stream import save_to
-from tests.support.bits import all_bits, bits, random_tensor
+from tests.support.bits import all_bits, bits, flip, random_tensor
 from tests.support.foreign import (
     DTYPES,
     FORMATS,
@@ -40,7 +40,6 @@ from tests.support.foreign import (
     write,
 )
 from tests.tools.run_tool import COMMAND, ROOT, run_tool, start_tool
-from tests.tools.saved import flip
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable)"),

@@ -16,10 +16,10 @@ from ckptrun.elements.distance import has_steps
 from ckptrun.engine.layout import MANIFEST
 from ckptrun.engine.manifest import read_manifest, to_bytes
 from ckptrun.engine.storage import ShardWriter
-from tests.support.bits import random_tensor
+from tests.support.bits import flip, random_tensor
 from tests.support.run_ranks import run_ranks
 from tests.tools.run_tool import ROOT, Ended, run_on_terminal, run_tool, start_tool
-from tests.tools.saved import flip, save, sharded, truth
+from tests.tools.saved import save, sharded, truth
 
 pytestmark = pytest.mark.distributed
 

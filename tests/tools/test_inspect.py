@@ -16,9 +16,9 @@ from ckptrun.engine.commit import hold_save
 from ckptrun.engine.layout import MANIFEST
 from ckptrun.engine.manifest import read_manifest, to_bytes
 from ckptrun.engine.storage import ShardWriter
-from tests.support.bits import random_tensor
+from tests.support.bits import flip, random_tensor
 from tests.tools.run_tool import run_on_terminal, run_tool, run_without_torch, start_tool
-from tests.tools.saved import flip, save, truth
+from tests.tools.saved import save, truth
 
 pytestmark = pytest.mark.distributed
 

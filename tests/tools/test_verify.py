@@ -27,9 +27,10 @@ from ckptrun.engine.storage import ShardWriter
 from ckptrun.errors import CheckpointNotFoundError
 from ckptrun.tools import verify_command
 from ckptrun.tools.check_checkpoint import check_checkpoint
+from tests.support.bits import flip
 from tests.support.storage_backends import on
 from tests.tools.run_tool import ROOT, run_on_terminal, run_tool, run_without_torch
-from tests.tools.saved import flip, save
+from tests.tools.saved import save
 
 pytestmark = pytest.mark.distributed
 

@@ -39,10 +39,11 @@ from tests.support.bits import all_bits, random_tensor
 from tests.support.flaky_proxy import FAULTS, FlakyProxy, each, every
 from tests.support.jobs import TINY, start, trajectory, verdict
 from tests.support.killed_ranks import run_until_killed
-from tests.support.object_store import MIB, empty, failed, large_state, load, random_bytes, save, through
+from tests.support.object_store import MIB, empty, large_state, random_bytes, through
 from tests.support.run_ranks import run_ranks
 from tests.support.s3_server import S3Server, environment
 from tests.support.storage_backends import KillAt
+from tests.support.through_dcp import failed, load, save
 
 pytestmark = [
     pytest.mark.usefixtures("here"),

@@ -32,8 +32,9 @@ from tests.engine.backends.test_backend import (  # noqa: F401  # what every bac
     test_reading_past_the_end_says_how_much_there_was,
 )
 from tests.support.flaky_proxy import FAULTS, FlakyProxy, each, every, first
-from tests.support.object_store import MIB, failed, random_bytes, save, seconds_to_fail, through, write_in_parts
+from tests.support.object_store import MIB, random_bytes, seconds_to_fail, through, write_in_parts
 from tests.support.s3_server import S3Server
+from tests.support.through_dcp import failed, save
 
 pytestmark = [
     pytest.mark.usefixtures("here"),
