@@ -136,6 +136,9 @@ def test_a_run_that_saves_nothing_says_that_it_does_not_resume(tmp_path, capsys)
     start = Begun(filled(tmp_path, 2), "checkpoint=none")
     assert start.load() is None
     assert "Not resuming: with checkpoint=none a run starts anew" in capsys.readouterr().out
+    start = Begun(tmp_path, "checkpoint=none", resume=2)
+    assert start.load() is not None
+    assert "Not resuming" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("choice", "is_removed"), [("sync", True), ("none", False)])
