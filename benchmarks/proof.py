@@ -25,7 +25,7 @@ from ckptrun.config.run import check_world
 from ckptrun.evidence.ledger import Ledger
 from ckptrun.ranks import Ranks
 from ckptrun.run.determinism import make_deterministic
-from ckptrun.run.observer import Line
+from ckptrun.run.observer import StepNotes
 from ckptrun.trainer import Trainer
 
 RANKS = 4
@@ -64,12 +64,15 @@ class _Measured:
 
     def __init__(self, folder: Path) -> None:
         self.ledger = Ledger(folder, 0, first_step=0)
-        self.line = Line(start=0, share=None)
+        self.line = StepNotes(start=0, share=None)
         self.seconds: list[float] = []
         self.steps: list[float] = []
         self._spent = 0.0
 
     def reached(self, point: object, step: int) -> None:
+        pass
+
+    def on_part(self, part: str, owner: str) -> None:
         pass
 
     def on_batch(self, inputs: object, targets: object) -> None:

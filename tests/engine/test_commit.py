@@ -140,9 +140,7 @@ def test_a_save_in_flight_is_no_leftover_until_its_owner_lets_go(root: Location)
 
 
 def test_a_lock_is_released_by_the_death_of_its_owner(local_root: Location, tmp_path: Path) -> None:
-    code = (
-        "import sys; from ckptrun.engine.backends.interface import locate; from ckptrun.engine.commit import hold_save;"
-    )
+    code = "import sys; from ckptrun.engine.backends.locate import locate; from ckptrun.engine.commit import hold_save;"
     code += "hold_save(locate(sys.argv[1]), '0' * 32); print('held', flush=True); sys.stdin.read()"
     target = local_root.child(step_name(2))
     owner = subprocess.Popen(
