@@ -256,17 +256,22 @@ def test_a_child_that_ends_or_drops_the_writer_leaves_its_parents_lock(tmp_path:
 def test_a_child_that_outlives_its_parent_does_not_hold_the_lock_on(tmp_path: Path) -> None:
     target, save_id = locate(tmp_path / "c"), new_save_id()
     alive, end = os.pipe()
+    begun, begins = os.pipe()
 
     parent = os.fork()
     if parent == 0:
         hold_save(target, save_id)
         if os.fork() == 0:
             os.close(end)
+            os.write(begins, b"B")
             os.read(alive, 1)
         os._exit(0)
     os.waitpid(parent, 0)
+    # Until it runs, a child holds what its parent held.
+    assert os.read(begun, 1) == b"B"
     assert save_owner(target, save_id) is None
-    os.close(end)
+    for number in (alive, end, begun, begins):
+        os.close(number)
 
 
 def test_the_middle_of_a_save_is_refused_in_a_child_and_goes_on_in_the_parent(tmp_path: Path) -> None:

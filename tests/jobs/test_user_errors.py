@@ -4,12 +4,22 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from tests.support.bits import flip
-from tests.support.jobs import ROOT, TINY, assert_same_state, events, run_here, start, stop, verdict, wait_for_event
+from tests.support.jobs import (
+    ROOT,
+    TINY,
+    answers,
+    assert_same_state,
+    events,
+    run_here,
+    start,
+    stop,
+    verdict,
+    wait_for_event,
+)
 
 pytestmark = pytest.mark.distributed
 
@@ -193,7 +203,8 @@ def test_a_loss_that_is_not_finite_is_said(tmp_path) -> None:
 
 def test_ctrl_c_in_the_first_second_is_one_line(tmp_path) -> None:
     process = start(tmp_path, *JOB)
-    time.sleep(1.0)
+    while not answers(process.pid, signal.SIGTERM):
+        assert process.poll() is None, process.communicate()
     _, errors = stop(process, signal.SIGINT)
     assert process.returncode == 1
     assert "Traceback" not in errors

@@ -11,7 +11,7 @@ import pytest
 
 from ckptrun.errors import RankFailedError
 from ckptrun.launch.interpreter import Interpreter
-from tests.support.jobs import ROOT
+from tests.support.jobs import ROOT, answers
 
 # Python runs it before anything else; other interpreters go on.
 _AT_START = "import os, sys, time\nif 'fork_server' in str(sys.orig_argv):\n    {}\n"
@@ -48,12 +48,6 @@ def test_one_that_ends_while_it_loads_is_told(at_start: str, words: str, tmp_pat
     with pytest.raises(RankFailedError, match=words):
         interpreter.wait(lambda: False)
     assert interpreter.pid is None
-
-
-def answers(pid: int, number: int) -> bool:
-    """Whether a process has a handler for a signal."""
-    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return bool(int(status["SigCgt"], 16) >> (number - 1) & 1)
 
 
 def started(folder: Path, at_start: str, *mode: str) -> subprocess.Popen[str]:

@@ -78,6 +78,12 @@ def start(folder: Path, *overrides: str, launcher: tuple[str, ...] = (), cwd: Pa
     )
 
 
+def answers(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal."""
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool(int(status["SigCgt"], 16) >> (number - 1) & 1)
+
+
 def wait_for_event(folder: Path, kind: str, step: int, timeout_s: float = 60) -> None:
     """Return once the run in ``folder`` has written an event of ``kind`` for ``step`` or later."""
     until = time.monotonic() + timeout_s
