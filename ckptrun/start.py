@@ -36,8 +36,10 @@ def launch(config: RunConfig, *, command: Sequence[str]) -> int:
         say_error(f"ckptrun: rank {rank} was ended by {signal.Signals(number).name}.")
     if outcome.reason is not None:
         say_error(f"ckptrun: {outcome.reason}")
+    if outcome.exit_code and outcome.interrupted_by is signal.SIGINT and outcome.is_silent:
+        # Ranks speak of Ctrl-C themselves, unless they had to be killed.
+        say_error("ckptrun: interrupted. Run the same command again to resume from the newest checkpoint.")
     if outcome.exit_code and outcome.interrupted_by not in (None, signal.SIGINT):
-        # On Ctrl-C the ranks speak.
         say_error(
             f"ckptrun: ended by {signal.Signals(outcome.interrupted_by).name}. Run the same command again to resume."
         )

@@ -11,7 +11,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import Pipe
 from pathlib import Path
 from signal import SIGKILL, SIGTERM, Signals
@@ -51,6 +51,8 @@ class Outcome:
     """What this process was told meanwhile."""
     reason: str | None = None
     """What no rank could say: one stood still, or ended as if it were done."""
+    is_silent: bool = False
+    """Whether this process was told to end, and no rank has said that it ends before its time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +118,8 @@ def start_ranks(what: Ranks) -> Outcome:
         finally:
             _leave_nothing(ranks, server, before=before)
         told = [number for _, number in signals.came]
-    return _outcome(ranks, interrupted_by=told[0] if told else None, reason=spoken[0] if spoken else None)
+    outcome = _outcome(ranks, interrupted_by=told[0] if told else None, reason=spoken[0] if spoken else None)
+    return replace(outcome, is_silent=bool(told) and not _has_spoken(store))
 
 
 _Settings: TypeAlias = tuple[object, ...]
@@ -207,6 +210,15 @@ def _recorded(what: Ranks, store: "Store", rank: int, text: str) -> list[str]:
         with log.open("a") as file:
             file.write(f"ckptrun: {text}\n")
     return [text]
+
+
+def _has_spoken(store: "Store") -> bool:
+    from torch._C._distributed_c10d import PrefixStore
+
+    from ckptrun.process_groups import store_prefix
+    from ckptrun.run.watch.failure import has_spoken
+
+    return has_spoken(PrefixStore(store_prefix(), store))
 
 
 def _leave_nothing(ranks: Sequence[RankProcess], server: Interpreter, *, before: frozenset[int]) -> None:

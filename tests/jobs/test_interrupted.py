@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -55,6 +56,28 @@ def test_ctrl_c_says_so_once_leaves_no_process_and_the_run_goes_on(whole, tmp_pa
     assert run_here(tmp_path, *JOB) == 0
     assert trajectory(tmp_path) == trajectory(whole)
     assert_same_state(tmp_path / LAST, whole / LAST)
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_answered_though_no_rank_can_say_so(tmp_path) -> None:
+    deaf, mine = (Path(__file__).parent / "user code" / name for name in ("deaf.py", "mine.py"))
+    process = start(
+        tmp_path / "run",
+        "model=custom",
+        f"model._target_={deaf}:Deaf",
+        f"model.args.sign={tmp_path / 'sign'}",
+        "model.loss=mse",
+        "data=custom",
+        f"data._target_={mine}:Pairs",
+        "parallelism=none",
+        "launch.stop_seconds=1",
+    )
+    while not (tmp_path / "sign").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    _, errors = stop(process, signal.SIGINT)
+    assert process.returncode == 1
+    assert errors.count("\n") == errors.count("ckptrun: interrupted.") == 1, errors
 
 
 def test_a_killed_rank_takes_the_others_down_and_is_named(tmp_path) -> None:
