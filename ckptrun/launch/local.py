@@ -197,12 +197,9 @@ def _place(rank: int, world_size: int, *, port: int, run_id: str) -> dict[str, s
 
 def _recorded(what: Ranks, store: "Store", rank: int, text: str) -> list[str]:
     """Put ``text`` on record, unless a rank has said what brought the run down; return what was new."""
-    from torch._C._distributed_c10d import PrefixStore
-
-    from ckptrun.process_groups import store_prefix
     from ckptrun.run.watch.failure import record_once
 
-    if not record_once(text, rank=rank, store=PrefixStore(store_prefix(), store), run_dir=what.run_dir):
+    if not record_once(text, rank=rank, store=_of_ranks(store), run_dir=what.run_dir):
         return []
     log = what.log_file(rank)
     if log is not None:
@@ -213,12 +210,18 @@ def _recorded(what: Ranks, store: "Store", rank: int, text: str) -> list[str]:
 
 
 def _has_spoken(store: "Store") -> bool:
+    from ckptrun.run.watch.failure import has_spoken
+
+    return has_spoken(_of_ranks(store))
+
+
+def _of_ranks(store: "Store") -> "Store":
+    """The part of ``store`` in which ranks say what brought them down."""
     from torch._C._distributed_c10d import PrefixStore
 
     from ckptrun.process_groups import store_prefix
-    from ckptrun.run.watch.failure import has_spoken
 
-    return has_spoken(PrefixStore(store_prefix(), store))
+    return PrefixStore(store_prefix(), store)
 
 
 def _leave_nothing(ranks: Sequence[RankProcess], server: Interpreter, *, before: frozenset[int]) -> None:
