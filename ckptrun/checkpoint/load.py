@@ -5,7 +5,7 @@ shape before a byte of data is read; tensors are filled in place; each component
 """
 
 import fnmatch
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 
-from ckptrun.checkpoint.manager import no_point
 from ckptrun.config.checkpoint import LoadSelection
-from ckptrun.config.fault import FaultPoint
+from ckptrun.config.fault import FaultPoint, Reached, no_point
 from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.consistency import require_consistent
 from ckptrun.engine.manifest import Manifest, read_manifest
@@ -56,7 +55,7 @@ def load(
     ranks: Ranks,
     group: dist.ProcessGroup | None,
     selection: LoadSelection,
-    reached: Callable[[FaultPoint, int], None] = no_point,
+    reached: Reached = no_point,
 ) -> Loaded:
     """Load the checkpoint in ``folder`` into ``state``. All ranks call.
 

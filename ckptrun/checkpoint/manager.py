@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType,
 
 from ckptrun.checkpoint.policy import KeepLast
 from ckptrun.config.checkpoint import SaveMode
-from ckptrun.config.fault import FaultPoint
+from ckptrun.config.fault import FaultPoint, Reached, no_point
 from ckptrun.digest import digest_leaves, digest_with_parts, part_digests
 from ckptrun.engine.backends.interface import Url
 from ckptrun.engine.backends.locate import locate
@@ -44,12 +44,6 @@ from ckptrun.ranks import Ranks
 from ckptrun.state.components import Path, TrainingState, is_per_rank, name_of
 
 __all__ = ["CheckpointManager", "Commit", "SaveRequest", "conflicts_of", "digest_state"]
-
-_POINT_OF = {
-    "during_write": FaultPoint.writing,
-    "before_commit": FaultPoint.before_commit,
-    "after_commit": FaultPoint.after_commit,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,29 +86,22 @@ class _InFlight:
     finished_at: list[float] = field(default_factory=list)
 
 
-def no_point(point: FaultPoint, step: int) -> None:
-    """Nobody wants to know."""
+class _AtStep:
+    """What the engine tells of a save, with the step, which it does not know: the points at which faults strike."""
 
-
-@dataclass(frozen=True, slots=True)
-class _SavePoints:
-    """What a writer says of a save of ``step``, in the words of faults."""
-
-    reached: Callable[[FaultPoint, int], None]
-    step: int
+    def __init__(self, reached: Reached, step: int) -> None:
+        self._reached = reached
+        self._step = step
 
     def __call__(self, name: str) -> None:
-        point = _POINT_OF.get(name)
+        point = FaultPoint.__members__.get(name)
         if point is not None:
-            self.reached(point, self.step)
+            self._reached(point, self._step)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _points_in_saving_process, (self.reached, self.step)
-
-
-def _points_in_saving_process(reached: Callable[[FaultPoint, int], None], step: int) -> _SavePoints:
-    serve_rank()
-    return _SavePoints(reached, step)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # It travels to nowhere but to the process that saves.
+        serve_rank()
+        self.__dict__.update(state)
 
 
 class CheckpointManager:
@@ -144,7 +131,7 @@ class CheckpointManager:
         stager: HostStager | None,
         facts: Mapping[str, Any],
         on_commit: Callable[[Commit], None] = lambda _: None,
-        reached: Callable[[FaultPoint, int], None] = no_point,
+        reached: Reached = no_point,
     ) -> None:
         self._reached = reached
         self._root = locate(root)
@@ -205,9 +192,10 @@ class CheckpointManager:
         self.wait()
         leaves, containers = state.collect()
         request = self._request(leaves, step)
-        self._reached(FaultPoint.at_request, step)
+        reached = _AtStep(self._reached, step)
+        reached(FaultPoint.at_request)
         if self._stager is not None:
-            self._stager.on_copy = partial(self._reached, FaultPoint.staging, step)
+            self._stager.reached = reached
             if self._stager.overlapped:
                 self._stager.on_copied = partial(_require_as_requested, request)
         paths = {name_of(path): path for path in leaves}
@@ -218,7 +206,7 @@ class CheckpointManager:
             paths=paths,
             containers=containers,
             run={"step": step, "world_size": self._ranks.world_size, **self._facts},
-            reached=_SavePoints(self._reached, step),
+            reached=reached,
         )
         # Sorted: which rank writes a replicated leaf depends on the order, and equal states shall give equal files.
         named = {name: _bare(leaves[paths[name]]) for name in sorted(paths)}
@@ -355,7 +343,7 @@ class CheckpointManager:
         """Remove what is not kept; return what went wrong. The save is done: no reason to end the run."""
         try:
             for step in self._keep.to_remove(list_committed(self._root), newest=newest):
-                remove_checkpoint(self._root, step, reached=partial(self._reached, FaultPoint.removing, newest))
+                remove_checkpoint(self._root, step, reached=_AtStep(self._reached, newest))
         except (OSError, CheckpointError) as error:
             return f"{type(error).__name__}: {error}"
         return None

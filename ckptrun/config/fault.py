@@ -1,6 +1,6 @@
 """Group ``fault``: the planned failures: what fails, at which point, step and rank, and how often."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from ckptrun.config.ranges import at_least, between
 from ckptrun.errors import ConfigError
 
-__all__ = ["ALL_RANKS", "ANY_RANK", "FaultConfig", "FaultKind", "FaultPoint"]
+__all__ = ["ALL_RANKS", "ANY_RANK", "FaultConfig", "FaultKind", "FaultPoint", "Reached", "no_point"]
 
 ANY_RANK = "any"
 ALL_RANKS = "all"
@@ -103,6 +103,15 @@ class FaultPoint(StrEnum):
     def is_on_first_rank(self) -> bool:
         """Whether rank 0 alone comes by."""
         return self in _FIRST_RANK
+
+
+Reached = Callable[[FaultPoint, int], None]
+"""Told of each point that a run comes by, with the step (of a save: the one that is saved), in whatever thread or
+process comes by. May not return."""
+
+
+def no_point(point: FaultPoint, step: int) -> None:
+    """A :data:`Reached` where nobody wants to know."""
 
 
 _FIRST_RANK = frozenset({FaultPoint.before_commit, FaultPoint.after_commit, FaultPoint.removing})

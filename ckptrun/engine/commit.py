@@ -42,6 +42,7 @@ from ckptrun.engine.layout import (
     step_name,
 )
 from ckptrun.engine.manifest import Manifest, check, read_manifest, to_bytes
+from ckptrun.engine.points import PointHook, untold
 from ckptrun.errors import CheckpointError, CheckpointExistsError, CheckpointNotFoundError, ManifestError
 
 __all__ = [
@@ -96,7 +97,7 @@ def working_folder(target: Location, save_id: str) -> Location:
     return target.sibling(leftover_name(target.name, LeftoverKind.tmp, save_id))
 
 
-def commit(target: Location, manifest: Manifest, *, reached: Callable[[str], None]) -> None:
+def commit(target: Location, manifest: Manifest, *, reached: PointHook = untold) -> None:
     """Make the files of a save, which all ranks have written, a checkpoint.
 
     Raises:
@@ -143,7 +144,7 @@ def _require_files(working: Location, manifest: Manifest) -> None:
             )
 
 
-def _swap(target: Location, working: Location, save_id: str, reached: Callable[[str], None]) -> None:
+def _swap(target: Location, working: Location, save_id: str, reached: PointHook) -> None:
     backend = target.backend
     old = target.sibling(leftover_name(target.name, LeftoverKind.old, save_id))
     replaces = is_committed(target)
@@ -173,7 +174,7 @@ def _remove_old(old: Location, target: Location) -> None:
     old.backend.remove(old.path)
 
 
-def _remove_orphans(target: Location, manifest: Manifest, reached: Callable[[str], None]) -> None:
+def _remove_orphans(target: Location, manifest: Manifest, reached: PointHook) -> None:
     orphans = [name for name in _orphans(target, manifest.files) if parse_save_file(name) != manifest.save_id]
     if orphans:
         reached("during_swap")
@@ -306,13 +307,13 @@ def _restore(folder: Location, name: str) -> bool:
     return True
 
 
-def remove_checkpoint(root: Url, step: int, *, reached: Callable[[], None] = lambda: None) -> None:
+def remove_checkpoint(root: Url, step: int, *, reached: PointHook = untold) -> None:
     """Remove a committed checkpoint. A kill in between leaves a leftover, never half a checkpoint.
 
     Args:
         root: What holds it.
         step: Its step.
-        reached: Called when it is no checkpoint any more, and not yet deleted.
+        reached: Told of ``removing``.
 
     Raises:
         CheckpointNotFoundError: There is none of this step.
@@ -326,10 +327,10 @@ def remove_checkpoint(root: Url, step: int, *, reached: Callable[[], None] = lam
         )
     if not folder.backend.renames_folders:
         folder.backend.remove(target.child(MANIFEST).path)
-        reached()
+        reached("removing")
         folder.backend.remove(target.path)
         return
     gone = target.sibling(leftover_name(target.name, LeftoverKind.gone, new_save_id()))
     folder.backend.rename_folder(target.path, gone.path)
-    reached()
+    reached("removing")
     folder.backend.remove(gone.path)

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.staging import AsyncStager
 
 from ckptrun.engine.host_memory import HostMemory, Lease
+from ckptrun.engine.points import PointHook, untold
 from ckptrun.engine.staged_state import Survey
 from ckptrun.errors import ConfigError
 from ckptrun.forks import OfProcess
@@ -63,7 +64,7 @@ class HostStager(AsyncStager):
             copy.
 
     Attributes:
-        on_copy: Called, in the thread that copies, when memory is there and nothing is copied yet.
+        reached: Told of ``staging``, in the thread that copies, see ``ckptrun.engine.points``.
         on_copied: Called likewise with the copy, before anybody else gets it. What it raises fails the save.
         overlapped: Whether it copies in a thread.
     """
@@ -71,7 +72,7 @@ class HostStager(AsyncStager):
     def __init__(self, *, cached: bool = True, overlapped: bool = False, shared: bool = False) -> None:
         self._own = OfProcess(lambda: _OfProcess(cached=cached, overlapped=overlapped, shared=shared))
         self.overlapped = overlapped
-        self.on_copy: Callable[[], None] = _nothing
+        self.reached: PointHook = untold
         self.on_copied: Callable[[Mapping[str, Any]], None] = _nothing
 
     @property
@@ -101,7 +102,7 @@ class HostStager(AsyncStager):
         lease = self._memory.take(survey.bytes)
         # Kernels that produce the values may still run; another thread's stream would not wait for them.
         ready = _record_streams(survey.devices)
-        before = [*ready, self.on_copy]
+        before: list[Callable[[], None]] = [*ready, partial(self.reached, "staging")]
         if own.executor is None:
             return _copy_and_tell(survey, lease, before, self.on_copied)
         own.copying = own.executor.submit(_copy_and_tell, survey, lease, before, self.on_copied)

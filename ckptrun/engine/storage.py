@@ -15,7 +15,7 @@ import dataclasses
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION
@@ -33,6 +33,7 @@ from ckptrun.engine.commit import commit, hold_save, require_free, working_folde
 from ckptrun.engine.consistency import contradictions
 from ckptrun.engine.layout import new_save_id
 from ckptrun.engine.manifest import Manifest, read_manifest
+from ckptrun.engine.points import PointHook, untold
 from ckptrun.engine.read_rank import read_rank, to_metadata
 from ckptrun.engine.save_report import RankReport, SaveFacts, build_manifest
 from ckptrun.engine.write_rank import SaveTarget, check_plan, write_rank
@@ -42,10 +43,6 @@ from ckptrun.forks import Process, this_process
 __all__ = ["ShardReader", "ShardWriter"]
 
 _ARRIVED = threading.local()
-
-
-def _no_fault(point: str) -> None:
-    """Fault points are for tests and proofs."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -80,9 +77,8 @@ class ShardWriter(StorageWriter):
         containers: Path -> kind (``ckptrun.values.dict_kind``, or ``tuple``) of each container in the nested state that
             is no plain dict and no list.
         run: Plain values about the run, such as ``step``; those of rank 0 are stored.
-        reached: Called, with the name of the point, on each rank at ``before_write``, ``during_write`` (once per file),
-            ``after_write``; on rank 0 at ``before_manifest``, ``before_commit``, ``during_swap`` (only where a
-            checkpoint is replaced), ``after_commit``. Must pickle for saves in a process.
+        reached: Told of each point from ``before_write`` on, see ``ckptrun.engine.points``. Must pickle for saves in a
+            process.
     """
 
     def __init__(  # noqa: PLR0913  # all but the first by name
@@ -94,7 +90,7 @@ class ShardWriter(StorageWriter):
         paths: Mapping[str, tuple[str | int, ...]] | None = None,
         containers: Mapping[tuple[str | int, ...], str] | None = None,
         run: Mapping[str, Any] | None = None,
-        reached: Callable[[str], None] = _no_fault,
+        reached: PointHook = untold,
     ) -> None:
         self._target = locate(url)
         self._overwrite = overwrite

@@ -29,6 +29,7 @@ import xxhash
 
 from ckptrun.engine.backends.interface import FileWriter, Location
 from ckptrun.engine.manifest import Chunk, ShardFile
+from ckptrun.engine.points import PointHook, untold
 from ckptrun.engine.shard_file import FilePlan, PlannedChunk, block_bytes_of
 from ckptrun.errors import InternalError
 from ckptrun.forks import Process, this_process
@@ -62,7 +63,7 @@ def write_files(
     plans: Sequence[FilePlan],
     source_of: Callable[[FilePlan, PlannedChunk], ByteSource],
     *,
-    reached: Callable[[str], None],
+    reached: PointHook = untold,
 ) -> list[WrittenFile]:
     """Write files; return when all are durable.
 
@@ -73,7 +74,7 @@ def write_files(
         folder: Exists.
         plans: No two of one name.
         source_of: Asked for each chunk once, in the order of the files.
-        reached: Told ``during_write`` in the middle of each file.
+        reached: Told ``writing`` in the middle of each file.
 
     Raises:
         OSError: From the storage.
@@ -115,7 +116,7 @@ def _write(
     writer: FileWriter,
     blocks: "_Blocks",
     source_of: Callable[[PlannedChunk], ByteSource],
-    reached: Callable[[str], None],
+    reached: PointHook,
 ) -> WrittenFile:
     stream = _Stream(writer, blocks)
     stream.put(memoryview(plan.header))
@@ -123,7 +124,7 @@ def _write(
     half = len(plan.chunks) // 2
     for index, chunk in enumerate(plan.chunks):
         if index == half:
-            reached("during_write")
+            reached("writing")
         source = source_of(chunk)
         if source.bytes != chunk.bytes:
             raise InternalError(f"Leaf '{chunk.leaf}' gave {source.bytes} bytes, planned were {chunk.bytes}.")

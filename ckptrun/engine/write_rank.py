@@ -6,7 +6,7 @@ WARNING: no collectives here. It runs in whatever thread or process DCP chose, b
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,7 @@ from ckptrun.engine.backends.interface import Location
 from ckptrun.engine.checkpointable import is_checkpointable
 from ckptrun.engine.collection import collection_paused
 from ckptrun.engine.layout import shard_file_name
+from ckptrun.engine.points import PointHook
 from ckptrun.engine.save_report import RankReport, SaveFacts
 from ckptrun.engine.shard_file import FilePlan, PlannedChunk, plan_file
 from ckptrun.engine.tensor_bytes import TensorBytes, dtype_name, plain_tensor, require_storable
@@ -59,7 +60,7 @@ def check_plan(plan: SavePlan) -> None:
 
 
 def write_rank(
-    plan: SavePlan, planner: SavePlanner, target: SaveTarget, facts: SaveFacts, reached: Callable[[str], None]
+    plan: SavePlan, planner: SavePlanner, target: SaveTarget, facts: SaveFacts, reached: PointHook
 ) -> RankReport:
     """Write what ``plan`` gives to this rank.
 

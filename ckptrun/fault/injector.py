@@ -1,6 +1,6 @@
 """Strikes where it was planned: at (point, step, rank), once over all restarts.
 
-Called at every point of a run on every rank, from the training thread and from the one that saves, and in the process
+Told of every point of a run on every rank, from the training thread and from the one that saves, and in the process
 that saves beside a rank; there it strikes the rank too. Must not use collectives: other ranks may be gone already.
 """
 
@@ -8,11 +8,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, assert_never
+from typing import Any, NoReturn, assert_never
 
-from ckptrun.config.fault import FaultKind, FaultPoint
+from ckptrun.config.fault import FaultKind, FaultPoint, Reached, no_point
+from ckptrun.engine.backends.interface import Location
+from ckptrun.engine.layout import is_shard_file_name, step_name
 from ckptrun.errors import InternalError
 from ckptrun.fault.plan import PlannedFault
 from ckptrun.fault.record import FaultRecord
@@ -30,20 +32,38 @@ class FaultInjector:
         faults: Those that may fire in this start.
         run_dir: Where it is recorded that they have.
         rank: Global rank.
+        checkpoints: What holds them; None where nothing is saved, so that no file is lost.
+        passed: Told of each point before anything strikes, by which others see how far this rank is; cheap. It does
+            not travel to the process that saves.
     """
 
-    def __init__(self, faults: Sequence[PlannedFault], *, run_dir: Path, rank: int) -> None:
+    def __init__(
+        self,
+        faults: Sequence[PlannedFault],
+        *,
+        run_dir: Path,
+        rank: int,
+        checkpoints: Location | None = None,
+        passed: Reached = no_point,
+    ) -> None:
         self._all = tuple(faults)
         self._own = tuple(fault for fault in faults if rank in fault.ranks)
         self._record = FaultRecord(run_dir)
         self._rank = rank
         self._process = os.getpid()
-        self.lose_file: Callable[[PlannedFault, int], None] = _nothing_to_lose
+        self._checkpoints = checkpoints
+        self._passed = passed
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_passed": no_point}
 
     def reached(self, point: FaultPoint, step: int) -> None:
-        """Strike, if something is planned here. Returns when nothing is, or when the run shall go on."""
-        if not self._own:
-            return
+        """The run comes by ``point`` of ``step``: strike, if something is planned here.
+
+        Returns when nothing is, or when the run shall go on. What strikes at ``writing`` waits for its byte: see
+        ``ckptrun.fault.storage``.
+        """
+        self._passed(point, step)
         for fault in self._own:
             if fault.point is point and fault.step in (None, step) and not _strikes_bytes(fault):
                 self.strike(fault, step)
@@ -76,7 +96,7 @@ class FaultInjector:
             case FaultKind.hang if self._is_rank:
                 threading.Event().wait()
             case FaultKind.lost_file:
-                self.lose_file(fault, step)
+                self._lose_file(fault, step)
             case FaultKind.sigterm:
                 os.kill(self._process, signal.SIGTERM)
             case FaultKind.sigint:
@@ -101,6 +121,13 @@ class FaultInjector:
     @property
     def _is_rank(self) -> bool:
         return os.getpid() == self._process
+
+    def _lose_file(self, fault: PlannedFault, step: int) -> None:
+        """Remove a file of the checkpoint of ``step``, which has just become one."""
+        if self._checkpoints is not None:
+            folder = self._checkpoints.child(step_name(step))
+            files = [name for name in folder.backend.list_names(folder.path) if is_shard_file_name(name)]
+            folder.backend.remove(folder.child(files[fault.seed % len(files)]).path)
 
     def _interrupt(self, message: str) -> None:
         """Interrupt the rank's main thread, here and now; the save that comes by here fails.
@@ -130,10 +157,6 @@ class FaultInjector:
             os.kill(os.getpid(), signal.SIGKILL)
         while True:
             time.sleep(1)
-
-
-def _nothing_to_lose(fault: PlannedFault, step: int) -> None:
-    """Where nothing is saved, no file is lost."""
 
 
 def _settled_step(fault: PlannedFault) -> int | None:

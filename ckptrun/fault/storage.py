@@ -1,7 +1,8 @@
 """Storage that fails as planned, in the place of the backend: see ``ckptrun.engine.backends.interface.Backend``.
 
-Counts the bytes that a rank hands over for the shard files of one save. Space for all files of a rank is asked for
-before the first byte, so the share that is written is known. Everything else passes through.
+Here strikes what is planned at ``writing``: at a byte, which no caller of ``reached(point, step)`` knows. The bytes
+that a rank hands over for the shard files of one save are counted. Space for all files of a rank is asked for before
+the first byte, so the share that is written is known. Everything else passes through.
 """
 
 import errno
@@ -13,7 +14,7 @@ from typing import Any, assert_never
 
 from ckptrun.config.fault import FaultKind
 from ckptrun.engine.backends.interface import Backend, FileReader, FileWriter, Location
-from ckptrun.engine.layout import is_shard_file_name, parse_leftover, parse_step, step_name
+from ckptrun.engine.layout import is_shard_file_name, parse_leftover, parse_step
 from ckptrun.errors import InternalError
 from ckptrun.fault.injector import FaultInjector
 from ckptrun.fault.plan import PlannedFault
@@ -26,9 +27,7 @@ _ERRORS = {FaultKind.disk_full: errno.ENOSPC, FaultKind.io_error: errno.EIO}
 
 def with_faults(root: Location, injector: FaultInjector) -> Location:
     """Return ``root`` on storage that fails as ``injector`` has it planned."""
-    backend = FaultyBackend(root.backend, injector, root.path)
-    injector.lose_file = backend.lose_file
-    return Location(backend, root.path)
+    return Location(FaultyBackend(root.backend, injector), root.path)
 
 
 def step_of(folder: str) -> int | None:
@@ -44,14 +43,12 @@ class FaultyBackend:
     Args:
         inner: The real one.
         injector: Knows what is planned.
-        root: What holds the checkpoints.
     """
 
-    def __init__(self, inner: Backend, injector: FaultInjector, root: str) -> None:
+    def __init__(self, inner: Backend, injector: FaultInjector) -> None:
         self.inner = inner
         self.renames_folders = inner.renames_folders
         self._injector = injector
-        self._root = root
         self._saves: dict[int, _SaveFault] = {}
 
     def make_folder(self, folder: str) -> None:
@@ -101,12 +98,6 @@ class FaultyBackend:
     def address(self, path: str) -> str:
         """See ``Backend``."""
         return self.inner.address(path)
-
-    def lose_file(self, fault: PlannedFault, step: int) -> None:
-        """Remove a file of the checkpoint of ``step``, which has just become one."""
-        folder = Location(self.inner, self._root).child(step_name(step)).path
-        files = [name for name in self.inner.list_names(folder) if is_shard_file_name(name)]
-        self.inner.remove(f"{folder}/{files[fault.seed % len(files)]}")
 
 
 class _SaveFault:

@@ -40,7 +40,6 @@ from ckptrun.run.controls import run_controls
 from ckptrun.run.leg import Leg
 from ckptrun.run.lock import RunLock
 from ckptrun.run.observer import StepNotes, StepObserver
-from ckptrun.run.points import Points
 from ckptrun.run.preflight import checkpoint_of
 from ckptrun.run.reload_process import ReloadProcess
 from ckptrun.run.report import Report
@@ -92,8 +91,14 @@ class Job:
         start = self._ranks.decide(self._report.launch)
         fired = self._ranks.decide(FaultRecord(config.run_dir).fired)
         faults = armed(leg.faults, {fault.index for fault in fired})
-        injector = FaultInjector(faults, run_dir=config.run_dir, rank=self._ranks.rank)
-        self._points = Points(injector, passed=stop.passed)
+        self._checkpoints = locate(config.checkpoint_root)
+        self._injector = FaultInjector(
+            faults,
+            run_dir=config.run_dir,
+            rank=self._ranks.rank,
+            checkpoints=self._checkpoints,
+            passed=stop.passed,
+        )
         self._builder = Builder(config, mesh_shape=mesh_shape, device=device, rank=self._ranks.rank)
         self._built = self._builder.build()
         self._originals = Originals(self._built.training)
@@ -102,7 +107,7 @@ class Job:
             leg,
             ranks=self._ranks,
             report=self._report,
-            points=self._points,
+            injector=self._injector,
             line=StepNotes(
                 start=start,
                 share=self._builder.share if leg.samples else None,
@@ -128,7 +133,7 @@ class Job:
             data_rank=self._builder.share.data_rank,
             ranks=self._ranks,
             group=groups.saving,
-            reached=self._points,
+            reached=self._injector.reached,
         )
 
     def __enter__(self) -> Self:
@@ -239,9 +244,8 @@ class Job:
                 overlapped=checkpoint.overlapped_staging,
                 shared=checkpoint.mode is SaveMode.async_process,
             )
-        root = locate(self._config.checkpoint_root)
         return CheckpointManager(
-            with_faults(root, self._points.injector) if self._leg.faults else root,
+            with_faults(self._checkpoints, self._injector) if self._leg.faults else self._checkpoints,
             mode=checkpoint.mode,
             keep=KeepLast(count=checkpoint.keep_last),
             ranks=self._ranks,
@@ -249,7 +253,7 @@ class Job:
             stager=stager,
             facts=self._facts,
             on_commit=self._on_commit,
-            reached=self._points,
+            reached=self._injector.reached,
         )
 
     def _order(self) -> dict[str, list[str]]:

@@ -16,9 +16,9 @@ from ckptrun.data import Share
 from ckptrun.evidence.content_digest import content_digest
 from ckptrun.evidence.ledger import Ledger
 from ckptrun.evidence.trace import Tracer
+from ckptrun.fault import FaultInjector
 from ckptrun.ranks import Ranks
 from ckptrun.run.leg import Leg
-from ckptrun.run.points import Points
 from ckptrun.run.report import Report
 from ckptrun.state import stream_digests
 from ckptrun.trainer import StepFacts
@@ -110,7 +110,7 @@ class StepObserver:
         leg: What this start is about.
         ranks: Who says what only one shall say.
         report: Where rank 0 notes steps.
-        points: Who is told of each point.
+        injector: Told of each point.
         line: Collects what the ledger is told.
         state_digests: Takes the digest of every leaf; a collective.
     """
@@ -122,7 +122,7 @@ class StepObserver:
         *,
         ranks: Ranks,
         report: Report,
-        points: Points,
+        injector: FaultInjector,
         line: StepNotes,
         state_digests: Callable[[], Mapping[str, str]],
     ) -> None:
@@ -130,7 +130,7 @@ class StepObserver:
         self._leg = leg
         self._ranks = ranks
         self._report = report
-        self._points = points
+        self._injector = injector
         self._line = line
         self._state_digests = state_digests
         self.timing = Timing()
@@ -145,9 +145,9 @@ class StepObserver:
             self.tracer.begin(step)
         if self.tracer is not None and point is FaultPoint.mid_accumulation:
             self.tracer.micro_batch_done()
-        if point is FaultPoint.before_step and self.manager is not None and self._points.injector.settles_before(step):
+        if point is FaultPoint.before_step and self.manager is not None and self._injector.settles_before(step):
             self.manager.wait()
-        self._points(point, step)
+        self._injector.reached(point, step)
 
     def on_batch(self, inputs: Tensor, targets: Tensor) -> None:
         """See ``Observer``."""

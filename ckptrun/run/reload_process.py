@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 
 from ckptrun.build import Builder
-from ckptrun.checkpoint.manager import no_point
 from ckptrun.checks.ignored import Ignored
 from ckptrun.checks.reload import check_reload
 from ckptrun.config.checkpoint import LoadSelection
+from ckptrun.config.fault import no_point
 from ckptrun.config.run import RunConfig, check_world
 from ckptrun.errors import CkptrunError
 from ckptrun.evidence.difference import Difference

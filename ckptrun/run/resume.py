@@ -1,6 +1,6 @@
 """How a start gets the state it begins with: which checkpoint, what of it, what is drawn anew. All ranks call all."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch.distributed as dist
 
@@ -9,7 +9,7 @@ from ckptrun.checkpoint.load import Loaded, load
 from ckptrun.checkpoint.manager import CheckpointManager
 from ckptrun.checks.reload import check_loaded
 from ckptrun.config.checkpoint import LoadSelection, SaveMode
-from ckptrun.config.fault import FaultPoint
+from ckptrun.config.fault import Reached
 from ckptrun.config.run import RunConfig
 from ckptrun.console import say, say_error
 from ckptrun.engine.manifest import read_manifest
@@ -44,7 +44,7 @@ class Restorer:
         data_rank: int,
         ranks: Ranks,
         group: dist.ProcessGroup,
-        reached: Callable[[FaultPoint, int], None],
+        reached: Reached,
     ) -> None:
         self._seed = seed
         self._data_rank = data_rank

@@ -134,7 +134,7 @@ def fail_in_background(training: Training, folder: Path, options: dict[str, Any]
         (folder / "step_00000101", str),
     ]
     if options["async_checkpointer_type"] is AsyncCheckpointerType.PROCESS:
-        attempts.append((folder / "step_00000102", KillAt("during_write", rank=1)))
+        attempts.append((folder / "step_00000102", KillAt("writing", rank=1)))
     for url, reached in attempts:
         upload = start_saving(training, url, stager, reached=reached, **options)
         error = upload.exception(60)

@@ -306,7 +306,7 @@ def test_a_manifest_that_no_reader_would_accept_is_never_committed(tmp_path: Pat
         save_id=new_save_id(), created="now", torch="2", world_size=1, run={}, files={}, leaves={"w": leaf}, shared=()
     )
     with pytest.raises(ManifestError, match="path"):
-        commit(target, manifest, reached=lambda _: None)
+        commit(target, manifest)
     assert not is_committed(target)
 
 
@@ -328,5 +328,5 @@ def test_a_file_that_only_another_machine_sees_stops_the_commit(tmp_path: Path) 
         shared=(),
     )
     with pytest.raises(CheckpointError, match=r"rank_00001.safetensors is not there.*same storage"):
-        commit(target, manifest, reached=lambda _: None)
+        commit(target, manifest)
     assert not is_committed(target)

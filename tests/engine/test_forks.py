@@ -279,7 +279,7 @@ def test_the_middle_of_a_save_is_refused_in_a_child_and_goes_on_in_the_parent(tm
     pids: list[int] = []
 
     def reached(point: str) -> None:
-        if point == "during_write":
+        if point == "writing":
             pids.append(os.fork())
 
     outcome = "committed"

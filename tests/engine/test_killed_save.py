@@ -55,8 +55,8 @@ EARLIER = {1: (1.0, [1.0]), 2: (2.0, [2.0])}
     ("point", "rank", "in_background"),
     [
         ("before_write", 1, False),
-        ("during_write", 1, False),
-        ("during_write", 0, True),
+        ("writing", 1, False),
+        ("writing", 0, True),
         ("after_write", 1, False),
         ("before_manifest", 0, False),
         ("before_commit", 0, True),
@@ -75,7 +75,7 @@ def test_a_save_killed_before_its_commit_leaves_earlier_checkpoints_and_a_leftov
 
 
 def test_after_a_killed_save_the_same_step_is_saved_again(tmp_path: Path) -> None:
-    run_until_killed(save_and_die, 2, tmp_path, 3, "during_write", 1, False)
+    run_until_killed(save_and_die, 2, tmp_path, 3, "writing", 1, False)
     assert run_ranks(save_again, 2, tmp_path) == [[1, 2, 3]] * 2
     assert values_in(tmp_path) == {**EARLIER, 3: (3.0, [3.0])}
     assert len(remove_leftovers(tmp_path)) == 1
@@ -90,7 +90,7 @@ def test_a_save_killed_after_its_commit_is_a_checkpoint(tmp_path: Path) -> None:
     assert values_in(tmp_path) == {**EARLIER, 3: (9.0, [9.0])}
 
 
-@pytest.mark.parametrize("point", ["during_write", "before_commit", "during_swap"])
+@pytest.mark.parametrize("point", ["writing", "before_commit", "during_swap"])
 def test_a_killed_overwrite_leaves_the_checkpoint_that_was_there(point: str, tmp_path: Path) -> None:
     run_until_killed(save_and_die, 2, tmp_path, 2, point, 0, False)
     remove_leftovers(tmp_path)

@@ -47,9 +47,7 @@ class Bytes:
 
 def write(folder: Path, *chunks: PlannedChunk) -> tuple[ShardFile, dict[str, Chunk]]:
     plan = plan_file(NAME, chunks, save_id=SAVE_ID)
-    (written,) = write_files(
-        locate(folder), [plan], lambda _, chunk: Bytes(content(chunk.bytes)), reached=lambda _: None
-    )
+    (written,) = write_files(locate(folder), [plan], lambda _, chunk: Bytes(content(chunk.bytes)))
     return written.file, dict(written.chunks)
 
 
@@ -164,7 +162,7 @@ def test_a_file_cut_after_it_was_checked_is_found(tmp_path: Path) -> None:
 def test_a_buffer_of_another_length_is_never_written_as_if_it_fitted(tmp_path: Path) -> None:
     plan = plan_file(NAME, [planned("a")], save_id=SAVE_ID)
     with pytest.raises(InternalError, match="'a' gave 4 bytes, planned were 5"):
-        write_files(locate(tmp_path), [plan], lambda *_: Bytes(bytes(4)), reached=lambda _: None)
+        write_files(locate(tmp_path), [plan], lambda *_: Bytes(bytes(4)))
     assert list(tmp_path.iterdir()) == []
 
 

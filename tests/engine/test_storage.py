@@ -525,7 +525,7 @@ def test_fault_points_are_reached_in_order(tmp_path: Path) -> None:
     points: list[str] = []
     save({"w": torch.ones(3)}, tmp_path / "c", reached=points.append)
     save({"w": torch.ones(3)}, tmp_path / "c", reached=points.append, overwrite=True)
-    first = ["before_write", "during_write", "after_write", "before_manifest", "before_commit", "after_commit"]
+    first = ["before_write", "writing", "after_write", "before_manifest", "before_commit", "after_commit"]
     assert points == [*first, *first[:-1], "during_swap", "after_commit"]
 
 

@@ -53,8 +53,8 @@ class Gate:
         original = HostStager.stage
 
         def stage(state: dict[str, Any]) -> Any:
-            on_copy = stager.on_copy
-            stager.on_copy = lambda: (on_copy(), self.may_copy.wait(60))[0]
+            reached = stager.reached
+            stager.reached = lambda point: (reached(point), self.may_copy.wait(60))[0]
             return original(stager, state)
 
         stager.stage = stage  # type: ignore[method-assign]

@@ -63,7 +63,7 @@ def write_ckptrun(
         )
         check(written)
         with _moved_away(target, save_id):
-            commit(target, manifest, reached=lambda _: None)
+            commit(target, manifest)
     except BaseException:
         with contextlib.suppress(OSError):
             _remove(working, save_id)
@@ -118,7 +118,6 @@ def _write_tensors(selection: Selection, working: Location, save_id: str, advanc
         working,
         [plan],
         lambda _, chunk: LeafBytes(selection, tensors[chunk.leaf], advance),
-        reached=lambda _: None,
     )
 
 

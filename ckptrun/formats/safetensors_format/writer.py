@@ -61,9 +61,7 @@ def write_safetensors(
     else:
         folder, parts = working, _split(selection.tensors, max_shard_bytes)
     plans = [_plan(name, items) for name, items in parts.items()]
-    files = write_files(
-        folder, plans, lambda _, chunk: LeafBytes(selection, tensors[chunk.leaf], advance), reached=lambda _: None
-    )
+    files = write_files(folder, plans, lambda _, chunk: LeafBytes(selection, tensors[chunk.leaf], advance))
     has_index = len(parts) > 1
     if has_index:
         write_file(folder.child(INDEX_NAME), _index(parts))

@@ -71,7 +71,7 @@ def test_a_checkpoint_comes_back_bit_for_bit_and_is_listed_and_removed(url: str,
     manifest = read_manifest(f"s3://{bucket}/{FIRST}")
     (name,) = manifest.files
     assert (manifest.run, name) == ({"step": 1}, shard_file_name(0, save_id=manifest.save_id))
-    for point in ("during_write", "before_commit"):
+    for point in ("writing", "before_commit"):
         committed, objects, leftovers, in_flight = seen[point]
         assert (committed, leftovers) == ([], [])
         assert set(in_flight) == {f"step_00000001/{name}", f"step_00000001/{manifest.save_id}.lock"}
@@ -261,7 +261,7 @@ def save_and_die(settings: dict[str, str], root: str) -> None:
     """Rank 1 dies in the second save, with an upload of its own on the server."""
     os.environ.update(settings)
     dcp.save(sharded_state(1), storage_writer=ShardWriter(step_folder(root, 1)))
-    writer = ShardWriter(step_folder(root, 1), overwrite=True, reached=KillAt("during_write", 1))
+    writer = ShardWriter(step_folder(root, 1), overwrite=True, reached=KillAt("writing", 1))
     dcp.save(sharded_state(2), storage_writer=writer)
 
 
