@@ -37,6 +37,14 @@ class Ranks:
         dist.all_gather_object(gathered, value, group=self.group)
         return gathered
 
+    def collect(self, value: T) -> list[T]:
+        """Every rank's value, by rank, on rank 0; an empty list on the others. All ranks call."""
+        if self.world_size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.world_size if self.rank == 0 else []
+        dist.gather_object(value, gathered or None, dst=0, group=self.group)
+        return gathered
+
     def decide(self, function: Callable[[], T]) -> T:
         """Let rank 0 decide: call ``function`` there, and give its result, or its error, to every rank. All ranks call.
 

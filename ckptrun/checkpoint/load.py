@@ -1,7 +1,7 @@
 """Fills the components of a run from a checkpoint: what is loaded, what must be there, what must fit.
 
-Order of a load, on every rank: rank 0 reads the manifest and gives it to all; leaves are matched by name, dtype and
-shape before a byte of data is read; tensors are filled in place; each component takes its part, ``rng`` last.
+Order of a load, on every rank: rank 0 reads the manifest, once, and gives it to all; leaves are matched by name, dtype
+and shape before a byte of data is read; tensors are filled in place; each component takes its part, ``rng`` last.
 """
 
 import fnmatch
@@ -26,7 +26,7 @@ from ckptrun.errors import CheckpointError, CkptrunError, ConfigError, StateMism
 from ckptrun.ranks import Ranks
 from ckptrun.state.components import Path, SavedLeaf, TrainingState, is_per_rank, name_of
 
-__all__ = ["Loaded", "load"]
+__all__ = ["Loaded", "load", "saved_manifest"]
 
 _SHOWN = 5
 
@@ -48,16 +48,19 @@ class Loaded:
     """What the manifest says of the run that saved it."""
 
 
-def load(
+def load(  # noqa: PLR0913  # all but the first two by name
     state: TrainingState,
     folder: str,
     *,
     ranks: Ranks,
     group: dist.ProcessGroup | None,
     selection: LoadSelection,
+    manifest: Manifest | None = None,
     reached: Reached = no_point,
 ) -> Loaded:
     """Load the checkpoint in ``folder`` into ``state``. All ranks call.
+
+    ``manifest`` is what :func:`saved_manifest` gave for it, where somebody has asked before.
 
     On another number of ranks, leaves that belong to one rank (random streams, loader workers) are left out: ``rng``
     keeps its fresh streams, ``data`` goes on from the global position.
@@ -68,14 +71,14 @@ def load(
         CheckpointDamagedError: What lies there is not what was written.
         ConfigError: The selection names a component that neither side has.
     """
-    manifest = ranks.decide(lambda: _read_manifest(folder))
+    manifest = manifest or saved_manifest(folder, ranks)
     saved = _saved_leaves(manifest)
     resized = manifest.world_size != ranks.world_size
     wanted = _wanted(state, {path[0] for path in saved}, selection, resized=resized)
     chosen = {path: leaf for path, leaf in saved.items() if path[0] in wanted and not (resized and is_per_rank(path))}
     templates = state.templates({name: [leaf for path, leaf in chosen.items() if path[0] == name] for name in wanted})
     matched = _match(templates, chosen, selection, folder=folder, resized=resized)
-    _read(matched, folder, group=group, distributed=ranks.distributed)
+    _read(matched, ShardReader(folder, manifest=manifest), folder, group=group, distributed=ranks.distributed)
     # A checkpoint that no run has saved, but a tool or a user, has no step.
     step = int(manifest.run.get("step", 0))
     reached(FaultPoint.loading, step)
@@ -95,7 +98,17 @@ def load(
     )
 
 
-def _read_manifest(folder: str) -> Manifest:
+def saved_manifest(folder: str, ranks: Ranks) -> Manifest:
+    """The manifest of ``folder``, which contradicts neither itself nor its place; rank 0 reads it. All ranks call.
+
+    Raises:
+        CheckpointNotFoundError: There is no committed checkpoint.
+        CheckpointDamagedError: It cannot be trusted.
+    """
+    return ranks.decide(lambda: _consistent_manifest(folder))
+
+
+def _consistent_manifest(folder: str) -> Manifest:
     manifest = read_manifest(folder)
     require_consistent(manifest, locate(folder).name, place=folder)
     return manifest
@@ -208,12 +221,19 @@ def _check_kind(name: str, template: Any, leaf: SavedLeaf, folder: str) -> None:
             )
 
 
-def _read(matched: Mapping[Path, Any], folder: str, *, group: dist.ProcessGroup | None, distributed: bool) -> None:
+def _read(
+    matched: Mapping[Path, Any],
+    reader: ShardReader,
+    folder: str,
+    *,
+    group: dist.ProcessGroup | None,
+    distributed: bool,
+) -> None:
     tensors = {name_of(path): value.detach() for path, value in matched.items() if isinstance(value, Tensor)}
     try:
         load_tensors(
             tensors,
-            storage_reader=ShardReader(folder),
+            storage_reader=reader,
             planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
             process_group=group,
             no_dist=not distributed,

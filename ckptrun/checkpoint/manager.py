@@ -191,7 +191,7 @@ class CheckpointManager:
         began = time.perf_counter()
         self.wait()
         leaves, containers = state.collect()
-        request = self._request(leaves, step)
+        request, digests = self._request(leaves, step)
         reached = _AtStep(self._reached, step)
         reached(FaultPoint.at_request)
         if self._stager is not None:
@@ -202,7 +202,7 @@ class CheckpointManager:
         writer = ShardWriter(
             self._root.child(step_name(step)),
             overwrite=request.folder in self._replaceable,
-            digests=self._merged_digests,
+            digests=digests,
             paths=paths,
             containers=containers,
             run={"step": step, "world_size": self._ranks.world_size, **self._facts},
@@ -294,19 +294,21 @@ class CheckpointManager:
             if self._stager is not None:
                 self._stager.close()
 
-    def _request(self, leaves: Mapping[Path, Any], step: int) -> SaveRequest:
+    def _request(self, leaves: Mapping[Path, Any], step: int) -> tuple[SaveRequest, dict[str, str]]:
+        """The request, and the digests that are saved: where ranks do not agree, those of the first."""
         if self._stager is not None and self._stager.overlapped:
             digests, parts = digest_with_parts({name_of(path): value for path, value in leaves.items()})
         else:
             digests, parts = digest_state(leaves), {}
-        self._merged_digests, conflicts = _merge(digests, leaves, self._ranks)
-        return SaveRequest(
+        conflicts = _conflicts(digests, leaves, self._ranks)
+        request = SaveRequest(
             step=step,
             folder=str(self._root.child(step_name(step))),
             digests=digests,
-            replica_conflicts=tuple(conflicts),
+            replica_conflicts=tuple(sorted(conflicts)),
             parts=parts,
         )
+        return request, {**digests, **conflicts}
 
     def _write(self, named: dict[str, Any], writer: ShardWriter) -> Any:
         return save(
@@ -359,24 +361,35 @@ def conflicts_of(digests: Mapping[str, str], state: TrainingState, ranks: Ranks)
 
     ``digests`` is what :func:`digest_state` gave for ``state`` on this rank.
     """
-    return _merge(digests, state.leaves(), ranks)[1]
+    return sorted(_conflicts(digests, state.leaves(), ranks))
 
 
-def _merge(own: Mapping[str, str], leaves: Mapping[Path, Any], ranks: Ranks) -> tuple[dict[str, str], list[str]]:
-    """Digests of all ranks' leaves, and the leaves on which ranks that should hold the same values do not agree."""
+def _conflicts(own: Mapping[str, str], leaves: Mapping[Path, Any], ranks: Ranks) -> dict[str, str]:
+    """The leaves on which ranks that should hold the same values do not agree, each with the digest of the first rank.
+
+    Rank 0 alone sees what all ranks hold, and of leaves that are not one rank's own only where they differ: they are
+    equal on all ranks unless ranks hold different leaves.
+    """
     per_rank = {name_of(path) for path in leaves if is_per_rank(path)}
     common = {name: digest for name, digest in own.items() if name not in per_rank}
     alone = {name: digest for name, digest in own.items() if name in per_rank}
-    fingerprints = ranks.gather((hash_of(common), alone))
-    # Digests are gathered whole only when they differ: they are equal on all ranks unless ranks hold different leaves.
-    same = len({fingerprint for fingerprint, _ in fingerprints}) == 1
-    everywhere = [common] if same else ranks.gather(common)
-    merged: dict[str, str] = {}
+    everywhere = ranks.collect((hash_of(common), alone))
+    same, conflicts = ranks.decide(
+        lambda: (len({of_common for of_common, _ in everywhere}) == 1, _differing(alone for _, alone in everywhere))
+    )
+    if same:
+        return conflicts
+    in_common = ranks.collect(common)
+    return {**conflicts, **ranks.decide(lambda: _differing(in_common))}
+
+
+def _differing(of_ranks: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """Leaf name -> the digest of the first rank that holds it, where another one has another."""
+    first: dict[str, str] = {}
     conflicts: set[str] = set()
-    for digests in [*everywhere, *(alone for _, alone in fingerprints)]:
-        conflicts |= {name for name, digest in digests.items() if merged.get(name, digest) != digest}
-        merged = {**digests, **merged}
-    return merged, sorted(conflicts)
+    for digests in of_ranks:
+        conflicts |= {name for name, digest in digests.items() if first.setdefault(name, digest) != digest}
+    return {name: first[name] for name in conflicts}
 
 
 def hash_of(digests: Mapping[str, str]) -> str:

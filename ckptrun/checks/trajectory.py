@@ -1,6 +1,6 @@
 """Checks over the ledgers of a run: steps done twice came out the same, and all of them repeat a reference run."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ckptrun.checks.leaf_digests import differing, saved_digests
@@ -81,14 +81,25 @@ def check_final_state(
         return Check(name="final_state", status=Status.not_verified, detail=str(error))
     leaves = {name: digest for name, digest in everything.items() if counts(name)}
     wrong = [(name, own[name]) for name in differing(leaves, own)]
-    everywhere = ranks.gather((wrong, set(own)))
+    everywhere = ranks.collect((wrong, set(own)))
+    return ranks.decide(lambda: _final_state(everywhere, leaves, reference=reference, step=step))
+
+
+def _final_state(
+    everywhere: Sequence[tuple[Sequence[tuple[str, str]], set[str]]],
+    leaves: Mapping[str, str | None],
+    *,
+    reference: str,
+    step: int,
+) -> Check:
+    """What it comes to, of each rank's leaves that differ and those that it holds."""
     held = set().union(*(names for _, names in everywhere))
     missing = sorted(set(leaves) - held)
     first = min(((*found[0], rank) for rank, (found, _) in enumerate(everywhere) if found), default=None)
     if first is None and missing:
         first = (missing[0], "absent", 0)
     if first is None:
-        detail = f"{len(held)} leaves on {counted(ranks.world_size, 'rank')} equal those of {reference}"
+        detail = f"{len(held)} leaves on {counted(len(everywhere), 'rank')} equal those of {reference}"
         return Check(name="final_state", status=Status.equal, detail=detail)
     name, got, rank = first
     count = len(set(missing).union(leaf for found, _ in everywhere for leaf, _ in found))

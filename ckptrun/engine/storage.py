@@ -272,11 +272,13 @@ class ShardReader(StorageReader):
 
     Args:
         url: The folder of the checkpoint: a local path or any fsspec URL.
+        manifest: Its manifest, where one rank has read it for all; None: every rank reads it.
     """
 
-    def __init__(self, url: Url) -> None:
+    def __init__(self, url: Url, *, manifest: Manifest | None = None) -> None:
         self._folder = locate(url)
         self._load_id = new_save_id()
+        self._given = manifest
         self._manifest: Manifest | None = None
         self._failure: CheckpointError | OSError | None = None
 
@@ -289,6 +291,7 @@ class ShardReader(StorageReader):
         """Read from another folder from now on. Every rank."""
         if checkpoint_id is not None:
             self._folder = locate(checkpoint_id)
+            self._given = None
         self._load_id = new_save_id()
         self._manifest = self._failure = None
 
@@ -301,7 +304,7 @@ class ShardReader(StorageReader):
         """
         try:
             with collection_paused():
-                self._manifest = read_manifest(self._folder)
+                self._manifest = self._given or read_manifest(self._folder)
                 metadata = to_metadata(self._manifest)
                 metadata.storage_meta = StorageMeta(
                     checkpoint_id=self.checkpoint_id, save_id=self._manifest.save_id, load_id=self._load_id

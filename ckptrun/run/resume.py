@@ -1,18 +1,19 @@
 """How a start gets the state it begins with: which checkpoint, what of it, what is drawn anew. All ranks call all."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch.distributed as dist
 
 from ckptrun.build import Built
-from ckptrun.checkpoint.load import Loaded, load
+from ckptrun.checkpoint.load import Loaded, load, saved_manifest
 from ckptrun.checkpoint.manager import CheckpointManager
 from ckptrun.checks.reload import check_loaded
 from ckptrun.config.checkpoint import LoadSelection, SaveMode
 from ckptrun.config.fault import Reached
 from ckptrun.config.run import RunConfig
 from ckptrun.console import say, say_error
-from ckptrun.engine.manifest import read_manifest
+from ckptrun.engine.manifest import Manifest
 from ckptrun.errors import CheckpointDamagedError
 from ckptrun.evidence.verdict import Check
 from ckptrun.ranks import Ranks
@@ -52,7 +53,7 @@ class Restorer:
         self._group = group
         self._reached = reached
 
-    def load(self, built: Built, folder: str, selection: LoadSelection) -> Loaded:
+    def load(self, built: Built, folder: str, selection: LoadSelection, *, manifest: Manifest | None = None) -> Loaded:
         """Load ``folder``; see :func:`ckptrun.checkpoint.load.load`."""
         return load(
             built.training.state,
@@ -60,6 +61,7 @@ class Restorer:
             ranks=self._ranks,
             group=self._group,
             selection=selection,
+            manifest=manifest,
             reached=self._reached,
         )
 
@@ -125,8 +127,9 @@ class Resume:
         """Load the first of ``folders`` that is whole."""
         for folder in folders:
             try:
-                self._say_changes(folder)
-                loaded = self._restorer.load(self._built, folder, selection)
+                manifest = saved_manifest(folder, self._ranks)
+                self._say_changes(manifest.run)
+                loaded = self._restorer.load(self._built, folder, selection, manifest=manifest)
             except CheckpointDamagedError as error:
                 self.damaged[folder] = str(error)
                 continue
@@ -137,8 +140,7 @@ class Resume:
             return loaded
         raise self._ranks.decide(lambda: none_is_whole(self._config, self.damaged))
 
-    def _say_changes(self, folder: str) -> None:
-        saved_run = self._ranks.decide(lambda: dict(read_manifest(folder).run))
+    def _say_changes(self, saved_run: Mapping[str, Any]) -> None:
         for key, before, now in changed_keys(self._config, saved_run):
             self._say(f"Changed since that checkpoint: {key} was {before!r}, now {now!r}.")
         for key, here in surroundings().items():

@@ -5,13 +5,15 @@ import torch
 import torch.distributed as dist
 
 from ckptrun.checkpoint.load import Loaded, load
-from ckptrun.checkpoint.manager import CheckpointManager, digest_state
+from ckptrun.checkpoint.manager import CheckpointManager, conflicts_of, digest_state
 from ckptrun.checkpoint.policy import KeepLast
 from ckptrun.config.checkpoint import LoadSelection, SaveMode
+from ckptrun.engine.manifest import read_manifest
 from ckptrun.engine.staging import HostStager
 from ckptrun.errors import CheckpointError, ConfigError, StateMismatchError
 from ckptrun.ranks import Ranks
 from ckptrun.state.components import AnyObject, TrainingState
+from tests.support.opened_files import opened_files
 from tests.support.run_ranks import run_ranks
 
 
@@ -228,5 +230,36 @@ def _conflict(root: str) -> tuple:
 
 
 @pytest.mark.distributed
-def test_replicas_that_differ_at_the_request_are_named(tmp_path) -> None:
+def test_replicas_that_differ_at_the_request_are_named_and_the_first_counts(tmp_path) -> None:
     assert run_ranks(_conflict, 2, str(tmp_path)) == [("a.x",), ("a.x",)]
+    first = digest_state(TrainingState({"a": Holder(x=torch.zeros(2))}).leaves())["a.x"]
+    assert read_manifest(tmp_path / "step_00000001").leaves["a.x"].digest == first
+
+
+def _holders(root: str) -> tuple:
+    """Ranks that hold different leaves, of one of which both have a replica."""
+    mine = dist.get_rank()
+    own = {f"rank_{mine:05d}": {"n": mine}, "common": torch.full((2,), float(mine)), f"only_{mine}": torch.ones(1)}
+    state = TrainingState({"a": Holder(**own)})
+    return tuple(conflicts_of(digest_state(state.leaves()), state, Ranks()))
+
+
+@pytest.mark.distributed
+def test_replicas_are_compared_where_ranks_hold_different_leaves(tmp_path) -> None:
+    assert run_ranks(_holders, 2, str(tmp_path)) == [("a.common",), ("a.common",)]
+
+
+def _read_on_ranks(root: str) -> list[str]:
+    state = TrainingState({"a": Holder(x=torch.zeros(3), n=0)})
+    with pytest.MonkeyPatch.context() as patched:
+        opened = opened_files(patched)
+        load(state, f"{root}/step_00000001", ranks=Ranks(), group=None, selection=LoadSelection())
+    assert torch.equal(state.components["a"].state["x"], torch.ones(3))
+    return [path.rpartition("/")[2] for path in opened]
+
+
+@pytest.mark.distributed
+def test_one_rank_reads_the_manifest_once_for_all(tmp_path) -> None:
+    save(tmp_path, a=Holder(x=torch.ones(3), n=1))
+    shard = "rank_00000.safetensors"
+    assert run_ranks(_read_on_ranks, 2, str(tmp_path)) == [["manifest.json", shard], [shard]]

@@ -22,6 +22,7 @@ from ckptrun.ranks import Ranks
 from ckptrun.run.resume import EVERYTHING, Restorer, Resume
 from tests.support.configs import config_of
 from tests.support.hand_made import put_checkpoint
+from tests.support.opened_files import opened_files
 from tests.support.saves import live_state, save
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable)")
@@ -34,9 +35,11 @@ class FakeRestorer:
     damaged: tuple[int, ...] = ()
     digests: Mapping[str, str] = field(default_factory=dict)
     asked: list[tuple[str, LoadSelection]] = field(default_factory=list)
+    manifests: list[Any] = field(default_factory=list)
 
-    def load(self, built: Any, folder: str, selection: LoadSelection) -> Loaded:
+    def load(self, built: Any, folder: str, selection: LoadSelection, *, manifest: Any = None) -> Loaded:
         self.asked.append((folder, selection))
+        self.manifests.append(manifest)
         step = int(Path(folder).name.removeprefix("step_"))
         if step in self.damaged:
             raise CheckpointDamagedError(f"step {step} is cut.", folder=folder)
@@ -94,6 +97,14 @@ def test_the_newest_checkpoint_is_loaded_whole(tmp_path) -> None:
     assert start.restorer.asked == [(f"{start.root}/{step_name(4)}", EVERYTHING)]
 
 
+def test_the_manifest_that_is_looked_at_is_the_one_that_is_loaded_from(tmp_path, monkeypatch) -> None:
+    start = Begun(filled(tmp_path, 2, 4))
+    opened = opened_files(monkeypatch)
+    start.load()
+    assert opened == [f"{start.root}/{step_name(4)}/manifest.json"]
+    assert [manifest.run["step"] for manifest in start.restorer.manifests] == [4]
+
+
 def test_what_is_damaged_is_passed_over_told_and_may_be_replaced(tmp_path, capsys) -> None:
     start = Begun(filled(tmp_path, 2, 4, 6), restorer=FakeRestorer(damaged=(4, 6)))
     loaded = start.load()
@@ -122,8 +133,8 @@ def test_a_step_that_was_asked_for_has_nothing_to_fall_back_on(tmp_path) -> None
 
 def test_an_error_that_is_no_damage_is_not_passed_over(tmp_path) -> None:
     class Refuses(FakeRestorer):
-        def load(self, built: Any, folder: str, selection: LoadSelection) -> Loaded:
-            super().load(built, folder, selection)
+        def load(self, built: Any, folder: str, selection: LoadSelection, *, manifest: Any = None) -> Loaded:
+            super().load(built, folder, selection, manifest=manifest)
             raise RuntimeError("size mismatch")
 
     start = Begun(filled(tmp_path, 2, 4), restorer=Refuses())
