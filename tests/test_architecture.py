@@ -75,6 +75,12 @@ def test_modules_and_functions_stay_within_their_caps(path: Path) -> None:
             assert (node.end_lineno or 0) - node.lineno <= 60, f"{path}:{node.lineno} {node.name}"
 
 
+@pytest.mark.parametrize("path", sorted((PACKAGE / "engine/backends").glob("*.py")), ids=lambda path: path.name)
+def test_backends_know_nothing_of_what_they_store(path: Path) -> None:
+    modules = [module for module, _ in imports_of(ast.parse(path.read_text())) if module.startswith("ckptrun.engine")]
+    assert all(module.startswith("ckptrun.engine.backends.") for module in modules), modules
+
+
 def test_every_unit_has_a_layer() -> None:
     units = {unit_of(path) for path in SOURCES} - {"__init__"}
     assert units == set(LEVEL)

@@ -18,8 +18,8 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 
 from ckptrun.config.checkpoint import LoadSelection
 from ckptrun.config.fault import FaultPoint, Reached, no_point
-from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.consistency import require_consistent
+from ckptrun.engine.locate import locate
 from ckptrun.engine.manifest import Manifest, read_manifest
 from ckptrun.engine.storage import ShardReader
 from ckptrun.errors import CheckpointError, CkptrunError, ConfigError, StateMismatchError

@@ -30,10 +30,10 @@ from ckptrun.config.checkpoint import SaveMode
 from ckptrun.config.fault import FaultPoint, Reached, no_point
 from ckptrun.digest import digest_leaves, digest_with_parts, part_digests
 from ckptrun.engine.backends.interface import Url
-from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.commit import list_committed, remove_checkpoint, remove_leftovers
 from ckptrun.engine.dcp_process import end_saving_process, serve_rank
 from ckptrun.engine.layout import step_name
+from ckptrun.engine.locate import locate
 from ckptrun.engine.planner import PlanCache
 from ckptrun.engine.staging import HostStager
 from ckptrun.engine.storage import ShardWriter

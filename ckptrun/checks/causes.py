@@ -7,8 +7,8 @@ files beside those of the save before; and the state at the end. Torch-free.
 
 from collections.abc import Sequence
 
-from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.layout import parse_step
+from ckptrun.engine.locate import locate
 from ckptrun.evidence.starts import Start
 from ckptrun.evidence.verdict import Check
 

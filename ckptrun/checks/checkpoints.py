@@ -14,9 +14,9 @@ from typing import Self
 from ckptrun.checks.blame import nearness
 from ckptrun.checks.element import DifferingPart, first_element, first_entry
 from ckptrun.engine.backends.interface import Url
-from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.dtypes import item_bytes
 from ckptrun.engine.geometry import dense_boxes
+from ckptrun.engine.locate import locate
 from ckptrun.engine.manifest import Leaf, read_manifest
 from ckptrun.engine.read_chunks import read_box
 from ckptrun.engine.read_files import ShardFiles

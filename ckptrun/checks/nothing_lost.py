@@ -9,8 +9,8 @@ Torch-free.
 from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
-from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.layout import parse_step
+from ckptrun.engine.locate import locate
 from ckptrun.evidence.difference import Difference
 from ckptrun.evidence.starts import Start
 from ckptrun.evidence.verdict import Check, Status
@@ -26,7 +26,7 @@ def check_nothing_lost(starts: Sequence[Start], *, damaged: Container[str], last
     Args:
         starts: All of a run, in order.
         damaged: Checkpoints that a fault has damaged on purpose, as
-            :func:`~ckptrun.engine.backends.locate.locate` spells them; a start passes them over.
+            :func:`~ckptrun.engine.locate.locate` spells them; a start passes them over.
         last_step: Of the run.
     """
     # One that was killed before it had loaded says nothing.

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from ckptrun.checks.blame import nearness
 from ckptrun.checks.file_digests import digests_of_files
 from ckptrun.engine.backends.interface import Location, Url
-from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.consistency import contradictions, step_of
 from ckptrun.engine.layout import parse_step
+from ckptrun.engine.locate import locate
 from ckptrun.engine.manifest import Leaf, Manifest, read_manifest
 from ckptrun.engine.read_files import ShardFiles
 from ckptrun.errors import CheckpointDamagedError, CheckpointError, CheckpointNotFoundError, ShardFileError

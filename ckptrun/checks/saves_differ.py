@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ckptrun.engine.backends.interface import Url
-from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.consistency import step_of
+from ckptrun.engine.locate import locate
 from ckptrun.engine.manifest import read_manifest
 from ckptrun.errors import CheckpointDamagedError, CheckpointNotFoundError
 from ckptrun.evidence.difference import Difference, component_of

@@ -27,7 +27,6 @@ import contextlib
 from collections.abc import Callable, Container, Iterator
 
 from ckptrun.engine.backends.interface import Location, Url, write_file
-from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.backends.owner import describe, note_of_this_process
 from ckptrun.engine.layout import (
     MANIFEST,
@@ -41,6 +40,7 @@ from ckptrun.engine.layout import (
     parse_step,
     step_name,
 )
+from ckptrun.engine.locate import locate
 from ckptrun.engine.manifest import Manifest, check, read_manifest, to_bytes
 from ckptrun.engine.points import PointHook, untold
 from ckptrun.errors import CheckpointError, CheckpointExistsError, CheckpointNotFoundError, ManifestError

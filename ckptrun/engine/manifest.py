@@ -17,11 +17,11 @@ from typing import Any
 import xxhash
 
 from ckptrun.engine.backends.interface import Location, Url, read_file
-from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.dtypes import is_known, item_bytes
 from ckptrun.engine.geometry import overlap
 from ckptrun.engine.json_fields import MAX_INDEX, Fields
 from ckptrun.engine.layout import MANIFEST, is_save_id, is_shard_file_name
+from ckptrun.engine.locate import locate
 from ckptrun.errors import CheckpointNotFoundError, ManifestError
 from ckptrun.values import decode, encode, is_container_kind
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ckptrun.embedded import restore
 from ckptrun.engine.backends.interface import Url
-from ckptrun.engine.backends.locate import locate
+from ckptrun.engine.locate import locate
 from ckptrun.engine.manifest import Leaf, Manifest, read_manifest
 from ckptrun.engine.nested import Places
 from ckptrun.engine.read_chunks import read_whole

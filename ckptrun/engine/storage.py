@@ -27,11 +27,11 @@ from torch.futures import Future
 from ckptrun.engine import dcp_process as dcp_process  # for what it does in forked children
 from ckptrun.engine.agreement import kinds_in, require_same_kinds
 from ckptrun.engine.backends.interface import Url
-from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.collection import collection_paused
 from ckptrun.engine.commit import commit, hold_save, require_free, working_folder
 from ckptrun.engine.consistency import contradictions
 from ckptrun.engine.layout import new_save_id
+from ckptrun.engine.locate import locate
 from ckptrun.engine.manifest import Manifest, read_manifest
 from ckptrun.engine.points import PointHook, untold
 from ckptrun.engine.read_rank import read_rank, to_metadata

@@ -4,9 +4,9 @@ import errno
 import struct
 
 from ckptrun.engine.backends.interface import Location, Url, read_file
-from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.commit import list_committed
 from ckptrun.engine.layout import MANIFEST, step_name
+from ckptrun.engine.locate import locate
 from ckptrun.errors import CheckpointNotFoundError, ConfigError, ForeignFileError, InternalError
 from ckptrun.formats.common.folder_kind import folder_kind
 from ckptrun.formats.common.interface import Origin, Source, SourceLeaf

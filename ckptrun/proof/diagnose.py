@@ -19,8 +19,8 @@ from pathlib import Path
 from ckptrun.checks.checkpoints import compare_checkpoints
 from ckptrun.checks.ignored import Ignored
 from ckptrun.checks.operation import Operation, first_operation
-from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.commit import is_committed
+from ckptrun.engine.locate import locate
 from ckptrun.errors import RankFailedError
 from ckptrun.evidence.difference import Difference
 from ckptrun.evidence.ledger_comparison import compare_ledgers, step_like

@@ -23,8 +23,8 @@ from ckptrun.checks.whole_runs import (
     check_steps,
     idle_controls,
 )
-from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.commit import list_committed
+from ckptrun.engine.locate import locate
 from ckptrun.evidence.difference import Difference
 from ckptrun.evidence.files import ledger_file
 from ckptrun.evidence.ledger_comparison import LedgerComparison, compare_ledgers

@@ -4,9 +4,9 @@ import contextlib
 from typing import Any
 
 from ckptrun.checks.not_exercised import Occurred
-from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.commit import list_committed
 from ckptrun.engine.layout import step_folder
+from ckptrun.engine.locate import locate
 from ckptrun.engine.manifest import read_manifest
 from ckptrun.errors import CheckpointError
 from ckptrun.evidence.files import ledger_file

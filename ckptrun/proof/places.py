@@ -10,9 +10,9 @@ from pathlib import Path
 
 from ckptrun.config.checkpoint import is_remote
 from ckptrun.engine.backends.interface import Location, read_file
-from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.commit import list_committed, remove_checkpoint, remove_leftovers
 from ckptrun.engine.layout import MANIFEST, step_folder
+from ckptrun.engine.locate import locate
 from ckptrun.engine.manifest import read_manifest
 from ckptrun.errors import ConfigError
 

@@ -21,8 +21,8 @@ from ckptrun.checks.whole_runs import second_resumes
 from ckptrun.config.proof import ProofConfig
 from ckptrun.config.run import RunConfig
 from ckptrun.console import say_error
-from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.commit import list_committed
+from ckptrun.engine.locate import locate
 from ckptrun.evidence.starts import Start, read_failures, read_starts
 from ckptrun.evidence.verdict import Status, Verdict
 from ckptrun.exit_codes import ExitCode

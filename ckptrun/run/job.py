@@ -23,7 +23,7 @@ from ckptrun.config.parallelism import MeshShape
 from ckptrun.config.proof import ReloadCheck
 from ckptrun.config.run import COMPONENTS, RunConfig, to_plain
 from ckptrun.console import ProgressView, say, say_error
-from ckptrun.engine.backends.locate import locate
+from ckptrun.engine.locate import locate
 from ckptrun.engine.staging import HostStager
 from ckptrun.errors import InternalError
 from ckptrun.evidence.ledger import Ledger

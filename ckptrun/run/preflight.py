@@ -10,9 +10,9 @@ from ckptrun.config.checkpoint import SaveMode, is_remote
 from ckptrun.config.data import TextConfig
 from ckptrun.config.data_files import data_files
 from ckptrun.config.run import RunConfig, to_plain
-from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.commit import list_committed
 from ckptrun.engine.layout import step_folder
+from ckptrun.engine.locate import locate
 from ckptrun.engine.manifest import read_manifest
 from ckptrun.errors import (
     CheckpointDamagedError,

@@ -5,9 +5,9 @@ import contextlib
 import yaml
 
 from ckptrun.engine.backends.interface import Location, read_file
-from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.commit import is_committed, list_committed, list_in_flight, list_leftovers
 from ckptrun.engine.layout import step_name
+from ckptrun.engine.locate import locate
 from ckptrun.errors import CheckpointNotFoundError, ConfigError
 from ckptrun.text import joined
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from ckptrun.engine.backends.interface import Location, read_file, write_file
-from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.commit import (
     commit,
     hold_save,
@@ -23,6 +22,7 @@ from ckptrun.engine.commit import (
     working_folder,
 )
 from ckptrun.engine.layout import MANIFEST, LeftoverKind, new_save_id, parse_leftover, shard_file_name, step_name
+from ckptrun.engine.locate import locate
 from ckptrun.engine.manifest import Leaf, Manifest, ShardFile, read_manifest
 from ckptrun.errors import CheckpointError, CheckpointExistsError, CheckpointNotFoundError, ManifestError
 from tests.support.storage_backends import CountingBackend, on
@@ -140,7 +140,7 @@ def test_a_save_in_flight_is_no_leftover_until_its_owner_lets_go(root: Location)
 
 
 def test_a_lock_is_released_by_the_death_of_its_owner(local_root: Location, tmp_path: Path) -> None:
-    code = "import sys; from ckptrun.engine.backends.locate import locate; from ckptrun.engine.commit import hold_save;"
+    code = "import sys; from ckptrun.engine.locate import locate; from ckptrun.engine.commit import hold_save;"
     code += "hold_save(locate(sys.argv[1]), '0' * 32); print('held', flush=True); sys.stdin.read()"
     target = local_root.child(step_name(2))
     owner = subprocess.Popen(

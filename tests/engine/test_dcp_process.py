@@ -10,8 +10,8 @@ import pytest
 import torch.distributed as dist
 from torch.distributed.checkpoint import _async_process_executor as dcp_executor
 
-from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.commit import list_in_flight, remove_leftovers
+from ckptrun.engine.locate import locate
 from tests.support.killed_ranks import run_until_killed
 from tests.support.known_saves import PROCESS, SMALL, manage, versions_in
 from tests.support.run_ranks import run_ranks

@@ -25,10 +25,10 @@ from ckptrun.checkpoint.policy import KeepLast
 from ckptrun.config.checkpoint import SaveMode
 from ckptrun.digest import digest
 from ckptrun.engine import collection, write_files
-from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.collection import collection_paused
 from ckptrun.engine.commit import hold_save, is_committed, list_leftovers, save_owner
 from ckptrun.engine.layout import new_save_id
+from ckptrun.engine.locate import locate
 from ckptrun.engine.read_state import read_state
 from ckptrun.errors import CheckpointError, InternalError
 from ckptrun.forks import OfProcess, fork_count, this_process

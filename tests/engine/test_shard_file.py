@@ -9,7 +9,7 @@ import pytest
 from safetensors import safe_open
 
 from ckptrun.engine.backends.interface import Location
-from ckptrun.engine.backends.locate import locate
+from ckptrun.engine.locate import locate
 from ckptrun.engine.manifest import Chunk, ShardFile
 from ckptrun.engine.read_files import Range, ShardFiles
 from ckptrun.engine.shard_file import PlannedChunk, plan_file

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ckptrun.config.fault import FaultKind, FaultPoint
-from ckptrun.engine.backends.locate import locate
+from ckptrun.engine.locate import locate
 from ckptrun.engine.storage import ShardReader, ShardWriter
 from ckptrun.errors import CheckpointDamagedError, InternalError
 from ckptrun.fault import FaultInjector, FaultRecord, PlannedFault, with_faults

@@ -7,8 +7,8 @@ import pytest
 
 from ckptrun.checks.checkpoints import compare_checkpoints
 from ckptrun.engine.backends.interface import write_file
-from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.commit import list_committed, remove_checkpoint
+from ckptrun.engine.locate import locate
 from ckptrun.errors import ConfigError
 from ckptrun.evidence.verdict import Status
 from ckptrun.proof.places import clear_checkpoints, clear_place, keep_copies, place_beside

@@ -14,9 +14,9 @@ from ckptrun.checkpoint.manager import CheckpointManager
 from ckptrun.checkpoint.policy import KeepLast
 from ckptrun.config.checkpoint import LoadSelection, SaveMode
 from ckptrun.config.run import RunConfig, to_plain
-from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.commit import list_committed, working_folder
 from ckptrun.engine.layout import new_save_id, step_name
+from ckptrun.engine.locate import locate
 from ckptrun.errors import CheckpointDamagedError, CheckpointExistsError, CheckpointNotFoundError
 from ckptrun.ranks import Ranks
 from ckptrun.run.resume import EVERYTHING, Restorer, Resume

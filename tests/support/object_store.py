@@ -10,15 +10,20 @@ from s3fs import S3FileSystem
 
 from ckptrun.engine.backends.interface import Location
 from ckptrun.engine.backends.s3 import S3Backend
+from ckptrun.engine.layout import parse_save_file
 from tests.support.bits import random_tensor
 
 MIB = 2**20
 DTYPES = [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.bool, torch.complex64]
 
 
+def s3_backend(file_system: S3FileSystem, **options: Any) -> S3Backend:
+    return S3Backend(file_system, save_of=parse_save_file, **options)
+
+
 def through(endpoint: str, path: str) -> Location:
     """A path on the server behind ``endpoint``, with pauses between tries that suit a test."""
-    return Location(S3Backend(S3FileSystem(endpoint_url=endpoint), pause_s=0.01), path)
+    return Location(s3_backend(S3FileSystem(endpoint_url=endpoint), pause_s=0.01), path)
 
 
 def random_bytes(count: int) -> bytes:

@@ -17,9 +17,9 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.commit import hold_save, list_leftovers
 from ckptrun.engine.layout import new_save_id
+from ckptrun.engine.locate import locate
 from ckptrun.engine.manifest import read_manifest
 from ckptrun.engine.storage import ShardReader, ShardWriter
 from ckptrun.formats.torch_save.stream import save_to

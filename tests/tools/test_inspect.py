@@ -11,9 +11,9 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.commit import hold_save
 from ckptrun.engine.layout import MANIFEST
+from ckptrun.engine.locate import locate
 from ckptrun.engine.manifest import read_manifest, to_bytes
 from ckptrun.engine.storage import ShardWriter
 from tests.support.bits import flip, random_tensor

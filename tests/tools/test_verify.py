@@ -20,8 +20,8 @@ import torch.distributed.checkpoint as dcp
 import xxhash
 
 from ckptrun.engine.backends.local import LocalBackend, LocalFileReader
-from ckptrun.engine.backends.locate import locate
 from ckptrun.engine.layout import MANIFEST
+from ckptrun.engine.locate import locate
 from ckptrun.engine.manifest import Chunk, Manifest, ShardFile, read_manifest, to_bytes
 from ckptrun.engine.storage import ShardWriter
 from ckptrun.errors import CheckpointNotFoundError

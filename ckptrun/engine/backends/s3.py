@@ -19,7 +19,6 @@ from botocore.exceptions import ClientError
 from ckptrun.engine.backends.fsspec import Scatter
 from ckptrun.engine.backends.owner import is_alive
 from ckptrun.engine.backends.s3_requests import Body, S3Requests, Send, error_code
-from ckptrun.engine.layout import parse_save_file
 from ckptrun.forks import this_process
 
 __all__ = ["S3Backend"]
@@ -44,13 +43,16 @@ class S3Backend:
 
     Args:
         file_system: An ``s3fs.S3FileSystem``.
+        save_of: The save that a file name belongs to; None for others, whose unfinished uploads are not listed. Must
+            pickle.
         options: Of :class:`~ckptrun.engine.backends.s3_requests.S3Requests`.
     """
 
     renames_folders = False
 
-    def __init__(self, file_system: Any, **options: Any) -> None:
+    def __init__(self, file_system: Any, *, save_of: Callable[[str], str | None], **options: Any) -> None:
         self._requests = S3Requests(file_system, **options)
+        self._save_of = save_of
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, S3Backend) and self._requests == other._requests
@@ -73,7 +75,7 @@ class S3Backend:
         for found, _ in _uploads(self._requests, folder, prefix):
             name, slash, _ = found.partition("/")
             # Others are no leftovers: the manifest of a save that is being committed is not there yet.
-            if slash or parse_save_file(name) is not None:
+            if slash or self._save_of(name) is not None:
                 names.add(name)
         return sorted(names - {""})
 

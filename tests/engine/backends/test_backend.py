@@ -8,7 +8,7 @@ import pytest
 
 from ckptrun.engine.backends.interface import Location, write_file
 from ckptrun.engine.backends.local import LocalBackend
-from ckptrun.engine.backends.locate import locate
+from ckptrun.engine.locate import locate
 
 
 @pytest.fixture(params=["local", "memory"])

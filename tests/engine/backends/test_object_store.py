@@ -19,8 +19,6 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from ckptrun.engine.backends.interface import Location
-from ckptrun.engine.backends.locate import locate
-from ckptrun.engine.backends.s3 import S3Backend
 from ckptrun.engine.commit import (
     hold_save,
     list_committed,
@@ -30,6 +28,7 @@ from ckptrun.engine.commit import (
     remove_leftovers,
 )
 from ckptrun.engine.layout import new_save_id, shard_file_name, step_folder
+from ckptrun.engine.locate import locate
 from ckptrun.engine.manifest import read_manifest
 from ckptrun.engine.read_state import read_state
 from ckptrun.engine.staging import HostStager
@@ -39,7 +38,7 @@ from tests.support.bits import all_bits, random_tensor
 from tests.support.flaky_proxy import FAULTS, FlakyProxy, each, every
 from tests.support.jobs import TINY, start, trajectory, verdict
 from tests.support.killed_ranks import run_until_killed
-from tests.support.object_store import MIB, empty, large_state, random_bytes, through
+from tests.support.object_store import MIB, empty, large_state, random_bytes, s3_backend, through
 from tests.support.run_ranks import run_ranks
 from tests.support.s3_server import S3Server, environment
 from tests.support.storage_backends import KillAt
@@ -239,7 +238,7 @@ def test_four_ranks_save_and_load_and_one_process_reads_all(url: str, server: S3
 
 def save_in_a_process(settings: dict[str, str], root: str) -> bool:
     os.environ.update(settings, MASTER_ADDR="localhost")
-    writer = ShardWriter(Location(S3Backend(S3FileSystem()), step_folder(root, 1)))
+    writer = ShardWriter(Location(s3_backend(S3FileSystem()), step_folder(root, 1)))
     state = sharded_state(1)
     dcp.async_save(
         state,

@@ -16,10 +16,9 @@ from s3fs import S3FileSystem
 
 from ckptrun.engine.backends.fsspec import FsspecBackend
 from ckptrun.engine.backends.interface import Location, read_file, write_file
-from ckptrun.engine.backends.locate import locate
-from ckptrun.engine.backends.s3 import S3Backend
 from ckptrun.engine.commit import list_committed
 from ckptrun.engine.layout import step_folder
+from ckptrun.engine.locate import locate
 from ckptrun.engine.manifest import read_manifest
 from ckptrun.errors import CheckpointNotFoundError
 from tests.engine.backends.test_backend import (  # noqa: F401  # what every backend promises, here for two more of them
@@ -32,7 +31,7 @@ from tests.engine.backends.test_backend import (  # noqa: F401  # what every bac
     test_reading_past_the_end_says_how_much_there_was,
 )
 from tests.support.flaky_proxy import FAULTS, FlakyProxy, each, every, first
-from tests.support.object_store import MIB, random_bytes, seconds_to_fail, through, write_in_parts
+from tests.support.object_store import MIB, random_bytes, s3_backend, seconds_to_fail, through, write_in_parts
 from tests.support.s3_server import S3Server
 from tests.support.through_dcp import failed, save
 
@@ -45,7 +44,7 @@ pytestmark = [
 @pytest.fixture(params=["s3", "any"])
 def folder(request: pytest.FixtureRequest, bucket: str) -> Location:
     """``any``: the way of stores that fsspec knows and we do not, shown on one that has a cache of folders."""
-    backend = S3Backend(S3FileSystem()) if request.param == "s3" else FsspecBackend(S3FileSystem())
+    backend = s3_backend(S3FileSystem()) if request.param == "s3" else FsspecBackend(S3FileSystem())
     return Location(backend, f"{bucket}/a folder")
 
 
@@ -233,7 +232,7 @@ def test_reading_gives_up_and_says_what(proxy: FlakyProxy, bucket: str) -> None:
 def test_a_server_that_does_not_answer_is_given_up(proxy: FlakyProxy, bucket: str) -> None:
     """With the time-outs that a user sets."""
     files = S3FileSystem(endpoint_url=proxy.endpoint, config_kwargs={"read_timeout": 0.1})
-    file = Location(S3Backend(files, pause_s=0.01), f"{bucket}/f")
+    file = Location(s3_backend(files, pause_s=0.01), f"{bucket}/f")
     proxy.delay_s = 1
     proxy.plan = each("delay", "HEAD")
     assert seconds_to_fail(OSError, "gave up after 5 tries.*ReadTimeoutError", write_file, file, b"x") < 5
@@ -340,7 +339,7 @@ def test_what_others_write_is_seen_at_once(folder: Location, server: S3Server, b
 
 
 def test_a_long_listing_comes_in_pages_and_is_removed_whole(server: S3Server, bucket: str) -> None:
-    location = Location(S3Backend(S3FileSystem(s3_additional_kwargs={"MaxKeys": 2})), f"{bucket}/x")
+    location = Location(s3_backend(S3FileSystem(s3_additional_kwargs={"MaxKeys": 2})), f"{bucket}/x")
     names = [f"f{number}" for number in range(5)]
     for name in names:
         write_file(location.child(name), b"x")

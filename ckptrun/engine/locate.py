@@ -7,8 +7,9 @@ from typing import Any
 
 from ckptrun.engine.backends.interface import Backend, Location, Url
 from ckptrun.engine.backends.local import LocalBackend
+from ckptrun.engine.layout import parse_save_file
 
-__all__ = ["locate", "remote_backend"]
+__all__ = ["locate"]
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*(::|://)")
 
@@ -30,16 +31,15 @@ def _locate_remote(url: str) -> Location:
     from fsspec.core import url_to_fs
 
     file_system, path = url_to_fs(url)
-    return Location(remote_backend(file_system), path)
+    return Location(_remote_backend(file_system), path)
 
 
-def remote_backend(file_system: Any) -> Backend:
-    """Return what stores files on an ``fsspec.AbstractFileSystem``, the best way that it has."""
+def _remote_backend(file_system: Any) -> Backend:
     if any(kind.__module__.partition(".")[0] == "s3fs" for kind in type(file_system).__mro__):
         # Imported here, because other stores do without S3's libraries.
         from ckptrun.engine.backends.s3 import S3Backend
 
-        return S3Backend(file_system)
+        return S3Backend(file_system, save_of=parse_save_file)
     from ckptrun.engine.backends.fsspec import FsspecBackend
 
     return FsspecBackend(file_system)
