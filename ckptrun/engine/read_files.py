@@ -16,10 +16,10 @@ import xxhash
 
 from ckptrun.engine.backends.interface import FileReader, Location
 from ckptrun.engine.manifest import Chunk, ShardFile
-from ckptrun.engine.shard_file import MAX_HEADER_BYTES
+from ckptrun.engine.shard_file import is_header_length
 from ckptrun.errors import ShardFileError
 
-__all__ = ["Range", "ShardFiles"]
+__all__ = ["Range", "ShardFiles", "WrongBlock", "wrong_blocks"]
 
 _BATCH_RANGES = 1024
 
@@ -51,6 +51,28 @@ class _Blocks:
     def begin(self) -> int:
         """In the file."""
         return self.chunk.begin + self.first * self.chunk.block_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrongBlock:
+    """A block that does not have its checksum."""
+
+    begin: int
+    """In the file."""
+    end: int
+    expected: str
+    found: str
+
+
+def wrong_blocks(chunk: Chunk, first: int, memory: memoryview) -> Iterator[WrongBlock]:
+    """Yield what is not as it was written of ``memory``, which holds whole blocks of ``chunk`` from ``first`` on."""
+    size = chunk.block_bytes
+    for index, start in enumerate(range(0, memory.nbytes, size), start=first):
+        found = xxhash.xxh3_128_hexdigest(memory[start : start + size])
+        if found != chunk.checksums[index]:
+            begin = chunk.begin + index * size
+            end = min(begin + size, chunk.begin + chunk.bytes)
+            yield WrongBlock(begin=begin, end=end, expected=chunk.checksums[index], found=found)
 
 
 class ShardFiles:
@@ -99,7 +121,7 @@ class ShardFiles:
         self._closing.enter_context(closing(reader))
         if size != file.bytes:
             raise self._damaged(name, f"has {size} bytes{needed}, the manifest says {file.bytes}", leaf)
-        if not 8 <= file.header_bytes <= min(file.bytes, MAX_HEADER_BYTES):
+        if not is_header_length(file.header_bytes, file_bytes=file.bytes):
             raise self._damaged(name, f"cannot have a header of {file.header_bytes} bytes", leaf)
         header = memoryview(bytearray(file.header_bytes))
         self._fill(name, reader, 0, [header], leaf)
@@ -147,7 +169,7 @@ class ShardFiles:
     def _read_batch(self, name: str, reader: FileReader, batch: list[_Blocks]) -> None:
         self._fill(name, reader, batch[0].begin, [blocks.memory for blocks in batch], batch[0].leaf)
         for blocks in batch:
-            self._check_blocks(blocks)
+            self._require_whole(blocks)
             if blocks.wanted is not None:
                 begin, target = blocks.wanted
                 target[:] = blocks.memory[begin : begin + target.nbytes]
@@ -163,20 +185,14 @@ class ShardFiles:
         if count != expected:
             raise self._damaged(name, f"ends after {offset + count} bytes, {offset + expected} were expected", leaf)
 
-    def _check_blocks(self, blocks: _Blocks) -> None:
-        chunk, memory = blocks.chunk, blocks.memory
-        size = chunk.block_bytes
-        for index, start in enumerate(range(0, memory.nbytes, size), start=blocks.first):
-            found = xxhash.xxh3_128_hexdigest(memory[start : start + size])
-            if found != chunk.checksums[index]:
-                begin = chunk.begin + index * size
-                end = min(begin + size, chunk.begin + chunk.bytes)
-                raise self._damaged(
-                    chunk.file,
-                    f"is damaged in leaf '{blocks.leaf}': bytes {begin} to {end} have checksum {found}, the manifest "
-                    f"says {chunk.checksums[index]}",
-                    blocks.leaf,
-                )
+    def _require_whole(self, blocks: _Blocks) -> None:
+        for wrong in wrong_blocks(blocks.chunk, blocks.first, blocks.memory):
+            raise self._damaged(
+                blocks.chunk.file,
+                f"is damaged in leaf '{blocks.leaf}': bytes {wrong.begin} to {wrong.end} have checksum {wrong.found}, "
+                f"the manifest says {wrong.expected}",
+                blocks.leaf,
+            )
 
     def _damaged(self, name: str, what: str, leaf: str | None) -> ShardFileError:
         text = f"Shard file {name} of {self.folder} {what}. Load another checkpoint."

@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from ckptrun.engine.dtypes import item_bytes, stored_as
 from ckptrun.errors import ShardFileError
 
-__all__ = ["MAX_HEADER_BYTES", "FilePlan", "PlannedChunk", "block_bytes_of", "plan_file"]
+__all__ = ["FilePlan", "PlannedChunk", "block_bytes_of", "is_header_length", "plan_file"]
 
 _ALIGNMENT = 4096
 _quote = json.encoder.encode_basestring_ascii
-MAX_HEADER_BYTES = 100_000_000  # what safetensors accepts
+_MAX_HEADER_BYTES = 100_000_000  # what safetensors accepts
 _MIN_BLOCK_BYTES = 16 * 2**10
 _MAX_BLOCK_BYTES = 2**20
 _BLOCKS_PER_CHUNK = 128
@@ -102,9 +102,14 @@ def _list(numbers: tuple[int, ...]) -> str:
 def _header(entries: str, name: str) -> bytes:
     text = f"{{{entries}}}".encode()
     total = -(-(8 + len(text)) // _ALIGNMENT) * _ALIGNMENT
-    if total > MAX_HEADER_BYTES:
-        raise ShardFileError(f"The header of {name} would have {total} bytes; safetensors takes {MAX_HEADER_BYTES}.")
+    if total > _MAX_HEADER_BYTES:
+        raise ShardFileError(f"The header of {name} would have {total} bytes; safetensors takes {_MAX_HEADER_BYTES}.")
     return struct.pack("<Q", total - 8) + text.ljust(total - 8)
+
+
+def is_header_length(header_bytes: int, *, file_bytes: int) -> bool:
+    """Whether a file can begin with so many bytes of a header, the 8 of its length included."""
+    return 8 <= header_bytes <= min(file_bytes, _MAX_HEADER_BYTES)
 
 
 def block_bytes_of(chunk_bytes: int) -> int:

@@ -14,7 +14,8 @@ import xxhash
 
 from ckptrun.engine.backends.interface import FileReader, Location
 from ckptrun.engine.manifest import Chunk, Leaf, ShardFile
-from ckptrun.engine.shard_file import MAX_HEADER_BYTES
+from ckptrun.engine.read_files import wrong_blocks
+from ckptrun.engine.shard_file import is_header_length
 from ckptrun.tools.check_header import check_header
 from ckptrun.tools.damage import Damage, DamageKind, merged
 
@@ -156,7 +157,7 @@ class FileCheck:
         reader, file = self.reader(), self._file
         if reader is None:
             return
-        if not 8 <= file.header_bytes <= min(file.bytes, MAX_HEADER_BYTES):
+        if not is_header_length(file.header_bytes, file_bytes=file.bytes):
             self._add(DamageKind.manifest, None, "a length of the header", f"{file.header_bytes:,} bytes")
             return
         place = 0, file.header_bytes
@@ -202,16 +203,12 @@ class FileCheck:
 
     def _check_blocks(self, blocks: Blocks, memory: memoryview, read_to: int) -> Iterator[Damage]:
         chunk, size = blocks.chunk, blocks.chunk.block_bytes
-        for index, start in enumerate(range(0, memory.nbytes, size), start=blocks.first):
-            block = memory[start : start + size]
-            begin = blocks.begin + start
-            place, expected = (begin, begin + block.nbytes), chunk.checksums[index]
-            if place[1] > read_to:
-                yield self._damage(DamageKind.absent, place, expected, "nothing", leaf=blocks.leaf)
-                continue
-            found = xxhash.xxh3_128_hexdigest(block)
-            if found != expected:
-                yield self._damage(DamageKind.data, place, expected, found, leaf=blocks.leaf)
+        there = blocks.end if read_to >= blocks.end else blocks.begin + max(0, read_to - blocks.begin) // size * size
+        for wrong in wrong_blocks(chunk, blocks.first, memory[: there - blocks.begin]):
+            yield self._damage(DamageKind.data, (wrong.begin, wrong.end), wrong.expected, wrong.found, leaf=blocks.leaf)
+        for begin in range(there, blocks.end, size):
+            place, expected = (begin, min(begin + size, blocks.end)), chunk.checksums[(begin - chunk.begin) // size]
+            yield self._damage(DamageKind.absent, place, expected, "nothing", leaf=blocks.leaf)
 
     def _read(self, reader: FileReader, offset: int, memory: memoryview) -> int | None:
         """Fill ``memory``; return how many bytes there were, None, with the reason noted, after an error."""
