@@ -25,7 +25,6 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 from ckptrun.engine import dcp_process as dcp_process  # for what it does in forked children
-from ckptrun.engine.agreement import kinds_in, require_same_kinds
 from ckptrun.engine.backends.interface import Url
 from ckptrun.engine.collection import collection_paused
 from ckptrun.engine.commit import commit, hold_save, require_free, working_folder
@@ -35,7 +34,7 @@ from ckptrun.engine.locate import locate
 from ckptrun.engine.manifest import Manifest, read_manifest
 from ckptrun.engine.points import PointHook, untold
 from ckptrun.engine.read_rank import read_rank, to_metadata
-from ckptrun.engine.save_report import RankReport, SaveFacts, build_manifest
+from ckptrun.engine.save_report import RankReport, SaveFacts, build_manifest, kinds_in, require_same_kinds
 from ckptrun.engine.write_rank import SaveTarget, check_plan, write_rank
 from ckptrun.errors import CheckpointError, InternalError, SaveRefusedError
 from ckptrun.forks import Process, this_process

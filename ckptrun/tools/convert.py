@@ -9,8 +9,7 @@ from ckptrun.errors import ConfigError, InternalError
 from ckptrun.formats.common.convert_options import Options
 from ckptrun.formats.common.destination import Destination, require_apart
 from ckptrun.formats.common.interface import Source
-from ckptrun.formats.common.selection import Selection, select
-from ckptrun.formats.common.written import Advance, Written
+from ckptrun.formats.common.selection import Advance, Selection, Written, select
 from ckptrun.formats.torch_save.optimizer_layout import number_optimizers
 from ckptrun.tools.check_copy import check_copy
 

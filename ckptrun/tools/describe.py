@@ -6,8 +6,8 @@ from typing import Any
 
 from ckptrun.engine.consistency import contradictions, step_of
 from ckptrun.engine.manifest import FORMAT, Leaf, Manifest
+from ckptrun.evidence.difference import component_of
 from ckptrun.text import bytes_text, counted, cut
-from ckptrun.tools.leaf_tree import component_of
 from ckptrun.values import encode
 
 __all__ = [
@@ -99,7 +99,7 @@ def checkpoint_json(manifest: Manifest, path: str, name: str) -> dict[str, Any]:
     ties = ties_of(manifest)
     components: dict[str, dict[str, int]] = {}
     for leaf in manifest.leaves.values():
-        component = components.setdefault(component_of(leaf), {"leaves": 0, "tensors": 0, "bytes": 0})
+        component = components.setdefault(component_of(str(leaf.path[0])), {"leaves": 0, "tensors": 0, "bytes": 0})
         component["leaves"] += 1
         component["tensors"] += leaf.is_tensor
         component["bytes"] += stored_bytes(leaf)
@@ -135,7 +135,7 @@ def leaf_json(leaf: Leaf, ties: Mapping[str, list[str]]) -> dict[str, Any]:
     head: dict[str, Any] = {
         "name": leaf.name,
         "path": list(leaf.path),
-        "component": component_of(leaf),
+        "component": component_of(str(leaf.path[0])),
         "digest": leaf.digest,
     }
     if not leaf.is_tensor:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ckptrun.elements.apart import Apart
+from ckptrun.evidence.difference import component_of
 from ckptrun.tools.leaf_difference import apart_json
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def summarise(found: "Comparison") -> list[ComponentSummary]:
     summaries: dict[str, ComponentSummary] = {}
 
     def of(name: str) -> ComponentSummary:
-        component = name.partition(".")[0]
+        component = component_of(name)
         return summaries.setdefault(component, ComponentSummary(component))
 
     for name in found.names:

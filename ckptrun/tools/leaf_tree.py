@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from ckptrun.engine.manifest import Leaf
 
-__all__ = ["Node", "Row", "component_of", "rows_of", "tree_of"]
+__all__ = ["Node", "Row", "rows_of", "tree_of"]
 
 # Deeper ones stay together: a hostile manifest may nest names without end.
 _MAX_DEPTH = 32
@@ -35,11 +35,6 @@ class Row:
     node: Node
     is_folded: bool
     """Whether the rows below it are left out."""
-
-
-def component_of(leaf: Leaf) -> str:
-    """Return the component that a leaf belongs to: the first element of its path."""
-    return str(leaf.path[0]).partition(".")[0]
 
 
 def tree_of(leaves: Iterable[Leaf]) -> Node:

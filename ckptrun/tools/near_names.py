@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Collection
 
+from ckptrun.evidence.difference import component_of
 from ckptrun.text import joined
 
 __all__ = ["near_names"]
@@ -19,5 +20,5 @@ def near_names(name: str, names: Collection[str]) -> str:
     near = ending or difflib.get_close_matches(name, names, n=_SHOWN, cutoff=0.5)
     if near:
         return f"Near to it: {joined(near, _SHOWN)}."
-    top = sorted({other.partition(".")[0] for other in names})
+    top = sorted(set(map(component_of, names)))
     return f"Names begin with: {joined(top, _SHOWN)}." if top else "There is no leaf at all."

@@ -17,8 +17,7 @@ from ckptrun.formats.ckptrun_format.reader import CkptrunSource
 from ckptrun.formats.common.destination import remove_leftovers
 from ckptrun.formats.common.destination import require_free as require_free_place
 from ckptrun.formats.common.leaf_bytes import LeafBytes
-from ckptrun.formats.common.selection import Item, Selection
-from ckptrun.formats.common.written import Advance, Written
+from ckptrun.formats.common.selection import Advance, Item, Selection, Written
 from ckptrun.values import encode
 
 __all__ = ["write_ckptrun"]

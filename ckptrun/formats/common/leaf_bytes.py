@@ -6,8 +6,7 @@ from ckptrun.engine.dtypes import item_bytes
 from ckptrun.engine.tensor_bytes import writable_bytes
 from ckptrun.errors import InternalError
 from ckptrun.formats.common.interface import row_shape
-from ckptrun.formats.common.selection import Item, Selection
-from ckptrun.formats.common.written import Advance
+from ckptrun.formats.common.selection import Advance, Item, Selection
 
 __all__ = ["LeafBytes"]
 

@@ -1,4 +1,7 @@
-"""What ``torch.load(weights_only=True)`` gives: plain values and tensors, or an error that says what was refused."""
+"""What ``torch.load(weights_only=True)`` gives: plain values and tensors, or an error that says what was refused.
+
+And ``torch.save``, with the error of the storage where that fails.
+"""
 
 import re
 import warnings
@@ -10,7 +13,7 @@ import torch
 from ckptrun.errors import ForeignFileError, UnsupportedLeafError
 from ckptrun.text import joined
 
-__all__ = ["PartCount", "load_plain"]
+__all__ = ["PartCount", "load_plain", "save_to"]
 
 # How torch names what it refused, where the file is not one that it can list.
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+) (?:was not|whose module)")
@@ -44,6 +47,20 @@ def load_plain(file: IO[bytes] | str, *, what: str, mmap: bool = False) -> Any:
         raise ForeignFileError(
             f"{what} cannot be read, it is damaged or no file of torch.save: {_reason(error)}."
         ) from error
+
+
+def save_to(stream: IO[bytes], value: Any) -> None:
+    """Append what ``torch.save`` writes.
+
+    Raises:
+        OSError: From the stream. torch itself would say that the archive is not in order.
+    """
+    try:
+        torch.save(value, stream)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise
 
 
 def _reason(error: Exception) -> str:

@@ -1,12 +1,12 @@
-"""What of a source is converted: which leaves, under which names, as which dtypes. Reads nothing before it is asked.
+"""What of a source is converted: which leaves, under which names, as which dtypes; and what a writer tells of it.
 
-Must not know the format that is written.
+Reads nothing before it is asked. Must not know the format that is written.
 """
 
 import errno
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -19,7 +19,7 @@ from ckptrun.formats.common.interface import Origin, Source, SourceLeaf, row_sha
 from ckptrun.formats.common.numbered_optimizer import NumberedOptimizer
 from ckptrun.text import joined
 
-__all__ = ["Item", "Rounding", "Selection", "select"]
+__all__ = ["Advance", "Item", "Rounding", "Selection", "Written", "select"]
 
 # Those of 8 bits and less are packed numbers that have a scale in another leaf: no number of their own to convert.
 _CONVERTED = ("float64", "float32", "float16", "bfloat16")
@@ -63,6 +63,25 @@ class Item:
         count = max(1, _SLAB_BYTES // max(1, row))
         for first in range(0, self.leaf.rows, count):
             yield first, min(count, self.leaf.rows - first)
+
+
+Advance = Callable[[int], None]
+"""Told how many more bytes are done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """A checkpoint that lies on storage, not yet under its name."""
+
+    files: int
+    bytes: int
+    """Of all files."""
+    left_out: tuple[Item, ...]
+    """What the format cannot hold."""
+    notes: tuple[str, ...] = ()
+    """What whoever loads it should know."""
+    open: Callable[[], Source]
+    """Opens it, for comparing."""
 
 
 @dataclass(slots=True)

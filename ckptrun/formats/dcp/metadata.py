@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckptrun.errors import ForeignFileError
-from ckptrun.formats.torch_save.blob import TORCH_DTYPES
-from ckptrun.formats.torch_save.pickle_records import Named, Record, read_pickle
+from ckptrun.formats.dcp.blob import TORCH_DTYPES
+from ckptrun.formats.dcp.pickle_records import Named, Record, read_pickle
 from ckptrun.text import cut
 
 __all__ = ["Metadata", "Place", "StoredTensor", "parse_metadata"]

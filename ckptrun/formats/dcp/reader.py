@@ -16,8 +16,8 @@ from ckptrun.formats.common.files import Files
 from ckptrun.formats.common.interface import Origin, SourceLeaf
 from ckptrun.formats.common.pieces import check_boxes, read_rows
 from ckptrun.formats.common.plain import PartCount, load_plain
+from ckptrun.formats.dcp.blob import BlobReader, TensorBlob, find_tensor
 from ckptrun.formats.dcp.metadata import Metadata, Place, StoredTensor, parse_metadata
-from ckptrun.formats.torch_save.blob import BlobReader, TensorBlob, find_tensor
 from ckptrun.formats.torch_save.zip_records import check_archive
 
 __all__ = ["DcpSource"]

@@ -23,10 +23,9 @@ from torch.futures import Future
 
 from ckptrun.embedded import restore
 from ckptrun.engine.backends.interface import Location
-from ckptrun.formats.common.selection import Selection
-from ckptrun.formats.common.written import Advance, Written
+from ckptrun.formats.common.plain import save_to
+from ckptrun.formats.common.selection import Advance, Selection, Written
 from ckptrun.formats.dcp.reader import DcpSource
-from ckptrun.formats.torch_save.stream import save_to
 
 __all__ = ["write_dcp"]
 

@@ -13,8 +13,7 @@ from ckptrun.engine.shard_file import FilePlan, PlannedChunk
 from ckptrun.engine.write_files import write_files
 from ckptrun.errors import ConfigError, UnsupportedLeafError
 from ckptrun.formats.common.leaf_bytes import LeafBytes
-from ckptrun.formats.common.selection import Item, Selection
-from ckptrun.formats.common.written import Advance, Written
+from ckptrun.formats.common.selection import Advance, Item, Selection, Written
 from ckptrun.formats.safetensors_format.header import DTYPES, MAX_HEADER_BYTES
 from ckptrun.formats.safetensors_format.reader import INDEX_NAME, SafetensorsSource
 

@@ -12,10 +12,9 @@ from ckptrun.engine.backends.interface import Location
 from ckptrun.engine.nested import Places
 from ckptrun.engine.tensor_bytes import dtype_name
 from ckptrun.errors import UnsupportedLeafError
-from ckptrun.formats.common.selection import Item, Selection
-from ckptrun.formats.common.written import Advance, Written
+from ckptrun.formats.common.plain import save_to
+from ckptrun.formats.common.selection import Advance, Item, Selection, Written
 from ckptrun.formats.torch_save.reader import TorchSource
-from ckptrun.formats.torch_save.stream import save_to
 
 __all__ = ["write_torch"]
 

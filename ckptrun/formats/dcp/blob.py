@@ -18,7 +18,7 @@ from ckptrun.engine.geometry import row_major_strides
 from ckptrun.errors import ForeignFileError
 from ckptrun.formats.common.files import Files, RangeFile
 from ckptrun.formats.common.interface import row_shape
-from ckptrun.formats.torch_save.pickle_records import Named, Record, read_pickle
+from ckptrun.formats.dcp.pickle_records import Named, Record, read_pickle
 from ckptrun.formats.torch_save.zip_records import ZipRecord, check_record, read_record, read_records
 
 __all__ = ["TORCH_DTYPES", "BlobReader", "TensorBlob", "find_tensor"]
