@@ -22,7 +22,7 @@ from ckptrun.engine.layout import new_save_id
 from ckptrun.engine.locate import locate
 from ckptrun.engine.manifest import read_manifest
 from ckptrun.engine.storage import ShardReader, ShardWriter
-from ckptrun.formats.torch_save.stream import save_to
+from ckptrun.formats.common.plain import save_to
 from tests.support.bits import all_bits, bits, flip, random_tensor
 from tests.support.foreign import (
     DTYPES,
