@@ -13,36 +13,14 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch.distributed.checkpoint.staging import AsyncStager
 
 from ckptrun.engine.host_memory import HostMemory, Lease
 from ckptrun.engine.points import PointHook, untold
 from ckptrun.engine.staged_state import Survey
-from ckptrun.errors import ConfigError
 from ckptrun.forks import OfProcess
 
-__all__ = ["HostStager", "require_cpu_backend"]
-
-
-def require_cpu_backend(process_group: dist.ProcessGroup | None = None) -> None:
-    """Check that ``process_group``, or the default group if there is one, can carry an asynchronous save.
-
-    DCP checks the same at the start of ``async_save``; this is for callers that want to know before they train.
-
-    Raises:
-        ConfigError: It has no backend for CPU tensors.
-    """
-    if process_group is None and not (dist.is_available() and dist.is_initialized()):
-        return
-    group = process_group if process_group is not None else dist.group.WORLD
-    devices = [] if group is None else [device.type for device in group._device_types]
-    if "cpu" not in devices:
-        raise ConfigError(
-            "An asynchronous save needs a process group with a CPU backend, because it plans and commits beside "
-            f"training; this one has backends for {', '.join(devices) or 'nothing'}. Initialize it with "
-            "'cpu:gloo,cuda:nccl', or use checkpoint=sync."
-        )
+__all__ = ["HostStager"]
 
 
 class HostStager(AsyncStager):

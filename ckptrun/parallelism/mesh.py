@@ -4,7 +4,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ckptrun.config.parallelism import MeshShape, ParallelismKind
 
-__all__ = ["REPLICATE", "SHARD", "TENSOR", "build_mesh", "data_axes", "data_parallel_rank", "tensor_rank"]
+__all__ = ["REPLICATE", "SHARD", "TENSOR", "build_mesh", "data_axes", "data_parallel_rank"]
 
 REPLICATE, SHARD, TENSOR = "replicate", "shard", "tensor"
 
@@ -35,13 +35,6 @@ def data_parallel_rank(mesh: DeviceMesh | None) -> int:
     for axis in data_axes(mesh):
         rank = rank * _mesh(mesh)[axis].size() + _mesh(mesh).get_local_rank(axis)
     return rank
-
-
-def tensor_rank(mesh: DeviceMesh | None) -> int:
-    """This process's place among the ranks that split each layer; 0 without a tensor axis."""
-    if mesh is None or TENSOR not in (mesh.mesh_dim_names or ()):
-        return 0
-    return mesh.get_local_rank(TENSOR)
 
 
 def _mesh(mesh: DeviceMesh | None) -> DeviceMesh:

@@ -1,20 +1,22 @@
 import pytest
 
-from ckptrun.parallelism import build_mesh, data_parallel_rank, tensor_rank
+from ckptrun.parallelism import build_mesh, data_parallel_rank
 from tests.parallelism.training import KINDS, mesh_shape
 from tests.support.run_ranks import run_ranks
 
 
 def test_none_has_no_mesh_and_is_rank_zero():
     assert build_mesh(mesh_shape("none", 1), "cpu") is None
-    assert (data_parallel_rank(None), tensor_rank(None)) == (0, 0)
+    assert data_parallel_rank(None) == 0
 
 
 def _places(kinds: tuple[str, ...]) -> dict[str, tuple]:
     places = {}
     for kind in kinds:
         mesh = build_mesh(mesh_shape(kind, 4), "cpu")
-        places[kind] = (mesh.mesh_dim_names, data_parallel_rank(mesh), tensor_rank(mesh))
+        names = mesh.mesh_dim_names
+        tensor_rank = mesh.get_local_rank("tensor") if "tensor" in names else 0
+        places[kind] = (names, data_parallel_rank(mesh), tensor_rank)
     return places
 
 
