@@ -159,8 +159,8 @@ def _match(
     """Path -> what to fill (tensor) or the value itself; only leaves that both sides have."""
     missing = [name_of(path) for path in templates if path not in saved and not (resized and is_per_rank(path))]
     extra = [name_of(path) for path in saved if path not in templates and not is_per_rank(path)]
-    _report("does not hold", _not_allowed(missing, selection.allow_missing), folder, "allow_missing", selection)
-    _report(
+    _refuse("does not hold", _not_allowed(missing, selection.allow_missing), folder, "allow_missing", selection)
+    _refuse(
         "holds, and this run has no place for,",
         _not_allowed(extra, selection.allow_extra),
         folder,
@@ -186,7 +186,7 @@ def _not_allowed(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
     ]
 
 
-def _report(what: str, names: Sequence[str], folder: str, key: str, selection: LoadSelection) -> None:
+def _refuse(what: str, names: Sequence[str], folder: str, key: str, selection: LoadSelection) -> None:
     if not names:
         return
     shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -12,7 +12,7 @@ from ckptrun.digest import Sums, digest_leaves, finish
 from ckptrun.digest.tally import Tally
 from ckptrun.engine.geometry import dense_boxes
 from ckptrun.engine.manifest import Leaf, Manifest
-from ckptrun.engine.read_chunks import Box, read_boxes, torch_dtype
+from ckptrun.engine.read_chunks import BoxRead, read_boxes, torch_dtype
 from ckptrun.engine.read_files import ShardFiles
 
 __all__ = ["digests_of_files"]
@@ -59,7 +59,7 @@ class _Part:
 
     number: int
     """Of the leaf, in the tally."""
-    box: Box
+    box: BoxRead
     offsets: tuple[int, ...]
     """Where it starts in the full tensor."""
 
@@ -70,7 +70,7 @@ def _parts_of(number: int, leaf: Leaf) -> Iterator[_Part]:
         dtype = torch_dtype(leaf)
         for inside, sizes in dense_boxes(chunk.sizes, _BATCH_BYTES // dtype.itemsize):
             offsets = tuple(first + begin for first, begin in zip(chunk.offsets, inside, strict=True))
-            yield _Part(number, Box(leaf, chunk, inside, torch.empty(sizes, dtype=dtype)), offsets)
+            yield _Part(number, BoxRead(leaf, chunk, inside, torch.empty(sizes, dtype=dtype)), offsets)
 
 
 def _batches(parts: Iterable[_Part]) -> Iterator[list[_Part]]:

@@ -17,14 +17,14 @@ from ckptrun.engine.read_files import Range, ShardFiles
 from ckptrun.engine.tensor_bytes import writable_bytes
 from ckptrun.errors import InternalError, StateMismatchError
 
-__all__ = ["Box", "read_box", "read_boxes", "read_whole", "torch_dtype"]
+__all__ = ["BoxRead", "read_box", "read_boxes", "read_whole", "torch_dtype"]
 
 _BUFFER_BYTES = 32 * 2**20
 _LONG_RUN_BLOCKS = 32
 
 
 @dataclass(slots=True)
-class Box:
+class BoxRead:
     """A part of a chunk, and the tensor that it goes to.
 
     Shapes:
@@ -53,14 +53,14 @@ def torch_dtype(leaf: Leaf) -> torch.dtype:
     return dtype
 
 
-def read_boxes(files: ShardFiles, boxes: Iterable[Box]) -> None:
+def read_boxes(files: ShardFiles, boxes: Iterable[BoxRead]) -> None:
     """Fill the target of each box; return when all are filled and checked.
 
     Raises:
         ShardFileError: See :meth:`~ckptrun.engine.read_files.ShardFiles.read`.
     """
     straight: list[Range] = []
-    buffered: list[Box] = []
+    buffered: list[BoxRead] = []
     for box in boxes:
         if not box.target.numel():
             continue
@@ -72,7 +72,7 @@ def read_boxes(files: ShardFiles, boxes: Iterable[Box]) -> None:
         else:
             buffered.append(box)
     parts = itertools.chain.from_iterable(map(_split, buffered))
-    waiting: list[Box] = []
+    waiting: list[BoxRead] = []
     held = 0
     for part in parts:
         wanted = _straight(part)
@@ -88,7 +88,7 @@ def read_boxes(files: ShardFiles, boxes: Iterable[Box]) -> None:
     files.read(straight)
 
 
-def _straight(box: Box) -> Range | None:
+def _straight(box: BoxRead) -> Range | None:
     """The range that fills the target itself; None where file and memory are not laid out alike."""
     chunk, target = box.chunk, box.target
     if tuple(target.shape) == chunk.sizes:
@@ -102,11 +102,11 @@ def _straight(box: Box) -> Range | None:
     return None if memory is None else Range(box.leaf.name, chunk, begin, memory)
 
 
-def _span_bytes(box: Box) -> int:
+def _span_bytes(box: BoxRead) -> int:
     return span_of(box.chunk.sizes, box.offsets, box.target.shape).count * box.target.element_size()
 
 
-def _split(box: Box) -> Iterator[Box]:
+def _split(box: BoxRead) -> Iterator[BoxRead]:
     """Cut a box into parts that fit the buffer, and into long runs of bytes where it is made of such."""
     shape = box.target.shape
     dim = next((dim for dim, size in enumerate(shape) if size > 1), None)
@@ -128,13 +128,13 @@ def _split(box: Box) -> Iterator[Box]:
             yield part
 
 
-def _part(box: Box, dim: int, first: int, count: int) -> Box:
+def _part(box: BoxRead, dim: int, first: int, count: int) -> BoxRead:
     offsets = list(box.offsets)
     offsets[dim] += first
-    return Box(box.leaf, box.chunk, offsets, box.target.narrow(dim, first, count))
+    return BoxRead(box.leaf, box.chunk, offsets, box.target.narrow(dim, first, count))
 
 
-def _read_through_buffers(files: ShardFiles, boxes: Sequence[Box]) -> None:
+def _read_through_buffers(files: ShardFiles, boxes: Sequence[BoxRead]) -> None:
     ranges: list[Range] = []
     buffers: list[Tensor] = []
     for box in boxes:
@@ -185,7 +185,7 @@ def read_box(files: ShardFiles, leaf: Leaf, offsets: Sequence[int], sizes: Seque
     return target
 
 
-def _meeting(leaf: Leaf, chunk: Chunk, target: Tensor, offsets: Sequence[int]) -> Box:
+def _meeting(leaf: Leaf, chunk: Chunk, target: Tensor, offsets: Sequence[int]) -> BoxRead:
     """The part of a chunk that lies in a box of the leaf; its target is empty where none does."""
     begins, places = [], []
     for offset, size, chunk_offset, chunk_size in zip(offsets, target.shape, chunk.offsets, chunk.sizes, strict=True):
@@ -193,4 +193,4 @@ def _meeting(leaf: Leaf, chunk: Chunk, target: Tensor, offsets: Sequence[int]) -
         end = max(begin, min(offset + size, chunk_offset + chunk_size))
         begins.append(begin - chunk_offset)
         places.append(slice(begin - offset, end - offset))
-    return Box(leaf, chunk, begins, target[tuple(places)])
+    return BoxRead(leaf, chunk, begins, target[tuple(places)])

@@ -174,10 +174,10 @@ class ShardFiles:
                 begin, target = blocks.wanted
                 target[:] = blocks.memory[begin : begin + target.nbytes]
 
-    def _fill(self, name: str, reader: FileReader, offset: int, targets: list[memoryview], leaf: str | None) -> None:
-        expected = sum(target.nbytes for target in targets)
+    def _fill(self, name: str, reader: FileReader, offset: int, buffers: list[memoryview], leaf: str | None) -> None:
+        expected = sum(buffer.nbytes for buffer in buffers)
         try:
-            count = reader.read(offset, targets)
+            count = reader.read(offset, buffers)
         except OSError as error:
             if error.errno != errno.EIO:
                 raise

@@ -32,7 +32,7 @@ from ckptrun.engine.backends.interface import Location
 from ckptrun.engine.checkpointable import held_elements, is_checkpointable
 from ckptrun.engine.manifest import Chunk, Leaf, Manifest
 from ckptrun.engine.nested import Places
-from ckptrun.engine.read_chunks import Box, read_boxes, torch_dtype
+from ckptrun.engine.read_chunks import BoxRead, read_boxes, torch_dtype
 from ckptrun.engine.read_files import ShardFiles
 from ckptrun.engine.tensor_bytes import dtype_name
 from ckptrun.errors import StateMismatchError
@@ -93,7 +93,7 @@ def read_rank(plan: LoadPlan, planner: LoadPlanner, folder: Location, manifest: 
     reads = _resolve(tensors, planner, manifest)
     _require_fit(reads, folder)
     with ShardFiles(folder, manifest.files) as files:
-        read_boxes(files, [Box(read.leaf, read.chunk, read.item.storage_offsets, read.target) for read in reads])
+        read_boxes(files, [BoxRead(read.leaf, read.chunk, read.item.storage_offsets, read.target) for read in reads])
     for read in reads:
         planner.commit_tensor(read.item, read.target)
     _load_values(values, planner, manifest)

@@ -146,16 +146,16 @@ def _build(notes: Any, memory: Tensor) -> Any:
     return notes
 
 
-def _like(container: Any, content: Any) -> Any:
-    """A container of the kind of ``container``, where that can be told; ``content`` is a dict or a list."""
+def _like(container: Any, held: Any) -> Any:
+    """A container of the kind of ``container``, where that can be told; ``held`` is a dict or a list."""
     kind = type(container)
     if isinstance(container, defaultdict):
-        return defaultdict(container.default_factory, content) if kind is defaultdict else content
+        return defaultdict(container.default_factory, held) if kind is defaultdict else held
     if kind in (OrderedDict, Counter):
-        return kind(content)
+        return kind(held)
     if isinstance(container, tuple):
-        return kind(*content) if hasattr(kind, "_fields") else tuple(content)
-    return content
+        return kind(*held) if hasattr(kind, "_fields") else tuple(held)
+    return held
 
 
 def _name_of(path: tuple[Any, ...]) -> str:

@@ -34,7 +34,7 @@ from ckptrun.engine.locate import locate
 from ckptrun.engine.manifest import Manifest, read_manifest
 from ckptrun.engine.points import PointHook, untold
 from ckptrun.engine.read_rank import read_rank, to_metadata
-from ckptrun.engine.save_report import RankReport, SaveFacts, build_manifest, kinds_in, require_same_kinds
+from ckptrun.engine.save_results import RankResult, SaveFacts, build_manifest, kinds_in, require_same_kinds
 from ckptrun.engine.write_rank import SaveTarget, check_plan, write_rank
 from ckptrun.errors import CheckpointError, InternalError, SaveRefusedError
 from ckptrun.forks import Process, this_process
@@ -179,13 +179,13 @@ class ShardWriter(StorageWriter):
         folder = working_folder(self._target, ticket.save_id)
         target = SaveTarget(folder=folder, rank=ticket.rank, save_id=ticket.save_id)
         try:
-            report = write_rank(plan, planner, target, self._facts, self._reached)
+            result = write_rank(plan, planner, target, self._facts, self._reached)
         except BaseException:
             self._release()
             raise
         index = MetadataIndex(f"rank {ticket.rank}")
         done: Future[list[WriteResult]] = Future()
-        done.set_result([WriteResult(index=index, size_in_bytes=report.bytes, storage_data=report)])
+        done.set_result([WriteResult(index=index, size_in_bytes=result.bytes, storage_data=result)])
         return done
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
@@ -199,10 +199,10 @@ class ShardWriter(StorageWriter):
         self._require_own_process()
         if self._ticket is None:
             raise InternalError("finish() was called for a save that was not planned here.")
-        reports = [cast("RankReport", result.storage_data) for rank in results for result in rank]
+        of_ranks = [cast("RankResult", result.storage_data) for rank in results for result in rank]
         try:
             with collection_paused():
-                manifest = build_manifest(metadata, reports, self._facts, save_id=self._ticket.save_id)
+                manifest = build_manifest(metadata, of_ranks, self._facts, save_id=self._ticket.save_id)
             self._require_consistent(manifest)
             commit(self._target, manifest, reached=self._reached)
             # dcp.save() returns it.

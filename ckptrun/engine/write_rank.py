@@ -1,6 +1,6 @@
-"""What one rank does in a save: refuse what may not be stored, write its shard files, report what it wrote.
+"""What one rank does in a save: refuse what may not be stored, write its shard files, tell what it wrote.
 
-Knows one file after the other; what makes them a checkpoint is in ``save_report`` and ``commit``.
+Knows one file after the other; what makes them a checkpoint is in ``save_results`` and ``commit``.
 
 WARNING: no collectives here. It runs in whatever thread or process DCP chose, beside training.
 """
@@ -24,7 +24,7 @@ from ckptrun.engine.checkpointable import is_checkpointable
 from ckptrun.engine.collection import collection_paused
 from ckptrun.engine.layout import shard_file_name
 from ckptrun.engine.points import PointHook
-from ckptrun.engine.save_report import RankReport, SaveFacts
+from ckptrun.engine.save_results import RankResult, SaveFacts
 from ckptrun.engine.shard_file import FilePlan, PlannedChunk, plan_file
 from ckptrun.engine.tensor_bytes import TensorBytes, dtype_name, plain_tensor, require_storable
 from ckptrun.engine.write_files import write_files
@@ -61,7 +61,7 @@ def check_plan(plan: SavePlan) -> None:
 
 def write_rank(
     plan: SavePlan, planner: SavePlanner, target: SaveTarget, facts: SaveFacts, reached: PointHook
-) -> RankReport:
+) -> RankResult:
     """Write what ``plan`` gives to this rank.
 
     Raises:
@@ -97,7 +97,7 @@ def write_rank(
             )
     chunks = tuple(chunk for file in written for chunk in file.chunks)
     reached("after_write")
-    return RankReport(
+    return RankResult(
         files=tuple(file.file for file in written),
         chunks=chunks,
         values=values,
@@ -150,7 +150,7 @@ def _plan_parts(items: Iterable[WriteItem], target: SaveTarget) -> list[tuple[Fi
         (
             plan_file(
                 shard_file_name(target.rank, part=part, save_id=in_name),
-                [_planned(item) for item in chosen],
+                [_planned_chunk(item) for item in chosen],
                 save_id=target.save_id,
             ),
             chosen,
@@ -159,7 +159,7 @@ def _plan_parts(items: Iterable[WriteItem], target: SaveTarget) -> list[tuple[Fi
     ]
 
 
-def _planned(item: WriteItem) -> PlannedChunk:
+def _planned_chunk(item: WriteItem) -> PlannedChunk:
     data = _tensor_data(item)
     return PlannedChunk(
         leaf=item.index.fqn,

@@ -12,15 +12,13 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 __all__ = ["add_bytes_", "gather_whole", "own_box"]
 
-Box = tuple[slice, ...]
-
 
 def add_bytes_(tensor: Tensor, group: dist.ProcessGroup) -> None:
     """Add up the bytes of a contiguous ``tensor`` over ``group``, in place. All ranks of the group call."""
     dist.all_reduce(tensor.view(-1).view(torch.uint8), group=group)
 
 
-def own_box(tensor: DTensor) -> Box:
+def own_box(tensor: DTensor) -> tuple[slice, ...]:
     """Return where in the whole tensor this rank's part lies."""
     sizes, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
     return tuple(slice(offset, offset + size) for offset, size in zip(offsets, sizes, strict=True))

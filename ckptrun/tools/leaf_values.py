@@ -12,7 +12,7 @@ from torch import Tensor
 from ckptrun.elements.text import element_json, element_text
 from ckptrun.engine.backends.interface import Location
 from ckptrun.engine.manifest import Leaf, Manifest
-from ckptrun.engine.read_chunks import Box, read_boxes, torch_dtype
+from ckptrun.engine.read_chunks import BoxRead, read_boxes, torch_dtype
 from ckptrun.engine.read_files import ShardFiles
 from ckptrun.errors import StateMismatchError
 from ckptrun.values import encode
@@ -112,7 +112,7 @@ def _cut_of(ranges: Sequence[tuple[int, int]], size: int) -> int | None:
 
 def _boxes(
     leaf: Leaf, tensor: Tensor, kept: Sequence[Sequence[tuple[int, int]]], ranges: Sequence[tuple[int, int]]
-) -> Iterator[Box]:
+) -> Iterator[BoxRead]:
     """Yield the parts of chunks that lie in one box of the leaf, each with its place in what is kept."""
     for chunk in leaf.chunks:
         begins, place = [], []
@@ -125,4 +125,4 @@ def _boxes(
             place.append(slice(low + shift, high + shift))
         target = tensor[tuple(place)]
         if target.numel():
-            yield Box(leaf, chunk, begins, target)
+            yield BoxRead(leaf, chunk, begins, target)

@@ -72,10 +72,10 @@ def _elsewhere(run: Location) -> str | None:
     """Where a run keeps its checkpoints by its ``config.yaml``; None where it does not say, or there is no run."""
     try:
         size = min(run.backend.size(run.child(_CONFIG).path), _MAX_CONFIG_BYTES)
-        content = yaml.safe_load(read_file(run.child(_CONFIG), size))
+        config = yaml.safe_load(read_file(run.child(_CONFIG), size))
     except (OSError, yaml.YAMLError, RecursionError, ValueError):
         return None
-    section = content.get("checkpoint") if isinstance(content, dict) else None
+    section = config.get("checkpoint") if isinstance(config, dict) else None
     path = section.get("path") if isinstance(section, dict) else None
     return path if isinstance(path, str) and path else None
 

@@ -33,7 +33,7 @@ from ckptrun.errors import (
     StateMismatchError,
     UnsupportedLeafError,
 )
-from ckptrun.formats.dcp.pickle_records import read_pickle
+from ckptrun.formats.dcp.pickle_machine import read_pickle
 from ckptrun.formats.open_source import open_source
 from tests.support.bits import bits
 from tests.support.foreign import (
@@ -237,7 +237,7 @@ def test_pickles_that_are_bombs_are_refused(raw: bytes, dcp_folder: Path) -> Non
 
 
 def test_a_pickle_with_more_instructions_than_any_state_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ckptrun.formats.dcp.pickle_records._MAX_OPERATIONS", 100)
+    monkeypatch.setattr("ckptrun.formats.dcp.pickle_machine._MAX_OPERATIONS", 100)
     assert read_pickle(pickle.dumps([None] * 90), (), source="x") == [None] * 90
     with pytest.raises(ForeignFileError, match="more than 100 instructions"):
         read_pickle(pickle.dumps([None] * 100), (), source="x")

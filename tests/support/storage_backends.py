@@ -102,8 +102,8 @@ class _CountingReader(LocalFileReader):
         self._backend = backend
         self._counts = path.endswith(".safetensors")
 
-    def read(self, offset: int, targets: Sequence[memoryview]) -> int:
-        count = super().read(offset, targets)
+    def read(self, offset: int, buffers: Sequence[memoryview]) -> int:
+        count = super().read(offset, buffers)
         if self._counts:
             self._backend.bytes_read += count
         return count

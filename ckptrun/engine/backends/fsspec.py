@@ -245,10 +245,10 @@ class RemoteFileReader:
         self._path = path
         self._size = size
 
-    def read(self, offset: int, targets: Sequence[memoryview]) -> int:
+    def read(self, offset: int, buffers: Sequence[memoryview]) -> int:
         """See ``FileReader``."""
-        end = min(offset + sum(target.nbytes for target in targets), self._size)
-        scatter = Scatter(targets)
+        end = min(offset + sum(buffer.nbytes for buffer in buffers), self._size)
+        scatter = Scatter(buffers)
         address = str(self._files.unstrip_protocol(self._path))
         while offset + scatter.count < end:
             with _os_errors(address):
@@ -269,8 +269,8 @@ class RemoteFileReader:
 class Scatter:
     """Fills buffers, one after the other."""
 
-    def __init__(self, targets: Sequence[memoryview]) -> None:
-        self._targets = [target for target in targets if target.nbytes]
+    def __init__(self, buffers: Sequence[memoryview]) -> None:
+        self._buffers = [buffer for buffer in buffers if buffer.nbytes]
         self._filled = 0
         self.count = 0
         """How many bytes there are so far."""
@@ -280,11 +280,11 @@ class Scatter:
         rest = memoryview(found)
         self.count += rest.nbytes
         while rest.nbytes:
-            target = self._targets[0]
-            part = rest[: target.nbytes - self._filled]
-            target[self._filled : self._filled + part.nbytes] = part
+            buffer = self._buffers[0]
+            part = rest[: buffer.nbytes - self._filled]
+            buffer[self._filled : self._filled + part.nbytes] = part
             self._filled += part.nbytes
             rest = rest[part.nbytes :]
-            if self._filled == target.nbytes:
-                del self._targets[0]
+            if self._filled == buffer.nbytes:
+                del self._buffers[0]
                 self._filled = 0

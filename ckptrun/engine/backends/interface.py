@@ -41,7 +41,7 @@ class FileReader(Protocol):
     block_bytes: int
     """How many bytes are best asked for at once."""
 
-    def read(self, offset: int, targets: Sequence[memoryview]) -> int:
+    def read(self, offset: int, buffers: Sequence[memoryview]) -> int:
         """Fill buffers one after the other from ``offset`` on; return how many bytes there were.
 
         Fewer than asked for only at the end of the file.

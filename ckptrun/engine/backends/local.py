@@ -314,27 +314,27 @@ class LocalFileReader:
         self._calls = calls
         self._descriptor = calls.open(path, os.O_RDONLY)
 
-    def read(self, offset: int, targets: Sequence[memoryview]) -> int:
+    def read(self, offset: int, buffers: Sequence[memoryview]) -> int:
         """See ``FileReader``."""
         total = 0
-        for first in range(0, len(targets), _MAX_BUFFERS):
-            wanted = targets[first : first + _MAX_BUFFERS]
+        for first in range(0, len(buffers), _MAX_BUFFERS):
+            wanted = buffers[first : first + _MAX_BUFFERS]
             count = self._read_all(offset + total, wanted)
             total += count
-            if count < sum(target.nbytes for target in wanted):
+            if count < sum(buffer.nbytes for buffer in wanted):
                 break
         return total
 
-    def _read_all(self, offset: int, targets: Sequence[memoryview]) -> int:
-        total = self._calls.preadv(self._descriptor, targets, offset)
-        if total == sum(target.nbytes for target in targets):
+    def _read_all(self, offset: int, buffers: Sequence[memoryview]) -> int:
+        total = self._calls.preadv(self._descriptor, buffers, offset)
+        if total == sum(buffer.nbytes for buffer in buffers):
             return total
         # Cut short by the end of the file, by a signal, or because the kernel takes no more than 2 GiB at once.
         position = 0
-        for target in targets:
-            end = position + target.nbytes
+        for buffer in buffers:
+            end = position + buffer.nbytes
             while total < end:
-                count = self._calls.preadv(self._descriptor, [target[total - position :]], offset + total)
+                count = self._calls.preadv(self._descriptor, [buffer[total - position :]], offset + total)
                 if not count:
                     return total
                 total += count

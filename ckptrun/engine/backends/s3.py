@@ -338,10 +338,10 @@ class S3FileReader:
         _, self._key = requests.split(path)
         self._size, self._version = _head(requests, path)
 
-    def read(self, offset: int, targets: Sequence[memoryview]) -> int:
+    def read(self, offset: int, buffers: Sequence[memoryview]) -> int:
         """See ``FileReader``."""
-        end = min(offset + sum(target.nbytes for target in targets), self._size)
-        scatter = Scatter(targets)
+        end = min(offset + sum(buffer.nbytes for buffer in buffers), self._size)
+        scatter = Scatter(buffers)
         if offset < end:
             self._requests.attempt(self._path, functools.partial(self._fill, scatter, offset, end))
         return scatter.count

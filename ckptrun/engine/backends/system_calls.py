@@ -45,9 +45,9 @@ class SystemCalls:
         """Write bytes at ``offset``; return how many."""
         return os.pwrite(descriptor, block, offset)
 
-    def preadv(self, descriptor: int, targets: Sequence[memoryview], offset: int) -> int:
+    def preadv(self, descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
         """Fill buffers one after the other from ``offset`` on; return how many bytes there were."""
-        return os.preadv(descriptor, targets, offset)
+        return os.preadv(descriptor, buffers, offset)
 
     def will_need(self, descriptor: int, offset: int, length: int) -> None:
         """Tell the kernel that these bytes are going to be read."""

@@ -111,7 +111,7 @@ def _write_tensors(selection: Selection, working: Location, save_id: str, advanc
         return []
     # Where folders are not renamed, files of an earlier save lie in the same one.
     name = shard_file_name(0, save_id=None if working.backend.renames_folders else save_id)
-    plan = plan_file(name, [_planned(item) for item in tensors.values()], save_id=save_id)
+    plan = plan_file(name, [_planned_chunk(item) for item in tensors.values()], save_id=save_id)
     working.backend.make_folder(working.path)
     return write_files(
         working,
@@ -120,7 +120,7 @@ def _write_tensors(selection: Selection, working: Location, save_id: str, advanc
     )
 
 
-def _planned(item: Item) -> PlannedChunk:
+def _planned_chunk(item: Item) -> PlannedChunk:
     zeros = (0,) * len(item.shape)
     return PlannedChunk(leaf=item.name, dtype=str(item.dtype), shape=item.shape, offsets=zeros, sizes=item.shape)
 

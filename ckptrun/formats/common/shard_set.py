@@ -94,10 +94,10 @@ def _read_index(files: Files, name: str, suffixes: tuple[str, ...]) -> Index | N
     if length > _MAX_INDEX_BYTES:
         raise ForeignFileError(f"{source} has {length} bytes; at most {_MAX_INDEX_BYTES} are read.", folder=source)
     try:
-        content = json.loads(files.bytes(name, 0, length))
+        index = json.loads(files.bytes(name, 0, length))
     except (ValueError, RecursionError) as error:
         raise ForeignFileError(f"{source} is no JSON ({error}).", folder=source) from error
-    found = content.get("weight_map") if isinstance(content, dict) else None
+    found = index.get("weight_map") if isinstance(index, dict) else None
     if found is None and not any(f"{suffix}.index" in name for suffix in suffixes):
         return None
     if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
@@ -107,7 +107,7 @@ def _read_index(files: Files, name: str, suffixes: tuple[str, ...]) -> Index | N
     for file in set(found.values()):
         # Checks that it lies in this folder.
         files.place(file)
-    metadata = content.get("metadata")
+    metadata = index.get("metadata")
     size = metadata.get("total_size") if isinstance(metadata, dict) else None
     # Some tools count bits of a byte, and so write a float.
     is_size = isinstance(size, int | float) and not isinstance(size, bool) and 0 <= size < 2**63

@@ -18,7 +18,7 @@ from ckptrun.engine.geometry import row_major_strides
 from ckptrun.errors import ForeignFileError
 from ckptrun.formats.common.files import Files, RangeFile
 from ckptrun.formats.common.interface import row_shape
-from ckptrun.formats.dcp.pickle_records import Named, Record, read_pickle
+from ckptrun.formats.dcp.pickle_machine import Described, Named, read_pickle
 from ckptrun.formats.torch_save.zip_records import ZipRecord, check_record, read_record, read_records
 
 __all__ = ["TORCH_DTYPES", "BlobReader", "TensorBlob", "find_tensor"]
@@ -117,16 +117,18 @@ def _parse(stream: io.IOBase, records: Mapping[str, ZipRecord], what: str) -> _S
     return _saved(read_pickle(raw, _ADMITTED, source=f"{what}, data.pkl"))
 
 
-def _saved(record: Any) -> _Saved:
-    if not isinstance(record, Record) or record.of not in (_REBUILD, _REBUILD_WITH_DTYPE):
+def _saved(described: Any) -> _Saved:
+    if not isinstance(described, Described) or described.of not in (_REBUILD, _REBUILD_WITH_DTYPE):
         raise ValueError("it is no plain tensor")
     # Requires_grad and hooks stand between.
-    storage, start, shape, strides = record.args[:4]
-    rest = record.args[6:]
-    kind, storage_type, key = storage.args[0][:3] if isinstance(storage, Record) and storage.of == "" else (None,) * 3
+    storage, start, shape, strides = described.args[:4]
+    rest = described.args[6:]
+    kind, storage_type, key = (
+        storage.args[0][:3] if isinstance(storage, Described) and storage.of == "" else (None,) * 3
+    )
     if kind != "storage" or not isinstance(storage_type, Named) or not isinstance(key, str):
         raise ValueError("it has no storage")
-    if record.of == _REBUILD_WITH_DTYPE:
+    if described.of == _REBUILD_WITH_DTYPE:
         named, rest = rest[0], rest[1:]
         dtype = TORCH_DTYPES[named.name]
     else:

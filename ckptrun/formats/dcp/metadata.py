@@ -1,6 +1,6 @@
 """Reads ``.metadata`` of torch.distributed.checkpoint (DCP): a pickle, of which only the description is looked at.
 
-The classes that such a file needs, as torch 2.1 to 2.13 write them, stand in ``_ADMITTED``; see ``pickle_records`` for
+The classes that such a file needs, as torch 2.1 to 2.13 write them, stand in ``_ADMITTED``; see ``pickle_machine`` for
 what happens with any other.
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from ckptrun.errors import ForeignFileError
 from ckptrun.formats.dcp.blob import TORCH_DTYPES
-from ckptrun.formats.dcp.pickle_records import Named, Record, read_pickle
+from ckptrun.formats.dcp.pickle_machine import Described, Named, read_pickle
 from ckptrun.text import cut
 
 __all__ = ["Metadata", "Place", "StoredTensor", "parse_metadata"]
@@ -80,7 +80,7 @@ class Metadata:
     """By leaf and offsets of the chunk; None as offsets of a plain value."""
 
 
-class _Damage(ValueError):
+class _NotInOrder(ValueError):
     """Something is not what it should be."""
 
 
@@ -90,58 +90,58 @@ def parse_metadata(raw: bytes, *, source: str) -> Metadata:
     Raises:
         ForeignFileError: It is damaged, or asks for a class that no such file needs; names the class.
     """
-    record = read_pickle(raw, _ADMITTED, source=source)
+    described = read_pickle(raw, _ADMITTED, source=source)
     try:
-        fields = _fields(record, f"{_METADATA}Metadata")
+        fields = _fields(described, f"{_METADATA}Metadata")
         leaves = {_text(name): _stored(stored) for name, stored in _dict(fields.get("state_dict_metadata")).items()}
         places = dict(map(_located, _dict(fields.get("storage_data")).items()))
-    except _Damage as error:
+    except _NotInOrder as error:
         raise ForeignFileError(f"{source} is damaged: {error}.", folder=source) from error
     return Metadata(leaves=leaves, paths=_paths(fields.get("planner_data")), places=places)
 
 
 def _fields(value: Any, *classes: str) -> dict[Any, Any]:
-    if not isinstance(value, Record) or value.of not in classes or not isinstance(value.state, dict | None):
-        raise _Damage(f"where a {classes[0]} should be there is {_shown(value)}")
+    if not isinstance(value, Described) or value.of not in classes or not isinstance(value.state, dict | None):
+        raise _NotInOrder(f"where a {classes[0]} should be there is {_shown(value)}")
     return value.state or {}
 
 
 def _shown(value: Any) -> str:
-    return cut(value.of, 80) if isinstance(value, Record) else f"a {type(value).__name__}"
+    return cut(value.of, 80) if isinstance(value, Described) else f"a {type(value).__name__}"
 
 
 def _dict(value: Any) -> dict[Any, Any]:
     if not isinstance(value, dict):
-        raise _Damage(f"where a dict should be there is {_shown(value)}")
+        raise _NotInOrder(f"where a dict should be there is {_shown(value)}")
     return value
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise _Damage(f"where a name should be there is {_shown(value)}")
+        raise _NotInOrder(f"where a name should be there is {_shown(value)}")
     return value
 
 
 def _count(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**63:
-        raise _Damage("a size or offset is no count")
+        raise _NotInOrder("a size or offset is no count")
     return value
 
 
 def _size(value: Any) -> tuple[int, ...]:
-    items = value.args[0] if isinstance(value, Record) and value.of == _SIZE and len(value.args) == 1 else None
+    items = value.args[0] if isinstance(value, Described) and value.of == _SIZE and len(value.args) == 1 else None
     if not isinstance(items, tuple | list):
-        raise _Damage(f"where a torch.Size should be there is {_shown(value)}")
+        raise _NotInOrder(f"where a torch.Size should be there is {_shown(value)}")
     return tuple(map(_count, items))
 
 
 def _stored(value: Any) -> StoredTensor | None:
-    if isinstance(value, Record) and value.of == f"{_METADATA}BytesStorageMetadata":
+    if isinstance(value, Described) and value.of == f"{_METADATA}BytesStorageMetadata":
         return None
     fields = _fields(value, f"{_METADATA}TensorStorageMetadata")
     chunks = fields.get("chunks")
     if not isinstance(chunks, list):
-        raise _Damage("a tensor has no chunks")
+        raise _NotInOrder("a tensor has no chunks")
     return StoredTensor(
         dtype=_dtype(fields.get("properties")),
         shape=_size(fields.get("size")),
@@ -151,14 +151,14 @@ def _stored(value: Any) -> StoredTensor | None:
 
 def _dtype(properties: Any) -> str:
     # A tuple, because torch.memory_format cannot be pickled; the dtype comes first.
-    state = properties.state if isinstance(properties, Record) and properties.of in _PROPERTIES else None
+    state = properties.state if isinstance(properties, Described) and properties.of in _PROPERTIES else None
     if (
         not isinstance(state, tuple)
         or not state
         or not isinstance(state[0], Named)
         or state[0].name not in TORCH_DTYPES
     ):
-        raise _Damage("a tensor has no dtype")
+        raise _NotInOrder("a tensor has no dtype")
     return TORCH_DTYPES[state[0].name]
 
 
@@ -172,7 +172,7 @@ def _located(item: tuple[Any, Any]) -> tuple[tuple[str, tuple[int, ...] | None],
     offset = index.get("offset")
     transforms = info.get("transform_descriptors") or []
     if not isinstance(transforms, list | tuple):
-        raise _Damage("transform_descriptors are no list")
+        raise _NotInOrder("transform_descriptors are no list")
     place = Place(
         file=_text(info.get("relative_path")),
         offset=_count(info.get("offset")),

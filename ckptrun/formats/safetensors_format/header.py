@@ -66,7 +66,7 @@ class Header:
     metadata: Mapping[str, str]
 
 
-class _Damage(ValueError):
+class _NotInOrder(ValueError):
     """Something is not what it should be."""
 
 
@@ -79,10 +79,10 @@ def parse_header(raw: bytes, *, data_bytes: int, source: str) -> Header:
     try:
         fields = json.loads(raw, object_pairs_hook=_without_duplicates)
         if not isinstance(fields, dict):
-            raise _Damage("its header is no object")
+            raise _NotInOrder("its header is no object")
         metadata = fields.pop(_METADATA, {})
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-            raise _Damage(f"its {_METADATA} does not map text to text")
+            raise _NotInOrder(f"its {_METADATA} does not map text to text")
         entries = {name: _entry(name, entry) for name, entry in fields.items()}
         ordered = dict(sorted(entries.items(), key=lambda item: (item[1].begin, item[1].bytes)))
         _require_no_holes(ordered, data_bytes)
@@ -94,7 +94,7 @@ def parse_header(raw: bytes, *, data_bytes: int, source: str) -> Header:
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise _Damage("a name stands in its header twice")
+        raise _NotInOrder("a name stands in its header twice")
     return found
 
 
@@ -102,15 +102,15 @@ def _entry(name: str, entry: Any) -> Entry:
     fields = entry if isinstance(entry, dict) else {}
     dtype, shape, offsets = fields.get("dtype"), _counts(fields.get("shape")), _counts(fields.get("data_offsets"))
     if not isinstance(dtype, str) or dtype not in DTYPES or shape is None or offsets is None or len(offsets) != 2:
-        raise _Damage(f"the entry of {cut(name, 80)} is {cut(entry, 200)}")
+        raise _NotInOrder(f"the entry of {cut(name, 80)} is {cut(entry, 200)}")
     torch_name, item_bytes = DTYPES[dtype]
     if dtype == "F4":
         if not shape or shape[-1] % 2:
-            raise _Damage(f"{cut(name, 80)} has half an element: it is F4 of shape {shape}")
+            raise _NotInOrder(f"{cut(name, 80)} has half an element: it is F4 of shape {shape}")
         shape = [*shape[:-1], shape[-1] // 2]
     begin, end = offsets
     if end - begin != math.prod(shape) * item_bytes:
-        raise _Damage(f"{cut(name, 80)}, {dtype} of shape {shape}, has the bytes {begin} to {end}")
+        raise _NotInOrder(f"{cut(name, 80)}, {dtype} of shape {shape}, has the bytes {begin} to {end}")
     return Entry(dtype=torch_name, shape=tuple(shape), begin=begin, bytes=end - begin)
 
 
@@ -123,7 +123,7 @@ def _require_no_holes(entries: Mapping[str, Entry], data_bytes: int) -> None:
     position = 0
     for name, entry in entries.items():
         if entry.begin != position:
-            raise _Damage(f"{cut(name, 80)} starts at byte {entry.begin} of the data, not at {position}")
+            raise _NotInOrder(f"{cut(name, 80)} starts at byte {entry.begin} of the data, not at {position}")
         position += entry.bytes
     if position != data_bytes:
-        raise _Damage(f"its tensors have {position} bytes, and there are {data_bytes}")
+        raise _NotInOrder(f"its tensors have {position} bytes, and there are {data_bytes}")

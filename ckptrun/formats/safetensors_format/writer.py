@@ -119,10 +119,10 @@ def _plan(name: str, items: Sequence[Item]) -> FilePlan:
             "Spread the tensors over more files with --max-shard-size."
         )
     return FilePlan(
-        name=name, header=struct.pack("<Q", padded) + text.ljust(padded), chunks=tuple(map(_planned, ordered))
+        name=name, header=struct.pack("<Q", padded) + text.ljust(padded), chunks=tuple(map(_planned_chunk, ordered))
     )
 
 
-def _planned(item: Item) -> PlannedChunk:
+def _planned_chunk(item: Item) -> PlannedChunk:
     zeros = (0,) * len(item.shape)
     return PlannedChunk(leaf=item.name, dtype=str(item.dtype), shape=item.shape, offsets=zeros, sizes=item.shape)

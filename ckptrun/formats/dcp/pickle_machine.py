@@ -2,8 +2,8 @@
 
 A pickle is a program for a small stack machine, and the machine of the standard library imports and calls whatever the
 program names. This one has no instruction that does either: a class or function becomes a :class:`Named`, what would be
-made by calling it a :class:`Record` of its name and arguments. Names that the caller did not admit are an error, before
-anything is made of them. Works through the file once, in time and memory bounded by its length.
+made by calling it a :class:`Described` with its name and arguments. Names that the caller did not admit are an error,
+before anything is made of them. Works through the file once, in time and memory bounded by its length.
 
 What a key of a dict may be is limited too: hashing a tuple of tuples of tuples can take for ever.
 """
@@ -16,7 +16,7 @@ from typing import Any
 from ckptrun.errors import ForeignFileError
 from ckptrun.text import cut
 
-__all__ = ["Named", "Record", "read_pickle"]
+__all__ = ["Described", "Named", "read_pickle"]
 
 _MAX_OPERATIONS = 2**25
 
@@ -30,7 +30,7 @@ class Named:
 
 
 @dataclass(slots=True, eq=False)
-class Record:
+class Described:
     """An object that a pickle describes; never made."""
 
     of: str
@@ -41,9 +41,9 @@ class Record:
 
 
 def read_pickle(raw: bytes, admitted: Container[str], *, source: str) -> Any:
-    """Return what ``raw`` describes: plain values, lists, tuples, dicts, :class:`Named` and :class:`Record`.
+    """Return what ``raw`` describes: plain values, lists, tuples, dicts, :class:`Named` and :class:`Described`.
 
-    A persistent id, as ``torch.save`` uses for storages, is a ``Record`` of ``""`` with it as its only argument.
+    A persistent id, as ``torch.save`` uses for storages, is a ``Described`` of ``""`` with it as its only argument.
 
     Args:
         raw: The pickle.
@@ -111,7 +111,7 @@ class _Machine:
             "REDUCE": self._make,
             "NEWOBJ": self._make,
             "BUILD": self._build,
-            "BINPERSID": lambda _: push(Record("", self._pop_many(1))),
+            "BINPERSID": lambda _: push(Described("", self._pop_many(1))),
             "BINPUT": self._put,
             "LONG_BINPUT": self._put,
             "MEMOIZE": lambda _: self._put(len(self._memo)),
@@ -165,7 +165,7 @@ class _Machine:
         if type(target) is not dict or len(flat) % 2:
             raise ValueError(f"it sets items of a {type(target).__name__}")
         for key, value in zip(flat[::2], flat[1::2], strict=True):
-            if type(key) not in (str, int, Record):
+            if type(key) not in (str, int, Described):
                 raise ValueError(f"a key of a dict is a {type(key).__name__}")
             target[key] = value
 
@@ -186,11 +186,11 @@ class _Machine:
         if maker.name == "collections.OrderedDict" and not args:
             self._push({})
         else:
-            self._push(Record(maker.name, args))
+            self._push(Described(maker.name, args))
 
     def _build(self, _: Any) -> None:
         (state,) = self._pop_many(1)
         target = self._stack[-1]
-        if type(target) is not Record:
+        if type(target) is not Described:
             raise ValueError(f"it fills a {type(target).__name__}")
         target.state = state

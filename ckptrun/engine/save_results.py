@@ -21,7 +21,7 @@ from ckptrun.errors import CheckpointError, UnsupportedLeafError
 from ckptrun.rank_names import rank_name
 from ckptrun.values import encode
 
-__all__ = ["RankReport", "SaveFacts", "build_manifest", "kinds_in", "require_same_kinds"]
+__all__ = ["RankResult", "SaveFacts", "build_manifest", "kinds_in", "require_same_kinds"]
 
 
 def kinds_in(plan: SavePlan) -> dict[str, str]:
@@ -72,7 +72,7 @@ class SaveFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RankReport:
+class RankResult:
     """What one rank wrote; goes to rank 0 through DCP."""
 
     files: tuple[ShardFile, ...]
@@ -87,8 +87,8 @@ class RankReport:
         return sum(file.bytes for file in self.files)
 
 
-def build_manifest(metadata: Metadata, reports: list[RankReport], facts: SaveFacts, *, save_id: str) -> Manifest:
-    """Put the reports of all ranks, by rank, together. Rank 0 calls.
+def build_manifest(metadata: Metadata, results: list[RankResult], facts: SaveFacts, *, save_id: str) -> Manifest:
+    """Put the results of all ranks, by rank, together. Rank 0 calls.
 
     Raises:
         CheckpointError: Two ranks give different digests for one leaf: it is not the same on all ranks that hold it,
@@ -99,13 +99,13 @@ def build_manifest(metadata: Metadata, reports: list[RankReport], facts: SaveFac
     values: dict[str, Any] = {}
     digests, paths = dict(facts.digests), _planner_paths(metadata) | dict(facts.paths)
     containers = dict(facts.containers)
-    for rank, report in enumerate(reports):
-        for name, chunk in report.chunks:
+    for rank, result in enumerate(results):
+        for name, chunk in result.chunks:
             chunks[name].append(chunk)
-        values |= report.values
-        paths |= report.facts.paths
-        containers |= report.facts.containers
-        _add_digests(digests, report.facts.digests, rank)
+        values |= result.values
+        paths |= result.facts.paths
+        containers |= result.facts.containers
+        _add_digests(digests, result.facts.digests, rank)
     # DCP lists them by the rank that writes them; the order of a dict's keys is part of the state.
     position = {name: index for index, name in enumerate(paths)}
     stored = metadata.state_dict_metadata
@@ -117,12 +117,12 @@ def build_manifest(metadata: Metadata, reports: list[RankReport], facts: SaveFac
         save_id=save_id,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         torch=str(torch.__version__),
-        world_size=len(reports),
+        world_size=len(results),
         run=facts.run,
-        files={file.name: file for report in reports for file in report.files},
+        files={file.name: file for result in results for file in result.files},
         leaves={leaf.name: leaf for leaf in leaves},
         containers=containers,
-        shared=tuple(sorted(tuple(sorted(group)) for group in frozenset().union(*(r.shared for r in reports)))),
+        shared=tuple(sorted(tuple(sorted(group)) for group in frozenset().union(*(r.shared for r in results)))),
         planner_data=_planner_data(metadata),
     )
 

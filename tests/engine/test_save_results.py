@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
 from ckptrun import PlanCache, ShardWriter
-from ckptrun.engine.save_report import require_same_kinds
+from ckptrun.engine.save_results import require_same_kinds
 from ckptrun.errors import CheckpointError
 from tests.support.run_ranks import run_ranks
 
