@@ -252,7 +252,7 @@ def test_paths_are_looked_for() -> None:
 
 
 @pytest.mark.slow
-def test_the_ci_line_and_the_pytest_example_prove_a_model_of_ones_own(tmp_path) -> None:
+def test_the_ci_line_and_the_pytest_example_prove_a_model_of_ones_own_and_show_what_differs(tmp_path) -> None:
     (tmp_path / "my_package").mkdir()
     (tmp_path / "my_package/__init__.py").write_text("")
     (tmp_path / "my_package/model.py").write_text(
@@ -261,12 +261,28 @@ def test_the_ci_line_and_the_pytest_example_prove_a_model_of_ones_own(tmp_path) 
     )
     (example,) = [text for text in snippets() if "def test_" in text]
     (tmp_path / "test_example.py").write_text(example)
+    # The same with a component that does not come back.
+    forgetful = (
+        "class Forgetful:\n"
+        "    def __init__(self):\n        self.seen = 0\n"
+        "    def on_step(self, *, step, loss):\n        self.seen = step\n"
+        "    def state_dict(self):\n        return {'seen': self.seen}\n"
+        "    def load_state_dict(self, state):\n        pass\n"
+    )
+    (tmp_path / "my_package/forgetful.py").write_text(forgetful)
+    mine = '"parallelism=none", "components.mine._target_=my_package.forgetful.Forgetful", '
+    (tmp_path / "test_forgetful.py").write_text(example.replace("prove([", f"prove([{mine}"))
     (line,) = [text for text in RUNS if "my_package" in text]
-    for command in (["-m", "ckptrun", *overrides_of(line)], ["-m", "pytest", "-q", "test_example.py"]):
+    for command in (["-m", "ckptrun", *overrides_of(line)], ["-m", "pytest", "-q", "."]):
         done = subprocess.run(
             [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600
         )
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        if "ckptrun" in command:
+            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "1 failed, 1 passed" in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "FAILED test_forgetful.py" in done.stdout
+    for shown in ("ckptrun proof", "DIFFERENT (blame: mine)", "mine.seen"):
+        assert shown in done.stdout
 
 
 def typed(command: str) -> str:

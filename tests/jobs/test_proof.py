@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import signal
-import subprocess
 import time
 
 import pytest
@@ -15,6 +14,7 @@ from tests.support.jobs import TINY, assert_same_state, events, processes_of, ru
 pytestmark = [pytest.mark.distributed, pytest.mark.crash]
 
 JOB = (*TINY, "train.steps=8", "checkpoint.interval_steps=3", "proof.controls=none")
+ONE = (*JOB, "parallelism=none", "checkpoint=async")
 TWO = (*JOB, "parallelism=fsdp", "launch.nproc=2", "checkpoint=async")
 LAST = "checkpoints/step_00000008"
 CHECKS = {
@@ -108,7 +108,7 @@ def test_resumed_on_another_mesh_the_state_is_equal_and_every_sample_comes_once(
 
 def test_a_fault_that_does_not_fire_verifies_nothing(tmp_path) -> None:
     # Step 5 is never saved: the second fault waits in vain.
-    job = (*TWO, "fault=sigkill", "fault.step=2", "fault.more=[{kind: sigkill, point: writing, step: 5, rank: 0}]")
+    job = (*ONE, "fault=sigkill", "fault.step=2", "fault.more=[{kind: sigkill, point: writing, step: 5, rank: 0}]")
     done = run_here(tmp_path, *job)
     assert done == 4, done.output
     assert verdict(tmp_path)["verdict"] == "not_verified"
@@ -118,7 +118,7 @@ def test_a_fault_that_does_not_fire_verifies_nothing(tmp_path) -> None:
 
 @pytest.mark.slow
 def test_leaves_are_compared_step_by_step_where_that_is_asked_for(tmp_path) -> None:
-    assert_equal_as_without(tmp_path, run_here(tmp_path, *TWO, "fault=exception", "proof.digest_every_steps=2"))
+    assert_equal_as_without(tmp_path, run_here(tmp_path, *ONE, "fault=exception", "proof.digest_every_steps=2"))
     told = [line["step"] for line in lines(tmp_path) if "leaves" in line]
     assert set(told) == {2, 4, 6, 8}
     assert any(name.startswith("optimizer.state.") for name in lines(tmp_path)[1]["leaves"])
@@ -126,14 +126,14 @@ def test_leaves_are_compared_step_by_step_where_that_is_asked_for(tmp_path) -> N
 
 @pytest.mark.slow
 def test_a_proof_is_done_anew_in_its_own_folder_and_refuses_that_of_a_run(tmp_path) -> None:
-    assert run_here(tmp_path / "run", *TWO) == 0
+    assert run_here(tmp_path / "run", *ONE) == 0
     before = tensors(tmp_path / "run" / LAST)
-    done = run_here(tmp_path / "run", *TWO, "fault=sigkill")
+    done = run_here(tmp_path / "run", *ONE, "fault=sigkill")
     assert done == 2
     assert "run.name" in done.errors
     assert tensors(tmp_path / "run" / LAST) == before
     for _ in range(2):
-        assert_equal_as_without(tmp_path / "proof", run_here(tmp_path / "proof", *TWO, "fault=sigkill"))
+        assert_equal_as_without(tmp_path / "proof", run_here(tmp_path / "proof", *ONE, "fault=sigkill"))
 
 
 def test_a_job_that_does_not_run_at_all_is_no_failed_proof(tmp_path) -> None:
@@ -146,7 +146,7 @@ def test_a_job_that_does_not_run_at_all_is_no_failed_proof(tmp_path) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_in_the_middle_leaves_no_process_and_the_proof_can_be_done_anew(tmp_path) -> None:
-    process = start(tmp_path, *TWO, "fault=sigkill", "train.steps=400", "checkpoint.interval_steps=100")
+    process = start(tmp_path, *ONE, "fault=sigkill", "train.steps=400", "checkpoint.interval_steps=100")
     until = time.monotonic() + 60
     while not events(tmp_path) and time.monotonic() < until:
         time.sleep(0.05)
@@ -156,7 +156,7 @@ def test_ctrl_c_in_the_middle_leaves_no_process_and_the_proof_can_be_done_anew(t
     assert "interrupted" in errors
     assert "Traceback" not in errors
     assert processes_of(tmp_path) == []
-    assert_equal_as_without(tmp_path, run_here(tmp_path, *TWO, "fault=sigkill"))
+    assert_equal_as_without(tmp_path, run_here(tmp_path, *ONE, "fault=sigkill"))
 
 
 @pytest.mark.slow
@@ -194,30 +194,35 @@ def test_sigterm_to_the_command_saves_and_the_next_start_goes_on_there(tmp_path)
     assert [event["step"] for event in events(tmp_path) if event["event"] == "step"] == list(range(1, done + 3))
 
 
-@pytest.mark.slow
-def test_the_readme_s_pytest_example_shows_the_first_difference(tmp_path) -> None:
-    (tmp_path / "forgetful.py").write_text(
-        "class Forgetful:\n"
-        "    def __init__(self):\n        self.seen = 0\n"
-        "    def on_step(self, *, step, loss):\n        self.seen = step\n"
-        "    def state_dict(self):\n        return {'seen': self.seen}\n"
-        "    def load_state_dict(self, state):\n        pass\n"
-    )
-    (tmp_path / "test_mine.py").write_text(
-        "from ckptrun import prove\n"
-        "def test_resumes(tmp_path):\n"
-        f"    verdict = prove({[*JOB, 'fault=sigkill']!r} + ['components.mine._target_=forgetful.py:Forgetful', f'run.dir={{tmp_path}}'])\n"
-        "    assert verdict.status == 'equal'\n"
-    )
-    command = [os.sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=180, check=False)
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "ckptrun proof" in done.stdout
-    assert "DIFFERENT (blame: mine)" in done.stdout
-    assert "mine.seen" in done.stdout
+# Faults in turn: each strikes after the resume from the one before, so that one proof is of all of them.
 
 
-POINTS = [*FaultPoint]
+def in_turn(faults, *, rank="any") -> tuple[str, ...]:
+    """The overrides that plan (kind, point) one after the other, three steps apart: each of these steps is saved."""
+    planned = []
+    for step, (kind, point) in zip(itertools.count(6, 3), faults, strict=False):
+        planned.append(f"kind: {kind}, step: {step}, rank: {rank}" + (f", point: {point}" if point else ""))
+        if kind.is_silent:
+            # So that what it has left is looked at.
+            planned.append(f"kind: {FaultKind.sigkill}, step: {step + 1}")
+    first = [f"fault{'' if key == 'kind' else f'.{key}'}={value}" for key, value in _pairs(planned[0])]
+    more = ", ".join(f"{{{entry}}}" for entry in planned[1:])
+    return (*first, f"fault.more=[{more}]", f"train.steps={step + 2}")
+
+
+def _pairs(entry: str) -> list[list[str]]:
+    return [pair.split(": ") for pair in entry.split(", ")]
+
+
+def assert_equal_after_all(folder, faults, *job, rank="any") -> None:
+    """A proof with all of ``faults``, each of which must have struck for it to be equal, ends as if there were none."""
+    planned = in_turn(faults, rank=rank)
+    done = run_here(folder, *job, *planned)
+    assert_equal_as_without(folder, done, f"checkpoints/step_{int(planned[-1].split('=')[1]):08d}")
+
+
+POINTS_OF_SAVE = [point for point in FaultPoint if point.is_of_save]
+POINTS_OF_LOOP = [point for point in FaultPoint if not point.is_of_save]
 MESHES = {
     "ddp": ["parallelism=ddp", "launch.nproc=3"],
     "fsdp_tp": ["parallelism=fsdp_tp"],
@@ -227,64 +232,78 @@ MESHES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("mesh", "point"),
-    [("one", point) for point in POINTS]
-    + [("fsdp_tp", point) for point in (FaultPoint.mid_accumulation, FaultPoint.staging, FaultPoint.before_commit)]
-    + [("ddp", point) for point in (FaultPoint.after_backward, FaultPoint.writing, FaultPoint.loading)],
+    ("mesh", "points"),
+    [
+        ("one", POINTS_OF_LOOP),
+        ("one", POINTS_OF_SAVE),
+        ("fsdp_tp", [FaultPoint.mid_accumulation, FaultPoint.staging, FaultPoint.before_commit]),
+        ("ddp", [FaultPoint.after_backward, FaultPoint.writing, FaultPoint.loading]),
+    ],
+    ids=["one-loop", "one-save", "fsdp_tp", "ddp"],
 )
-def test_killed_at_every_point(point, mesh, tmp_path) -> None:
+def test_killed_at_every_point(points, mesh, tmp_path) -> None:
     job = (*JOB, *MESHES[mesh], "checkpoint=async", "train.accumulate=2", "checkpoint.keep_last=1")
-    assert_equal_as_without(tmp_path, run_here(tmp_path, *job, "fault=sigkill", f"fault.point={point}"))
+    assert_equal_after_all(tmp_path, [(FaultKind.sigkill, point) for point in points], *job)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("mode", "point"),
-    [("sync", point) for point in POINTS if point.is_of_save and point is not FaultPoint.staging]
-    # The others strike in the rank, before there is anything for a process to write or after it was done.
-    + [("async_process", point) for point in (FaultPoint.staging, FaultPoint.writing, FaultPoint.after_commit)],
+    ("job", "points"),
+    [
+        ((*TWO, "checkpoint=sync"), [point for point in POINTS_OF_SAVE if point is not FaultPoint.staging]),
+        # The others strike in the rank, before there is anything for a process to write or after it was done.
+        ((*ONE, "checkpoint=async_process"), [FaultPoint.staging, FaultPoint.writing, FaultPoint.after_commit]),
+    ],
+    ids=["sync", "async_process"],
 )
-def test_killed_at_every_point_of_a_save(mode, point, tmp_path) -> None:
-    job = (*TWO, f"checkpoint={mode}", "checkpoint.keep_last=1")
-    assert_equal_as_without(tmp_path, run_here(tmp_path, *job, "fault=sigkill", f"fault.point={point}"))
+def test_killed_at_every_point_of_a_save(job, points, tmp_path) -> None:
+    faults = [(FaultKind.sigkill, point) for point in points]
+    assert_equal_after_all(tmp_path, faults, *job, "checkpoint.keep_last=1")
 
 
-KINDS = [kind for kind in FaultKind if kind not in (FaultKind.none, FaultKind.sigkill, FaultKind.chaos)]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_fault(kind, tmp_path) -> None:
-    job = (*TWO, "train.steps=10", "launch.timeout_seconds=5", f"fault={kind}")
-    assert_equal_as_without(tmp_path, run_here(tmp_path, *job), "checkpoints/step_00000010")
+STANDING = (FaultKind.hang, FaultKind.sigstop)
+"""Have a test of their own above."""
+KINDS = [kind for kind in FaultKind if kind not in (FaultKind.none, FaultKind.sigkill, FaultKind.chaos, *STANDING)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["sigkill", "sigterm", "exception", "disk_full", "hang", "sigstop"])
-def test_faults_that_strike_all_ranks(kind, tmp_path) -> None:
-    job = (*TWO, "launch.timeout_seconds=2", "launch.stop_seconds=2", f"fault={kind}", "fault.rank=all")
-    assert_equal_as_without(tmp_path, run_here(tmp_path, *job, "fault.more=[{kind: sigkill}]"))
+@pytest.mark.parametrize("is_silent", [False, True], ids=["ends the run", "silent"])
+def test_every_kind_of_fault(is_silent, tmp_path) -> None:
+    kinds = [(kind, None) for kind in KINDS if kind.is_silent == is_silent]
+    assert_equal_after_all(tmp_path, kinds, *TWO)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kinds",
+    [(FaultKind.sigkill, FaultKind.sigterm, FaultKind.exception, FaultKind.disk_full), STANDING],
+    ids=["end", "stand still"],
+)
+def test_faults_that_strike_all_ranks(kinds, tmp_path) -> None:
+    job = (*TWO, "launch.timeout_seconds=2", "launch.stop_seconds=2")
+    assert_equal_after_all(tmp_path, [(kind, None) for kind in kinds], *job, rank="all")
 
 
 def test_a_killed_rank_takes_its_loader_workers_along(tmp_path) -> None:
-    assert_equal_as_without(tmp_path, run_here(tmp_path, *TWO, "fault=sigkill", "data.num_workers=2"))
+    assert_equal_as_without(tmp_path, run_here(tmp_path, *ONE, "fault=sigkill", "data.num_workers=2"))
     assert processes_of(tmp_path) == []
+
+
+IN_SAVES = (FaultPoint.staging, FaultPoint.loading, FaultPoint.writing, FaultPoint.before_commit)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "point"),
+    "faults",
     [
-        *itertools.product(
-            (FaultKind.sigint, FaultKind.sigterm),
-            (FaultPoint.loading, FaultPoint.staging, FaultPoint.writing, FaultPoint.before_commit),
-        ),
-        *itertools.product((FaultKind.exception, FaultKind.hang), (FaultPoint.loading, FaultPoint.writing)),
+        [(FaultKind.sigint, point) for point in IN_SAVES],
+        [(FaultKind.sigterm, point) for point in IN_SAVES],
+        [*itertools.product((FaultKind.exception, FaultKind.hang), (FaultPoint.writing, FaultPoint.loading))],
     ],
+    ids=["sigint", "sigterm", "exception and hang"],
 )
-def test_faults_in_a_load_and_in_a_save(kind, point, tmp_path) -> None:
-    job = (*TWO, "launch.timeout_seconds=5", f"fault={kind}", f"fault.point={point}")
-    assert_equal_as_without(tmp_path, run_here(tmp_path, *job))
+def test_faults_in_a_load_and_in_a_save(faults, tmp_path) -> None:
+    assert_equal_after_all(tmp_path, faults, *TWO, "launch.timeout_seconds=5")
 
 
 @pytest.mark.slow
