@@ -107,12 +107,14 @@ def test_an_old_verdict_is_not_taken_for_that_of_a_cell_that_was_not_proved(two)
 @pytest.mark.distributed
 def test_a_cell_that_fails_does_not_stop_the_others_and_one_without_sense_is_skipped(tmp_path) -> None:
     code, printed, cells, cases = sweep(
-        tmp_path, *USER_CODE, *SHORT, f"model._target_='{MINE}:FailsOnRank1','{MINE}:Net'", "parallelism=ddp,none"
-    )
-    assert code == 1, printed
-    assert [cell["verdict"] for cell in cells] == ["failed", "skipped", "equal", "skipped"]
-    assert [cell["exit_code"] for cell in cells] == [1, 2, 0, 2]
-    failed, skipped = cells[0], cells[1]
+        tmp_path, *USER_CODE, *SHORT, f"model._target_='{MINE}:FailsOnRank1','{MINE}:Net'", "parallelism=ddp,none",
+        f"components.memory._target_='{MINE}:Forgetful'",
+    )  # fmt: skip
+    assert code == 3, printed
+    assert [cell["verdict"] for cell in cells] == ["failed", "skipped", "different", "skipped"]
+    assert [cell["exit_code"] for cell in cells] == [1, 2, 3, 2]
+    failed, skipped, different = cells[:3]
+    assert "(blame: memory)" in different["reason"]
     assert failed["reason"].startswith("exit code 1: ValueError: the user's own mistake, at ")
     assert "user code/mine.py:" in failed["reason"]
     assert failed["save"] is None
@@ -120,24 +122,11 @@ def test_a_cell_that_fails_does_not_stop_the_others_and_one_without_sense_is_ski
     assert "launch.nproc=2 makes no sense with parallelism=none" in skipped["reason"]
     assert skipped["path"] is None
     assert len({case.get("name") for case in cases}) == 4
-    assert [[child.tag for child in case] for case in cases] == [["error"], ["skipped"], [], ["skipped"]]
+    assert [[child.tag for child in case] for case in cases] == [["error"], ["skipped"], ["failure"], ["skipped"]]
+    assert cases[2].find("failure").get("message").startswith("different: ")
+    assert "Forgetful" in cases[2].find("failure").text
     assert cases[1].find("skipped").get("message") == skipped["reason"]
     assert "the user's own mistake" in cases[0].find("error").get("message")
-
-
-@pytest.mark.slow
-@pytest.mark.distributed
-def test_a_cell_that_is_different_decides_the_exit_code(tmp_path) -> None:
-    code, printed, cells, cases = sweep(
-        tmp_path, *USER_CODE, f"model._target_='{MINE}:Net'", "train.steps=2",
-        f"components.memory._target_='{MINE}:Forgetful','{MINE}:Memory'",
-    )  # fmt: skip
-    assert code == 3, printed
-    assert [cell["verdict"] for cell in cells] == ["different", "equal"]
-    assert "(blame: memory)" in cells[0]["reason"]
-    assert [[child.tag for child in case] for case in cases] == [["failure"], []]
-    assert cases[0].find("failure").get("message").startswith("different: ")
-    assert "Forgetful" in cases[0].find("failure").text
 
 
 @pytest.mark.slow

@@ -51,9 +51,10 @@ def run_here(folder: Path, *overrides: str) -> Done:
     printed = Printed()
     with contextlib.redirect_stdout(io.StringIO()) as output, contextlib.redirect_stderr(io.StringIO()) as errors:
         try:
-            code = launch(
-                config_of(f"run.dir='{folder}'", "run.name=test", *overrides), command=["ckptrun", *overrides]
-            )
+            # The folder is put in afterwards: what is composed for one start serves for the next.
+            config = config_of("run.dir=here", "run.name=test", *overrides)
+            config.run.dir = str(folder)
+            code = launch(config, command=["ckptrun", *overrides])
         except CkptrunError as error:
             # What app.py does with it.
             errors.write(f"ckptrun: {error}\n")
