@@ -153,7 +153,7 @@ COUNTERS = [
 
 SWAP = {"one": "layers.0.weight", "other": "layers.1.weight"}
 OPTIMIZER = [
-    Case(ids="D1 D2 D16 F6", bug="A fresh optimizer's empty state is filled with nothing, and nobody is told", plant="optimizers.FreshTemplate", check=LOADED, blame="optimizer", is_quick=True),
+    Case(ids="D1 D2 D16 F6", bug="A fresh optimizer's empty state is filled with nothing, and nobody is told", plant="optimizers.FreshTemplate", check=LOADED, blame="optimizer"),
     Case(ids="D1 D2 D16", bug="The same with a loader that is strict", plant="optimizers.EmptyTemplateIsRefused", check=RESUME, blame="optimizer", words=("optimizer.state",)),
     Case(ids="D1", bug="Moments are zero after each resume", plant="optimizers.MomentsZeroed", job=(*NUMBERS, *FSDP), check=LOADED, blame="optimizer", words=("exp_avg",)),
     Case(
@@ -285,7 +285,7 @@ SAVING = [
 ]  # fmt: skip
 
 HIDDEN = [
-    Case(bug="A module drops with a generator of its own", plant="hidden.OwnGenerator", seam="model", job=NET, check=STEPS, blame="model", words=("noise output",), is_quick=True),
+    Case(bug="A module drops with a generator of its own", plant="hidden.OwnGenerator", seam="model", job=NET, check=STEPS, blame="model", words=("noise output",)),
     Case(bug="A module counts its calls in Python", plant="hidden.PythonCounter", seam="model", job=NET, check=STEPS, blame="model", words=("scale output",)),
     Case(bug="A model keeps a mean in a global of its module", plant="hidden.ModuleGlobal", seam="model", job=NET, check=STEPS, blame="model", words=("last input, rank 0, first forward after resume",)),
     Case(bug="A model normalizes by the first batch of the process", plant="hidden.FirstBatchTable", seam="model", job=NET, check=STEPS, blame="model"),

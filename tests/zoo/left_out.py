@@ -13,7 +13,7 @@ LEFT_OUT = {
     "F8 H23": "Another run's checkpoint is refused before a proof would start: `tests/jobs/test_user_errors.py`.",
     "G15": "Running out of file descriptors depends on limits of the machine.",
     "H9": "There is no pointer file that could be behind: a folder with a manifest is a checkpoint.",
-    "H10": "A full disk is a fault that a run has to survive, and does: `fault=disk_full` among the sound jobs.",
+    "H10": "A full disk is a fault that a run has to survive, and does: `fault=disk_full` in `tests/jobs/test_proof.py`.",
     "H16": "A hang with a cause that nobody has seen; hangs with a known one are above.",
     "H17": "Needs several hosts on one network file system.",
     "H20": "What a chain of checkpoints is worth after a bad one takes days of saves.",

@@ -2,8 +2,6 @@
 
 from collections import Counter
 
-import pytest
-
 from tests.zoo.cases import CASES
 from tests.zoo.left_out import LEFT_OUT
 from tests.zoo.table import NONE, PAGE, cells_of, rows_of, tail
@@ -29,7 +27,5 @@ def test_no_two_cases_are_the_same() -> None:
     assert [ids for case in CASES for ids in case.ids.split() if ids in LEFT_OUT and ids != "C19"] == []
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_every_case_says_how_it_is_planted(case) -> None:
-    assert case.how
-    assert "|" not in case.how + case.bug
+def test_every_case_says_how_it_is_planted() -> None:
+    assert [case.name for case in CASES if not case.how or "|" in case.how + case.bug] == []
