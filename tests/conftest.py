@@ -11,7 +11,31 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # torch's remarks on how to tune it would fill every failure report.
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
-pytest.register_assert_rewrite("tests.support.jobs")
+pytest.register_assert_rewrite("tests.support.jobs", "tests.engine.backends.conformance")
+
+
+# These take longest, of the default tests or of the slow ones. Begun last, one of them would be waited for alone.
+FIRST = (
+    "jobs/test_proof",
+    "parallelism/test_table",
+    "zoo/test_planted",
+    "engine/test_failed_calls",
+    "test_readme",
+    "zoo/test_sound",
+    "engine/test_crash_matrix",
+    "jobs/",
+    "package/",
+    "parallelism/",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the modules that take longest; pytest-xdist keeps the order with ``--no-loadscope-reorder``."""
+
+    def place(item: pytest.Item) -> int:
+        return next((i for i, name in enumerate(FIRST) if f"tests/{name}" in item.nodeid), len(FIRST))
+
+    items.sort(key=place)
 
 
 def pytest_collection_finish() -> None:

@@ -29,9 +29,9 @@ from tests.support.foreign import (
     MARKS,
     edit_metadata,
     flat,
-    make_sharded,
     only_tensors,
     read_all,
+    sharded_in,
     sharded_truth,
     state,
     write,
@@ -69,15 +69,10 @@ def test_any_slab_is_read(format: str, tmp_path: Path) -> None:
         assert bits(source.read_rows("zero_dim", 0, 1)) == bits(tensor[0, 0, 0].reshape(1))
 
 
-@pytest.fixture(scope="module")
-def sharded_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_sharded(tmp_path_factory.mktemp("sharded"))
-
-
 @pytest.mark.distributed
 @pytest.mark.parametrize("format", ["ckptrun", "dcp", "safetensors"])
-def test_what_two_ranks_have_cut_is_put_together(format: str, sharded_folder: Path) -> None:
-    path = sharded_folder / format
+def test_what_two_ranks_have_cut_is_put_together(format: str) -> None:
+    path = sharded_in(format)
     found = read_all(path)
     expected = sharded_truth()
     assert all_bits(found) == all_bits(expected)

@@ -1,8 +1,10 @@
 """Checkpoints of every format, written by torch and safetensors; and readers of every format that know nothing of ckptrun."""
 
+import functools
 import json
 import os
 import pickle
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -217,7 +219,14 @@ def _save_sharded(root: str) -> None:
     dcp.save(flat(value), storage_writer=writer)
 
 
-def make_sharded(root: Path) -> Path:
-    """Save ``sharded()`` on two ranks in folders ``dcp``, ``ckptrun`` and ``safetensors``; return ``root``."""
-    run_ranks(_save_sharded, 2, str(root))
-    return root
+@functools.cache
+def _place() -> tempfile.TemporaryDirectory[str]:
+    """Saved once per process; goes when it ends."""
+    place = tempfile.TemporaryDirectory(prefix="ckptrun-sharded-")
+    run_ranks(_save_sharded, 2, place.name)
+    return place
+
+
+def sharded_in(format: str) -> Path:
+    """What two ranks have saved of ``sharded()`` as ``dcp``, ``ckptrun`` or ``safetensors``; not to be changed."""
+    return Path(_place().name) / format

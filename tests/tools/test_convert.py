@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,15 @@ from tests.support.foreign import (
     Harm,
     edit_metadata,
     flat,
-    make_sharded,
     only_tensors,
     read_bits,
+    sharded_in,
     sharded_truth,
     state,
     write,
 )
-from tests.tools.run_tool import COMMAND, ROOT, run_tool, start_tool
+from tests.support.fork_server import CONTEXT
+from tests.tools.run_tool import ROOT, run_tool, start_tool
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable)"),
@@ -109,16 +111,11 @@ def test_a_state_is_nested_again_for_torch(format: str, tmp_path: Path) -> None:
     assert all_bits(torch.load(tmp_path / "target", weights_only=True)) == all_bits(saved)
 
 
-@pytest.fixture(scope="module")
-def sharded_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_sharded(tmp_path_factory.mktemp("sharded"))
-
-
 @pytest.mark.distributed
 @pytest.mark.parametrize("to", FORMATS)
 @pytest.mark.parametrize("format", ["ckptrun", "dcp", "safetensors"])
-def test_what_two_ranks_have_cut_becomes_whole(format: str, to: str, sharded_folder: Path, tmp_path: Path) -> None:
-    convert(sharded_folder / format, tmp_path / "target", "--to", to)
+def test_what_two_ranks_have_cut_becomes_whole(format: str, to: str, tmp_path: Path) -> None:
+    convert(sharded_in(format), tmp_path / "target", "--to", to)
     assert read_bits(to, tmp_path / "target") == all_bits(sharded_truth())
 
 
@@ -542,7 +539,8 @@ def test_a_kill_in_the_middle_leaves_no_half_target(to: str, is_there: bool, lar
     if is_there:
         convert(small, target, "--to", to)
     before = tree(tmp_path)
-    process = subprocess.Popen([*COMMAND, "convert", str(large), str(target), "--to", to, "--overwrite"], cwd=ROOT)
+    process = CONTEXT.Process(target=run_tool, args=("convert", large, target, "--to", to, "--overwrite"))
+    process.start()
     kill_while_writing(process, tmp_path)
     left = [name for name in names_in(tmp_path) if ".tmp-" in name]
     assert left, "it was killed too early"
@@ -553,17 +551,18 @@ def test_a_kill_in_the_middle_leaves_no_half_target(to: str, is_there: bool, lar
     assert read_bits(to, target) == all_bits({"w": torch.ones(2)})
 
 
-def kill_while_writing(process: subprocess.Popen[bytes], folder: Path) -> None:
+def kill_while_writing(process: BaseProcess, folder: Path) -> None:
     """Kill it once some bytes lie in what is not yet the target."""
     until = time.monotonic() + 60
     while time.monotonic() < until:
         found = [path for path in [*folder.glob("out.tmp-*"), *folder.glob("out.tmp-*/*")] if path.suffix != ".lock"]
         if any(path.is_file() and path.stat().st_size for path in found):
             break
-        assert process.poll() is None, "it ended before it was killed"
+        assert process.is_alive(), "it ended before it was killed"
         time.sleep(0.002)
     process.kill()
-    assert process.wait() == -signal.SIGKILL
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("to", ["dcp", "torch"])
@@ -602,24 +601,26 @@ sys.exit(code)
 
 
 @pytest.fixture(scope="module")
-def large_sources(large: Path) -> list[Path]:
+def large_sources(large: Path) -> dict[str, Path]:
     """The same in the formats that are not memory-mapped."""
-    for to in ("ckptrun", "dcp"):
-        convert(large, large.parent / to, "--to", to, "--no-check")
-    return [large.parent / "ckptrun", large.parent / "dcp"]
+    sources = {format: large.parent / format for format in ("ckptrun", "dcp")}
+    for format, source in sources.items():
+        convert(large, source, "--to", format, "--no-check")
+    return sources
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("to", "most_mib"), [("ckptrun", 200), ("safetensors", 200), ("dcp", 360)])
-def test_memory_is_bounded(to: str, most_mib: int, large_sources: list[Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("format", "to", "most_mib"), [("dcp", "ckptrun", 200), ("ckptrun", "safetensors", 200), ("ckptrun", "dcp", 360)]
+)
+def test_memory_is_bounded(format: str, to: str, most_mib: int, large_sources: dict[str, Path], tmp_path: Path) -> None:
     """The largest tensor has 153 MiB, which only DCP needs as a whole."""
-    for source in large_sources:
-        arguments = ["convert", str(source), str(tmp_path / source.name), "--to", to]
-        done = subprocess.run(
-            [sys.executable, "-c", MEASURE, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        assert int(done.stderr.split()[-1]) < most_mib
+    arguments = ["convert", str(large_sources[format]), str(tmp_path / to), "--to", to]
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stderr.split()[-1]) < most_mib
 
 
 def test_the_command_works_as_a_process(tmp_path: Path) -> None:
@@ -630,6 +631,6 @@ def test_the_command_works_as_a_process(tmp_path: Path) -> None:
     assert "x.safetensors: written as safetensors from" in ended.output
     assert read_bits("safetensors", tmp_path / "x.safetensors") == all_bits(state(IN_SAFETENSORS)["model"])
     torch.save({0: torch.ones(1)}, tmp_path / "int.pt")
-    ended = start_tool("convert", tmp_path / "int.pt", tmp_path / "c", "--to", "ckptrun")
+    ended = run_tool("convert", tmp_path / "int.pt", tmp_path / "c", "--to", "ckptrun")
     assert "note: 1 keys of dicts are no text" in ended.errors
-    assert start_tool("convert", tmp_path / "none", tmp_path / "y", "--to", "dcp").code == 2
+    assert run_tool("convert", tmp_path / "none", tmp_path / "y", "--to", "dcp").code == 2

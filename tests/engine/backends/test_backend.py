@@ -1,14 +1,14 @@
 """Every backend keeps the promises of the seam."""
 
 import os
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from ckptrun.engine.backends.interface import Location, write_file
+from ckptrun.engine.backends.interface import Location
 from ckptrun.engine.backends.local import LocalBackend
 from ckptrun.engine.locate import locate
+from tests.engine.backends.conformance import Promises, write
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -18,65 +18,8 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
     return locate(f"memory://{tmp_path.name}/a folder")
 
 
-def write(file: Location, *blocks: bytes) -> None:
-    write_file(file, b"".join(blocks))
-
-
-def read(file: Location, offset: int, *targets: bytearray) -> int:
-    with closing(file.backend.open(file.path)) as reader:
-        return reader.read(offset, [memoryview(target) for target in targets])
-
-
-def test_a_file_is_read_back_in_pieces(folder: Location) -> None:
-    folder.backend.make_folder(folder.path)
-    file = folder.child("f")
-    write(file, b"0123", b"", b"456789")
-    one, other = bytearray(3), bytearray(1)
-    assert read(file, 3, one, other) == 4
-    assert (bytes(one), bytes(other)) == (b"345", b"6")
-    assert file.backend.size(file.path) == 10
-
-
-def test_reading_past_the_end_says_how_much_there_was(folder: Location) -> None:
-    folder.backend.make_folder(folder.path)
-    write(folder.child("f"), b"0123")
-    assert read(folder.child("f"), 2, bytearray(1), bytearray(8)) == 2
-    assert read(folder.child("f"), 9, bytearray(8)) == 0
-
-
-def test_a_missing_file_is_a_file_not_found_error(folder: Location) -> None:
-    file = folder.child("f")
-    with pytest.raises(FileNotFoundError):
-        file.backend.size(file.path)
-    with pytest.raises(FileNotFoundError):
-        file.backend.open(file.path)
-
-
-def test_names_are_sorted_and_without_their_folder(folder: Location) -> None:
-    folder.backend.make_folder(folder.child("sub").path)
-    write(folder.child("sub").child("inner"), b"x")
-    write(folder.child("b"), b"x")
-    write(folder.child("a"), b"x")
-    assert folder.backend.list_names(folder.path) == ["a", "b", "sub"]
-
-
-def test_a_missing_folder_has_no_names(folder: Location) -> None:
-    assert folder.backend.list_names(folder.child("nowhere").path) == []
-
-
-def test_a_folder_is_removed_with_what_is_in_it_and_twice_is_no_error(folder: Location) -> None:
-    folder.backend.make_folder(folder.child("sub").path)
-    write(folder.child("sub").child("f"), b"x")
-    folder.backend.remove(folder.child("sub").path)
-    folder.backend.remove(folder.child("sub").path)
-    assert folder.backend.list_names(folder.path) == []
-
-
-def test_making_a_folder_twice_is_no_error(folder: Location) -> None:
-    folder.backend.make_folder(folder.child("x").child("y").path)
-    folder.backend.make_folder(folder.child("x").child("y").path)
-    write(folder.child("x").child("y").child("f"), b"x")
-    assert folder.child("x").backend.list_names(folder.child("x").path) == ["y"]
+class TestBackend(Promises):
+    """On this machine."""
 
 
 def test_a_local_folder_is_renamed(tmp_path: Path) -> None:

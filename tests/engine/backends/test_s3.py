@@ -21,15 +21,7 @@ from ckptrun.engine.layout import step_folder
 from ckptrun.engine.locate import locate
 from ckptrun.engine.manifest import read_manifest
 from ckptrun.errors import CheckpointNotFoundError
-from tests.engine.backends.test_backend import (  # noqa: F401  # what every backend promises, here for two more of them
-    test_a_file_is_read_back_in_pieces,
-    test_a_folder_is_removed_with_what_is_in_it_and_twice_is_no_error,
-    test_a_missing_file_is_a_file_not_found_error,
-    test_a_missing_folder_has_no_names,
-    test_making_a_folder_twice_is_no_error,
-    test_names_are_sorted_and_without_their_folder,
-    test_reading_past_the_end_says_how_much_there_was,
-)
+from tests.engine.backends.conformance import Promises
 from tests.support.flaky_proxy import FAULTS, FlakyProxy, each, every, first
 from tests.support.object_store import MIB, random_bytes, s3_backend, seconds_to_fail, through, write_in_parts
 from tests.support.s3_server import S3Server
@@ -46,6 +38,10 @@ def folder(request: pytest.FixtureRequest, bucket: str) -> Location:
     """``any``: the way of stores that fsspec knows and we do not, shown on one that has a cache of folders."""
     backend = s3_backend(S3FileSystem()) if request.param == "s3" else FsspecBackend(S3FileSystem())
     return Location(backend, f"{bucket}/a folder")
+
+
+class TestStores(Promises):
+    """On a server."""
 
 
 # Files
