@@ -150,6 +150,7 @@ def test_what_is_no_place_is_left_to_each_run(resume, tmp_path, monkeypatch) -> 
 
 def test_a_later_run_is_on_the_other_mesh(tmp_path, monkeypatch) -> None:
     job = Job(tmp_path, monkeypatch, "proof.resume_parallelism=fsdp", "proof.resume_nproc=3")
+    assert job.subject.reshapes
     assert (job.subject.run("run").ranks, job.subject.run("run", is_later=True).ranks) == (2, 3)
     assert job.given("run").parallelism == job.config.parallelism
     assert (job.given("run", is_later=True).parallelism.kind, job.asked[-1].count) == ("fsdp", 3)
@@ -178,6 +179,11 @@ def test_what_a_proof_may_know_of_the_job_is_what_its_config_says(tmp_path, monk
     subject = Job(tmp_path, monkeypatch, "train.steps=9", "checkpoint.keep_last=2", "precision=bf16").subject
     assert (subject.steps, subject.keep_last, subject.reshapes) == (9, 2, False)
     assert subject.precision.kind == "bf16"
+
+
+def test_a_full_proof_stops_where_its_config_says(tmp_path, monkeypatch) -> None:
+    subject = Job(tmp_path, monkeypatch, "fault=none", "proof=full", "train.steps=9").subject
+    assert list(subject.stops) == [5, 7]
 
 
 def test_code_of_the_user_is_named_by_the_key_that_chose_it(tmp_path, monkeypatch) -> None:

@@ -17,6 +17,7 @@ from ckptrun.run.preflight import (
     checkpoint_in,
     checkpoint_of,
     folders_to_resume,
+    make_folder,
     none_is_whole,
     preflight,
 )
@@ -90,9 +91,22 @@ def test_the_newest_step_by_its_number_leaves_nothing_behind(mine: Path) -> None
     assert abandoned_steps(config) == []
 
 
+def test_beginning_anew_leaves_nothing_behind(tmp_path) -> None:
+    filled(tmp_path, 0)
+    with pytest.raises(CheckpointExistsError, match=r"committed steps: 0\)"):
+        folders_to_resume(run_in(tmp_path, resume="none"))
+    assert abandoned_steps(run_in(tmp_path, resume="none", overwrite=True)) == [0]
+    filled(tmp_path, 2)
+    with pytest.raises(CheckpointExistsError, match=r"committed steps: 2\)"):
+        folders_to_resume(run_in(tmp_path, resume=f"{tmp_path}/checkpoints/{step_name(0)}"))
+    assert abandoned_steps(run_in(tmp_path, resume=f"{tmp_path}/checkpoints/{step_name(0)}", overwrite=True)) == [2]
+
+
 def test_a_step_that_is_not_there_is_named_with_those_that_are(mine: Path) -> None:
     with pytest.raises(CheckpointNotFoundError, match=r"no checkpoint of step 5 .*committed steps: 2, 4, 6\)"):
         folders_to_resume(run_in(mine, resume=5, overwrite=True))
+    with pytest.raises(CheckpointNotFoundError, match=r"no checkpoint of step 5 .*committed steps: none\)"):
+        folders_to_resume(run_in(mine / "elsewhere", resume=5))
 
 
 def test_without_a_word_nothing_is_abandoned(mine: Path) -> None:
@@ -136,6 +150,16 @@ def test_a_place_that_cannot_be_read_is_a_mistake_in_the_config(tmp_path) -> Non
         folders_to_resume(run_in(tmp_path, path="nosuch://x/y"))
 
 
+@pytest.mark.parametrize("error", [PermissionError("not yours"), ImportError("install s3fs")])
+def test_why_a_place_cannot_be_read_is_told(error, tmp_path, monkeypatch) -> None:
+    def refuse(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("ckptrun.run.preflight.list_committed", refuse)
+    with pytest.raises(ConfigError, match=rf"checkpoint.path=.* cannot be read: {error}"):
+        folders_to_resume(run_in(tmp_path))
+
+
 @pytest.mark.parametrize(("path", "root"), [(None, "checkpoints"), ("elsewhere", "elsewhere")])
 def test_the_checkpoint_of_another_run_lies_where_its_config_says(path, root, tmp_path) -> None:
     path = None if path is None else str(tmp_path / path)
@@ -143,7 +167,7 @@ def test_the_checkpoint_of_another_run_lies_where_its_config_says(path, root, tm
     assert checkpoint_of(tmp_path, 4) == f"{tmp_path}/{root}/{step_name(4)}"
 
 
-def said(folder: Path, config: RunConfig, **changes: Any) -> Path:
+def said(folder: Path, config: RunConfig, step: int = 2, **changes: Any) -> Path:
     """A run whose checkpoint says that it was computed by ``config``, but for ``changes``: full key -> value."""
     plain = to_plain(config)
     for key, value in changes.items():
@@ -153,8 +177,8 @@ def said(folder: Path, config: RunConfig, **changes: Any) -> Path:
             section = section[group]
         section[name] = value
     # Of one rank.
-    state = {name: part for name, part in live_state(2).items() if name != "rng"}
-    save(folder / "checkpoints", 2, state, config=plain)
+    state = {name: part for name, part in live_state(step).items() if name != "rng"}
+    save(folder / "checkpoints", step, state, config=plain)
     return folder
 
 
@@ -162,10 +186,16 @@ def test_changed_keys_are_those_that_decide_what_is_computed() -> None:
     config = config_of()
     plain = to_plain(config)
     plain["train"]["seed"] = 99
-    plain["run"]["name"] = plain["launch"]["nproc"] = plain["checkpoint"]["resume"] = "another"
+    plain["run"]["name"] = plain["launch"]["nproc"] = plain["checkpoint"]["resume"] = plain["device"] = "another"
+    plain["proof"]["reload"] = plain["fault"]["seed"] = "another"
     del plain["optimizer"]["lr"]
+    plain["model"]["args"] = {}
     changed = changed_keys(config, {"config": plain})
-    assert changed == [("optimizer.lr", None, config.optimizer.lr), ("train.seed", 99, config.train.seed)]
+    assert changed == [
+        ("model.args", {}, None),
+        ("optimizer.lr", None, config.optimizer.lr),
+        ("train.seed", 99, config.train.seed),
+    ]
     assert changed_keys(config, {"config": to_plain(config)}) == []
     assert changed_keys(config, {}) == []
 
@@ -204,6 +234,12 @@ def test_identity_is_that_of_the_newest_whole_checkpoint(tmp_path) -> None:
         preflight(run_in(tmp_path), world_size=1)
 
 
+def test_an_older_checkpoint_of_another_model_is_no_matter(tmp_path) -> None:
+    said(tmp_path, config_of(), model__layers=77)
+    said(tmp_path, config_of(), step=4)
+    preflight(run_in(tmp_path), world_size=1)
+
+
 def test_a_start_over_damaged_checkpoints_only_is_refused_with_the_way_out(mine: Path) -> None:
     for step in STEPS:
         (mine / "checkpoints" / step_name(step) / MANIFEST).write_text("{")
@@ -220,9 +256,15 @@ def test_a_start_over_damaged_checkpoints_only_is_refused_with_the_way_out(mine:
 
 
 def test_folders_are_made_and_nothing_else_is_left(tmp_path) -> None:
-    config = run_in(tmp_path / "run", path=str(tmp_path / "place"))
+    config = run_in(tmp_path / "runs/run", path=f"file://{tmp_path}/place")
     preflight(config, world_size=1)
-    assert [list((tmp_path / name).iterdir()) for name in ("run", "place")] == [[], []]
+    assert [list((tmp_path / name).iterdir()) for name in ("runs/run", "place")] == [[], []]
+
+
+def test_a_folder_that_cannot_be_written_to_is_named() -> None:
+    # Nobody makes files there, whatever they may.
+    with pytest.raises(ConfigError, match=r"^run.dir=/proc cannot be written: "):
+        make_folder("run.dir", run_in(Path("/proc")))
 
 
 def test_what_saves_nothing_needs_no_place_for_it(tmp_path) -> None:
@@ -242,11 +284,14 @@ def test_a_folder_below_a_file_cannot_be_made_and_the_other_is_not(key, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_the_memory_of_one_process_is_no_place_for_many_ranks(tmp_path) -> None:
+def test_the_memory_of_one_process_is_no_place_for_many_ranks(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
     config = run_in(tmp_path / "run", path="memory://here")
     with pytest.raises(ConfigError, match="there are 2 ranks"):
         preflight(config, world_size=2)
     preflight(config, world_size=1)
+    # What is no folder is not made as one.
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_files_to_train_on_must_be_there(tmp_path) -> None:
@@ -266,11 +311,14 @@ def test_a_reference_must_be_a_run(there, tmp_path) -> None:
         preflight(config, world_size=1)
 
 
-def test_a_run_is_not_its_own_reference(tmp_path) -> None:
+@pytest.mark.parametrize("reference", ["{run}", "run", "~/run"])
+def test_a_run_is_not_its_own_reference(reference, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("config.yaml", "ledger"):
-        (tmp_path / name).mkdir()
-    config = run_in(tmp_path)
-    config.proof.reference = str(tmp_path)
+        (tmp_path / "run" / name).mkdir(parents=True)
+    config = run_in(tmp_path / "run")
+    config.proof.reference = reference.format(run=tmp_path / "run")
     with pytest.raises(ConfigError, match="is this run's own folder"):
         preflight(config, world_size=1)
 
@@ -282,7 +330,8 @@ def test_weights_to_start_from_must_be_there_unless_the_run_goes_on(tmp_path, mi
     preflight(run_in(mine, load=load), world_size=1)
 
 
-def test_a_run_takes_no_folder_with_somebody_elses_files(tmp_path) -> None:
+@pytest.mark.parametrize("left", ["events.jsonl", "run.lock", "proof.json", "proof.lock"])
+def test_a_run_takes_no_folder_with_somebody_elses_files(left, tmp_path) -> None:
     config = run_in(tmp_path)
     check_own_folder(run_in(tmp_path / "not there"))
     for name in ("checkpoints", "ledger"):
@@ -291,5 +340,5 @@ def test_a_run_takes_no_folder_with_somebody_elses_files(tmp_path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(ConfigError, match=r"holds 'thesis.tex' and was not made by a run"):
         check_own_folder(config)
-    (tmp_path / "events.jsonl").touch()
+    (tmp_path / left).touch()
     check_own_folder(config)
