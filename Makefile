@@ -15,7 +15,7 @@ run: $(READY)  ## train, save asynchronously, reload and compare, on 4 ranks
 	$(BIN)/torchrun --nproc-per-node 4 -m ckptrun parallelism=fsdp_tp checkpoint=async $(ARGS)
 
 test: $(READY)  ## all tests that need no GPU, but for the slow ones (ARGS="-m slow")
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(ARGS)
 
 check: $(READY)  ## formatting, lint, types
 	$(BIN)/ruff format --check .

@@ -212,7 +212,8 @@ def _train_on(root: str, mode: str, overlapped: bool) -> list:
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    ("mode", "overlapped"), [("async_thread", False), ("async_thread", True), ("async_process", True)]
+    ("mode", "overlapped"),
+    [("async_thread", False), ("async_thread", True), pytest.param("async_process", True, marks=pytest.mark.slow)],
 )
 def test_training_on_does_not_change_what_was_requested(mode, overlapped, tmp_path) -> None:
     expected = [(True, step, float(step), float(step)) for step in (1, 2, 3)]

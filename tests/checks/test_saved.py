@@ -251,6 +251,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_leaves(tmp_path: Path) -> None:
     folder = save(tmp_path, 1, {"model": {"w": torch.rand(5, 7_000_001)}})
     ended = subprocess.run([sys.executable, "-c", MEASURE, folder], capture_output=True, text=True, check=False)

@@ -175,7 +175,7 @@ def earlier(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     return found
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["overwrite", "retention"])
 def test_a_save_killed_at_each_kind_of_call(name: str, earlier: Folders, tmp_path: Path) -> None:
     case = CASES[name]
     act = functools.partial(save_once, case, SYNC)
@@ -183,8 +183,11 @@ def test_a_save_killed_at_each_kind_of_call(name: str, earlier: Folders, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", [SYNC, THREAD])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    # What a later save calls, one that then removes old checkpoints calls too; a thread calls what the rank would.
+    [("first", SYNC), ("overwrite", SYNC), ("overwrite", THREAD), ("retention", THREAD)],
+)
 def test_a_save_killed_at_every_call(name: str, mode: SaveMode, earlier: Folders, tmp_path: Path) -> None:
     case = CASES[name]
     act = functools.partial(save_once, case, mode)
@@ -285,25 +288,22 @@ def save_in_process(case: Case, folder: Path, calls: SystemCalls) -> str:
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    ("name", "rank", "call", "nth"),
-    [
-        ("later", 0, "lock", 1),
-        ("later", 1, "pwrite", 2),
-        ("overwrite", 0, "rename", 2),
-        ("overwrite", 0, "unlink", 1),
-    ],
+    ("name", "rank", "deaths"), [("later", 1, [("pwrite", 2)]), ("overwrite", 0, [("rename", 2), ("unlink", 1)])]
 )
-def test_a_saving_process_killed(name: str, rank: int, call: str, nth: int, earlier: Folders, tmp_path: Path) -> None:
+def test_a_saving_process_killed(
+    name: str, rank: int, deaths: list[tuple[str, int]], earlier: Folders, tmp_path: Path
+) -> None:
     case = CASES[name]
     with prepared(tmp_path / "counted", earlier[case.earlier]) as run:
         counting = CountingCalls(tmp_path / "calls", rank=rank)
         assert run_ranks(save_in_process, 2, case, run, counting, fresh=True) == ["", ""]
     calls = calls_in(tmp_path / "calls")
-    number = [number for number, (made, _) in enumerate(calls, start=1) if made == call][nth - 1]
-    killing = KillingCalls(number, rank=rank, half=call == "pwrite", log=tmp_path / "killed")
-    with prepared(tmp_path / "run", earlier[case.earlier]) as run:
-        says = run_ranks(save_in_process, 2, case, run, killing, fresh=True)
-        assert (tmp_path / "killed").exists()
-        assert all(says)
-        assert "process is dead" in says[rank]
-        check(case, run)
+    for call, nth in deaths:
+        number = [number for number, (made, _) in enumerate(calls, start=1) if made == call][nth - 1]
+        killing = KillingCalls(number, rank=rank, half=call == "pwrite", log=tmp_path / call)
+        with prepared(tmp_path / "run", earlier[case.earlier]) as run:
+            says = run_ranks(save_in_process, 2, case, run, killing, fresh=True)
+            assert (tmp_path / call).exists()
+            assert all(says)
+            assert "process is dead" in says[rank]
+            check(case, run)

@@ -62,7 +62,7 @@ def header_bytes(file: Path) -> int:
     return 8 + struct.unpack("<Q", file.read_bytes()[:8])[0]
 
 
-@pytest.mark.parametrize("bit", range(8))
+@pytest.mark.parametrize("bit", [0, 7])
 @pytest.mark.parametrize("place", ["first byte", "header length", "json", "padding", "first of data", "middle", "last"])
 @pytest.mark.parametrize("name", FILES)
 def test_a_flipped_bit_of_a_shard_file_is_found(root: Path, name: str, place: str, bit: int) -> None:

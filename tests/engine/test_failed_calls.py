@@ -234,7 +234,7 @@ def fail_each(case: Case, mode: SaveMode, folder: Path, before: Path, which: str
                 raise AssertionError(f"{about}: {error}") from error
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["overwrite", "retention"])
 def test_each_kind_of_call_fails(name: str, earlier: dict[tuple[int, ...], Path], tmp_path: Path) -> None:
     case = CASES[name]
     mode = THREAD if name == "overwrite" else SYNC
@@ -245,10 +245,9 @@ def test_each_kind_of_call_fails(name: str, earlier: dict[tuple[int, ...], Path]
 @pytest.mark.parametrize(
     ("name", "mode"),
     [
-        # A save that removes old ones makes all calls of one that does not.
+        # A save that removes old ones makes all calls of one that does not; a thread makes those of the rank.
         ("first", SYNC),
         ("overwrite", SYNC),
-        ("retention", SYNC),
         ("retention", THREAD),
     ],
 )
@@ -258,7 +257,7 @@ def test_every_call_fails(name: str, mode: SaveMode, earlier: dict[tuple[int, ..
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["first", "overwrite", "retention"])
 def test_every_call_fails_and_goes_on_failing(name: str, earlier: dict[tuple[int, ...], Path], tmp_path: Path) -> None:
     """From then on every call of that name fails, when what is left of the save is cleaned up, too."""
     case = CASES[name]
@@ -307,11 +306,9 @@ def fail_each_on_rank(
     ("name", "mode", "rank", "maker", "which"),
     [
         ("later", SYNC, 1, 1, "kinds"),
-        pytest.param("overwrite", THREAD, 0, 1, "kinds", marks=pytest.mark.slow),
         pytest.param("later", THREAD, 1, 1, "calls", marks=pytest.mark.slow),
         pytest.param("overwrite", SYNC, 0, 1, "calls", marks=pytest.mark.slow),
         pytest.param("retention", THREAD, 0, 0, "calls", marks=pytest.mark.slow),
-        pytest.param("later", PROCESS, 1, 1, "kinds", marks=pytest.mark.slow),
         pytest.param("overwrite", PROCESS, 0, 1, "kinds", marks=pytest.mark.slow),
     ],
 )

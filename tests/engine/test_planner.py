@@ -133,7 +133,9 @@ def _save_beside(root: Path, kind: AsyncCheckpointerType) -> None:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("kind", list(AsyncCheckpointerType))
+@pytest.mark.parametrize(
+    "kind", [AsyncCheckpointerType.THREAD, pytest.param(AsyncCheckpointerType.PROCESS, marks=pytest.mark.slow)]
+)
 def test_saves_beside_training_use_a_plan_again_too(tmp_path: Path, kind: AsyncCheckpointerType) -> None:
     run_ranks(_save_beside, 2, tmp_path, kind, fresh=True)
     for step in range(3):

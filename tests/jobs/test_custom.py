@@ -22,7 +22,9 @@ EVERYTHING = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["none", "ddp", "fsdp", pytest.param("fsdp_tp", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", ["none", "fsdp", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("ddp", "fsdp_tp"))]
+)
 def test_everything_of_the_users_own_resumes_exactly(kind, tmp_path) -> None:
     mode = "sync" if kind in ("none", "fsdp") else "async"
     ranks = [] if kind in ("none", "fsdp_tp") else ["launch.nproc=2"]
@@ -59,8 +61,9 @@ OWN_CODE = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-@pytest.mark.parametrize(("name", "blame"), [("CountsInOwnCode", None), ("RoundsInOwnCode", "model")])
+@pytest.mark.parametrize(
+    ("name", "blame", "kind"), [("CountsInOwnCode", None, "fsdp"), ("RoundsInOwnCode", "model", "ddp")]
+)
 def test_state_dict_code_of_a_model_is_proved_too(name, blame, kind, tmp_path) -> None:
     run_here(tmp_path, *OWN_CODE, f"model._target_='{MINE}:{name}'", f"parallelism={kind}")
     found = verdict(tmp_path)

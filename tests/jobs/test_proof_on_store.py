@@ -9,7 +9,10 @@ from tests.support.s3_server import S3Server, environment
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
-JOB = ("model=mlp", "data=random", "parallelism=none", "train.steps=8", "checkpoint.interval_steps=2", "fault=sigkill")
+JOB = (
+    "model=mlp", "data=random", "parallelism=fsdp", "launch.nproc=2", "checkpoint=async", "train.steps=8",
+    "checkpoint.interval_steps=2", "fault=sigkill",
+)  # fmt: skip
 
 
 def test_a_proof_on_a_store_is_done_anew_and_its_controls_find_what_the_run_has_removed(tmp_path, monkeypatch) -> None:

@@ -249,6 +249,7 @@ def test_a_damaged_checkpoint_that_was_asked_for_is_not_passed_over(copy) -> Non
     assert "Other committed steps: 2" in ended.errors
 
 
+@pytest.mark.slow
 def test_torchrun_with_another_number_of_ranks_says_so_once(tmp_path) -> None:
     process = start(
         tmp_path, *JOB, "parallelism=fsdp_tp", launcher=("torch.distributed.run", "--nproc-per-node", "3", "-m")
@@ -259,6 +260,7 @@ def test_torchrun_with_another_number_of_ranks_says_so_once(tmp_path) -> None:
     assert "3 were started" in errors
 
 
+@pytest.mark.slow
 def test_the_console_script_runs_a_module_of_the_working_folder(tmp_path) -> None:
     (tmp_path / "nets.py").write_text(
         "from torch import nn\n\nclass Net(nn.Sequential):\n    def __init__(self):\n        super().__init__(nn.Linear(8, 8))\n"

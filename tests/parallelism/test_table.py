@@ -16,15 +16,15 @@ _BEGIN, _END = "<!-- table: begin (written by tests/parallelism/test_table.py) -
 _WRITE = "CKPTRUN_WRITE_DOCS"
 
 
-def _compiled_outcomes(cells: list) -> dict:
+def _outcomes(cells: list, compiled: list) -> dict:
     import torch._inductor.config
 
+    results = outcomes(cells)
     # Four ranks that each start a pool of compilers would fight for the cores.
     torch._inductor.config.compile_threads = 1
     # Otherwise the ninth block of one class would run uncompiled, and the table would say that it works.
     torch._dynamo.config.fail_on_recompile_limit_hit = True
-    results = {}
-    for cell in cells:
+    for cell in compiled:
         # What an earlier cell compiled would be taken for this one.
         torch._dynamo.reset()
         results |= outcomes([cell])
@@ -34,12 +34,11 @@ def _compiled_outcomes(cells: list) -> dict:
 @pytest.fixture(scope="module")
 def results():
     found: list[dict] = [{}, {}, {}, {}]
-    for function, cells, timeout_s in ((outcomes, quick_cells(), 120), (_compiled_outcomes, compiled_cells(), 600)):
-        # In ranks of their own: none should take what another kind has left for its own, be it a compiled graph.
-        for kind in KINDS:
-            of_kind = [cell for cell in cells if cell[0] == kind]
-            for rank, results in enumerate(run_ranks(function, 4, of_kind, timeout_s=timeout_s, fresh=True)):
-                found[rank] |= results
+    # In ranks of their own: none should take what another kind has left for its own, be it a compiled graph.
+    for kind in KINDS:
+        cells = ([cell for cell in all_of if cell[0] == kind] for all_of in (quick_cells(), compiled_cells()))
+        for rank, results in enumerate(run_ranks(_outcomes, 4, *cells, timeout_s=600, fresh=True)):
+            found[rank] |= results
     return found
 
 

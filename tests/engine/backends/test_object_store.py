@@ -36,7 +36,6 @@ from ckptrun.engine.storage import ShardReader, ShardWriter
 from ckptrun.errors import ShardFileError
 from tests.support.bits import all_bits, random_tensor
 from tests.support.flaky_proxy import FAULTS, FlakyProxy, each, every
-from tests.support.jobs import TINY, start, trajectory, verdict
 from tests.support.killed_ranks import run_until_killed
 from tests.support.object_store import MIB, empty, large_state, random_bytes, s3_backend, through
 from tests.support.run_ranks import run_ranks
@@ -338,26 +337,3 @@ def test_faults_without_end_fail_the_save_on_all_ranks_and_commit_nothing(
     load(into, f"{url}/step_00000001")
     assert all_bits(into) == all_bits(large_state(1))
     assert len(server.objects(bucket)) == 2
-
-
-# A run
-
-
-def run(folder: Path, *overrides: str) -> str:
-    process = start(folder, *TINY, "parallelism=fsdp", "launch.nproc=2", "checkpoint.interval_steps=3", *overrides)
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
-    return output
-
-
-@pytest.mark.slow
-@pytest.mark.distributed
-def test_a_run_on_two_ranks_saves_there_and_resumes(url: str, tmp_path: Path) -> None:
-    run(tmp_path, f"checkpoint.path={url}", "checkpoint=async", "train.steps=3")
-    assert list_committed(url) == [3]
-    output = run(tmp_path, f"checkpoint.path={url}", "checkpoint=async", "train.steps=6")
-    assert f"Resumed from {url}/step_00000003" in output
-    assert list_committed(url) == [3, 6]
-    assert sorted(trajectory(tmp_path)) == [1, 2, 3, 4, 5, 6]
-    assert verdict(tmp_path)["verdict"] == "equal"
-    assert list_leftovers(url) == []
