@@ -50,15 +50,11 @@ def steps_in(folder) -> list[str]:
         (["checkpoint.resume=3"], ["checkpoint.resume=3", "2, 4"]),
         (["checkpoint.resume=/nowhere/step_00000002"], ["checkpoint.resume", "/nowhere"]),
         (["checkpoint.resume=2"], ["checkpoint.resume=2", "4", "checkpoint.overwrite=true", "run.name"]),
-        (["checkpoint.resume=none"], ["2, 4", "checkpoint.overwrite=true"]),
         (["model.width=64"], ["model.width", "32", "64", "run.name"]),
-        (["optimizer.beta1=0.5"], ["optimizer.beta1", "0.9", "0.5"]),
         (["optimizer=sgd"], ["optimizer was", "AdamW", "SGD"]),
         (["train.ema_decay=0.9"], ["ema", "checkpoint.load.exclude=[ema]"]),
         (["checkpoint.load.only=[modle]"], ["checkpoint.load.only", "modle", "optimizer"]),
         (["checkpoint.path=foo://x"], ["checkpoint.path", "foo"]),
-        (["data=text", "data.files=[/nowhere/*.txt]"], ["data.files", "/nowhere/*.txt"]),
-        (["parallelism=ddp", "launch.nproc=2", "checkpoint.path=memory://x"], ["memory://x", "2 ranks"]),
         (
             ["checkpoint.resume=none", "checkpoint.overwrite=true", "checkpoint.load.from=/nowhere"],
             ["load.from", "/nowhere"],
@@ -82,7 +78,6 @@ def test_mistake_is_named_and_nothing_is_touched(overrides, words, copy) -> None
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["checkpoint.resume=7"], ["checkpoint.resume=7", "no checkpoint of step 7"]),
         (["checkpoint.resume=/no/such"], ["checkpoint.resume=/no/such"]),
         (["checkpoint.load.from=/no/such"], ["checkpoint.load.from=/no/such"]),
         (["proof.reference=/no/such"], ["proof.reference=/no/such"]),
@@ -144,9 +139,11 @@ def test_a_complete_run_says_so_and_checks_its_last_checkpoint(copy) -> None:
     assert steps_in(copy) == ["step_00000002", "step_00000004"]
 
 
-def test_changed_keys_are_listed_at_the_start(copy) -> None:
-    ended = run_here(copy, *JOB, "train.steps=6", "train.micro_batch=4")
-    assert ended == 0
+def test_a_component_can_be_left_out_and_changed_keys_are_listed_at_the_start(copy) -> None:
+    left_out = ("train.ema_decay=0.9", "checkpoint.load.exclude=[ema,rng]")
+    ended = run_here(copy, *JOB, "train.steps=6", "train.micro_batch=4", *left_out)
+    assert ended == 0, ended
+    assert verdict(copy)["verdict"] == "equal"
     assert "train.micro_batch was 2, now 4" in ended.output
     assert "train.steps was 4, now 6" in ended.output
 
@@ -155,12 +152,6 @@ def test_another_number_of_ranks_takes_the_state_over_and_says_what_it_draws_ane
     ended = run_here(copy, *JOB, "train.steps=6", "parallelism=fsdp", "launch.nproc=2")
     assert ended == 0, ended
     assert "Random streams were drawn anew" in ended.output
-    assert verdict(copy)["verdict"] == "equal"
-
-
-def test_a_component_can_be_left_out(copy) -> None:
-    ended = run_here(copy, *JOB, "train.steps=6", "train.ema_decay=0.9", "checkpoint.load.exclude=[ema,rng]")
-    assert ended == 0, ended
     assert verdict(copy)["verdict"] == "equal"
 
 
