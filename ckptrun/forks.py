@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-__all__ = ["OfProcess", "Process", "fork_count", "this_process"]
+__all__ = ["OfProcess", "Process", "fork_count", "only_here", "this_process"]
 
 _T = TypeVar("_T")
 
@@ -28,6 +28,17 @@ _forks = 0
 def this_process() -> Process:
     """Return the mark of this process: the same one for as long as it lives, another one in a forked child."""
     return _process
+
+
+def only_here(function: Callable[[], None]) -> Callable[[], None]:
+    """Return ``function``, which does nothing in a forked child: a copy is collected there, what it ends is ours."""
+    process = _process
+
+    def call() -> None:
+        if process is _process:
+            function()
+
+    return call
 
 
 def fork_count() -> int:

@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import xxhash
@@ -70,6 +70,11 @@ class Chunk:
     def elements(self) -> int:
         """How many elements it holds."""
         return math.prod(self.sizes)
+
+    def place_of(self, block: int) -> tuple[int, int]:
+        """Where a block begins and ends in the file."""
+        begin = self.begin + block * self.block_bytes
+        return begin, min(begin + self.block_bytes, self.begin + self.bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,15 +205,7 @@ def _body(manifest: Manifest) -> Iterator[str]:
     if manifest.planner_data is not None:
         head["planner_data"] = encode(manifest.planner_data, name="planner_data")
     yield json.dumps(head, allow_nan=False)[:-1]
-    files = [
-        {
-            "name": file.name,
-            "bytes": file.bytes,
-            "header_bytes": file.header_bytes,
-            "header_checksum": file.header_checksum,
-        }
-        for file in manifest.files.values()
-    ]
+    files = map(asdict, manifest.files.values())
     leaves = map(_leaf_line, manifest.leaves.values())
     for name, lines in (("files", map(json.dumps, files)), ("leaves", leaves)):
         yield f',\n"{name}": [\n'

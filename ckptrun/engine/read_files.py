@@ -19,7 +19,7 @@ from ckptrun.engine.manifest import Chunk, ShardFile
 from ckptrun.engine.shard_file import is_header_length
 from ckptrun.errors import ShardFileError
 
-__all__ = ["Range", "ShardFiles", "WrongBlock", "wrong_blocks"]
+__all__ = ["Range", "ShardFiles", "wrong_blocks"]
 
 _BATCH_RANGES = 1024
 
@@ -50,29 +50,16 @@ class _Blocks:
     @property
     def begin(self) -> int:
         """In the file."""
-        return self.chunk.begin + self.first * self.chunk.block_bytes
+        return self.chunk.place_of(self.first)[0]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WrongBlock:
-    """A block that does not have its checksum."""
-
-    begin: int
-    """In the file."""
-    end: int
-    expected: str
-    found: str
-
-
-def wrong_blocks(chunk: Chunk, first: int, memory: memoryview) -> Iterator[WrongBlock]:
-    """Yield what is not as it was written of ``memory``, which holds whole blocks of ``chunk`` from ``first`` on."""
+def wrong_blocks(chunk: Chunk, first: int, memory: memoryview) -> Iterator[tuple[int, str]]:
+    """Yield the number and the checksum of each block in ``memory``, whole ones from ``first`` on, that has another."""
     size = chunk.block_bytes
     for index, start in enumerate(range(0, memory.nbytes, size), start=first):
         found = xxhash.xxh3_128_hexdigest(memory[start : start + size])
         if found != chunk.checksums[index]:
-            begin = chunk.begin + index * size
-            end = min(begin + size, chunk.begin + chunk.bytes)
-            yield WrongBlock(begin=begin, end=end, expected=chunk.checksums[index], found=found)
+            yield index, found
 
 
 class ShardFiles:
@@ -186,13 +173,11 @@ class ShardFiles:
             raise self._damaged(name, f"ends after {offset + count} bytes, {offset + expected} were expected", leaf)
 
     def _require_whole(self, blocks: _Blocks) -> None:
-        for wrong in wrong_blocks(blocks.chunk, blocks.first, blocks.memory):
-            raise self._damaged(
-                blocks.chunk.file,
-                f"is damaged in leaf '{blocks.leaf}': bytes {wrong.begin} to {wrong.end} have checksum {wrong.found}, "
-                f"the manifest says {wrong.expected}",
-                blocks.leaf,
-            )
+        chunk = blocks.chunk
+        for index, found in wrong_blocks(chunk, blocks.first, blocks.memory):
+            begin, end = chunk.place_of(index)
+            what = f"bytes {begin} to {end} have checksum {found}, the manifest says {chunk.checksums[index]}"
+            raise self._damaged(chunk.file, f"is damaged in leaf '{blocks.leaf}': {what}", blocks.leaf)
 
     def _damaged(self, name: str, what: str, leaf: str | None) -> ShardFileError:
         text = f"Shard file {name} of {self.folder} {what}. Load another checkpoint."

@@ -203,11 +203,12 @@ class FileCheck:
 
     def _check_blocks(self, blocks: Blocks, memory: memoryview, read_to: int) -> Iterator[Damage]:
         chunk, size = blocks.chunk, blocks.chunk.block_bytes
-        there = blocks.end if read_to >= blocks.end else blocks.begin + max(0, read_to - blocks.begin) // size * size
-        for wrong in wrong_blocks(chunk, blocks.first, memory[: there - blocks.begin]):
-            yield self._damage(DamageKind.data, (wrong.begin, wrong.end), wrong.expected, wrong.found, leaf=blocks.leaf)
-        for begin in range(there, blocks.end, size):
-            place, expected = (begin, min(begin + size, blocks.end)), chunk.checksums[(begin - chunk.begin) // size]
+        there = memory.nbytes if read_to >= blocks.end else max(0, read_to - blocks.begin) // size * size
+        for index, found in wrong_blocks(chunk, blocks.first, memory[:there]):
+            place, expected = chunk.place_of(index), chunk.checksums[index]
+            yield self._damage(DamageKind.data, place, expected, found, leaf=blocks.leaf)
+        for index in range(blocks.first + -(-there // size), blocks.first + -(-memory.nbytes // size)):
+            place, expected = chunk.place_of(index), chunk.checksums[index]
             yield self._damage(DamageKind.absent, place, expected, "nothing", leaf=blocks.leaf)
 
     def _read(self, reader: FileReader, offset: int, memory: memoryview) -> int | None:

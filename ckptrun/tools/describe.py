@@ -1,5 +1,6 @@
 """A checkpoint and its leaves in words and as JSON. Must not import torch, nor print."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -116,15 +117,7 @@ def checkpoint_json(manifest: Manifest, path: str, name: str) -> dict[str, Any]:
         "run": encode(dict(manifest.run), name="run"),
         "bytes": sum(file.bytes for file in manifest.files.values()),
         "components": components,
-        "files": [
-            {
-                "name": file.name,
-                "bytes": file.bytes,
-                "header_bytes": file.header_bytes,
-                "header_checksum": file.header_checksum,
-            }
-            for file in manifest.files.values()
-        ],
+        "files": [dataclasses.asdict(file) for file in manifest.files.values()],
         "leaves": [leaf_json(leaf, ties) for leaf in manifest.leaves.values()],
         "shared": [list(group) for group in manifest.shared],
     }

@@ -8,7 +8,7 @@ from ckptrun.engine.backends.interface import Location
 from ckptrun.errors import ConfigError, UnsupportedLeafError
 from ckptrun.exit_codes import ExitCode
 from ckptrun.formats.open_source import Source, SourceLeaf, open_source
-from ckptrun.text import bytes_text, counted, cut, elements_text
+from ckptrun.text import bytes_text, counted, cut, cut_text, elements_text
 from ckptrun.tools.near_names import near_names
 from ckptrun.tools.output import Column, Output
 
@@ -72,13 +72,8 @@ def _show(source: Source, names: list[str], output: Output) -> None:
 
 def _row(leaf: SourceLeaf) -> list[str]:
     if not leaf.is_tensor:
-        return [leaf.name, "", "", "", cut_text(_value_text(leaf))]
+        return [leaf.name, "", "", "", cut_text(_value_text(leaf), _VALUE_WIDTH)]
     return [leaf.name, str(leaf.dtype), elements_text(leaf.shape or ()), bytes_text(leaf.bytes), ""]
-
-
-def cut_text(text: str) -> str:
-    """Return a text as a cell holds it."""
-    return text if len(text) <= _VALUE_WIDTH else f"{text[: _VALUE_WIDTH - 3]}..."
 
 
 def _value_text(leaf: SourceLeaf) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from fsspec.spec import AbstractBufferedFile
 
 from ckptrun.engine.backends.owner import is_alive
-from ckptrun.forks import this_process
+from ckptrun.forks import only_here, this_process
 
 __all__ = ["FsspecBackend", "ProcessFileSystem", "Scatter"]
 
@@ -155,12 +155,9 @@ class FsspecBackend:
         """See ``Backend``. Nothing takes it back when this process dies; whoever looks judges by the note."""
         with self._fresh(path) as files:
             files.pipe_file(path, note.encode())
-        process = this_process()
 
+        @only_here
         def release() -> None:
-            if process is not this_process():
-                # A forked child's copy, which is collected there: the save is its parent's.
-                return
             # May be called while the interpreter shuts down. What stays is a leftover once this process is gone.
             with contextlib.suppress(OSError):
                 self.remove(path)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ckptrun.engine.backends.owner import is_alive
 from ckptrun.engine.backends.system_calls import SystemCalls
-from ckptrun.forks import this_process
+from ckptrun.forks import only_here
 
 __all__ = ["LocalBackend"]
 
@@ -116,13 +116,10 @@ class LocalBackend:
             descriptor = self._hold(path, note)
             if descriptor is not None:
                 break
-        process = this_process()
         _HELD[descriptor] = self.calls
 
+        @only_here
         def release() -> None:
-            if process is not this_process():
-                # A forked child's copy, which is collected there: the save is its parent's.
-                return
             _HELD.pop(descriptor, None)
             try:
                 # Whoever has removed the folder has removed it, too.

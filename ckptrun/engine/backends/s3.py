@@ -19,7 +19,7 @@ from botocore.exceptions import ClientError
 from ckptrun.engine.backends.fsspec import Scatter
 from ckptrun.engine.backends.owner import is_alive
 from ckptrun.engine.backends.s3_requests import Body, S3Requests, Send, error_code
-from ckptrun.forks import this_process
+from ckptrun.forks import only_here
 
 __all__ = ["S3Backend"]
 
@@ -127,12 +127,9 @@ class S3Backend:
         """See ``Backend``. Nothing takes it back when this process dies; whoever looks judges by the note."""
         _, key = self._requests.split(path)
         self._requests.send("put_object", path, Key=key, Body=note.encode())
-        process = this_process()
 
+        @only_here
         def release() -> None:
-            if process is not this_process():
-                # A forked child's copy, which is collected there: the save is its parent's.
-                return
             # May be called while the interpreter shuts down. What stays is a leftover once this process is gone.
             with contextlib.suppress(OSError):
                 self._requests.send("delete_object", path, Key=key)
