@@ -76,6 +76,7 @@ class FileCheck:
         self._reader: FileReader | None = None
         self._is_tried = False
         self._left = 0
+        self._size = 0
         self.damage: list[Damage] = []
         self.unread: list[str] = []
         self.bytes = 0
@@ -134,6 +135,7 @@ class FileCheck:
             else:
                 self._failed(error, (0, expected))
             return None
+        self._size = size
         if size != expected:
             place = min(size, expected), max(size, expected)
             self._add(DamageKind.length, place, f"{expected:,} bytes", f"{size:,} bytes")
@@ -175,7 +177,7 @@ class FileCheck:
     def _read_header(self, reader: FileReader) -> bytes | None:
         length = self._file.header_bytes
         # Nothing is allocated for a length that only the manifest claims.
-        if self._place.backend.size(self._place.path) < length:
+        if self._size < length:
             self._add(DamageKind.header, (0, length), f"{length:,} bytes", "the file ends before")
             return None
         header = bytearray(length)

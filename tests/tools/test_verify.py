@@ -549,6 +549,19 @@ def test_a_checkpoint_that_is_removed_meanwhile_is_not_called_damaged(
         check_checkpoint(on(RemovingBackend(folder, other if replaced else None), folder))
 
 
+def test_a_file_that_goes_once_it_is_open_is_read_to_its_end(folder: Path) -> None:
+    """Nothing is asked of its name any more: a removal may come between any two calls."""
+
+    class Unlinking(LocalBackend):
+        def open(self, path: str) -> LocalFileReader:
+            reader = super().open(path)
+            if not path.endswith("manifest.json"):
+                Path(path).unlink()
+            return reader
+
+    assert check_checkpoint(on(Unlinking(), folder)).status == "whole"
+
+
 def test_a_checkpoint_in_memory_is_checked() -> None:
     url = "memory://verify/step_00000005"
     dcp.save({"model": {"w": torch.ones(3)}}, storage_writer=ShardWriter(url), no_dist=True)
