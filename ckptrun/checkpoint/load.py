@@ -78,7 +78,7 @@ def load(  # noqa: PLR0913  # all but the first two by name
     chosen = {path: leaf for path, leaf in saved.items() if path[0] in wanted and not (resized and is_per_rank(path))}
     templates = state.templates({name: [leaf for path, leaf in chosen.items() if path[0] == name] for name in wanted})
     matched = _match(templates, chosen, selection, folder=folder, resized=resized)
-    _read(matched, ShardReader(folder, manifest=manifest), folder, group=group, distributed=ranks.distributed)
+    _read(matched, folder, manifest=manifest, group=group, distributed=ranks.distributed)
     # A checkpoint that no run has saved, but a tool or a user, has no step.
     step = int(manifest.run.get("step", 0))
     reached(FaultPoint.loading, step)
@@ -223,9 +223,9 @@ def _check_kind(name: str, template: Any, leaf: SavedLeaf, folder: str) -> None:
 
 def _read(
     matched: Mapping[Path, Any],
-    reader: ShardReader,
     folder: str,
     *,
+    manifest: Manifest,
     group: dist.ProcessGroup | None,
     distributed: bool,
 ) -> None:
@@ -233,7 +233,7 @@ def _read(
     try:
         load_tensors(
             tensors,
-            storage_reader=reader,
+            storage_reader=ShardReader(folder, manifest=manifest),
             planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
             process_group=group,
             no_dist=not distributed,

@@ -11,7 +11,7 @@ from tests.zoo.planted.seam import Bug, local, wrap
 def _ignore_extra_leaves() -> None:
     """What ``dcp.load`` does: what the template lacks is not read, and nobody is told."""
 
-    @wrap(load_module, "_report")
+    @wrap(load_module, "_refuse")
     def report(original, what, *rest):
         if "place" not in what:
             original(what, *rest)

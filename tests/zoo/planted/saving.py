@@ -268,7 +268,7 @@ class NothingIsChecked(Bug):
     """A checksum that is not there, or not right, is let through."""
 
     def plant(self) -> None:
-        @wrap(ShardFiles, "_check_blocks")
+        @wrap(ShardFiles, "_require_whole")
         def check(original, files, blocks):
             pass
 
