@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from ckptrun.config.compose import config_from
 from ckptrun.errors import RankFailedError
+from ckptrun.evidence.run_folder import VERDICT
 from ckptrun.evidence.starts import read_starts
 from ckptrun.evidence.verdict import Verdict, read_verdict
 from ckptrun.exit_codes import ExitCode
@@ -29,7 +30,7 @@ def prove(overrides: Sequence[str]) -> Verdict:
         RankFailedError: The job itself does not run, fault or not; the message has the error of its rank.
     """
     config = config_from(overrides)
-    verdict_file = config.run_dir / "verdict.json"
+    verdict_file = config.run_dir / VERDICT
     verdict_file.unlink(missing_ok=True)
     code = launch(config, command=["ckptrun", *overrides])
     if code in (ExitCode.failed, ExitCode.config) or not verdict_file.is_file():

@@ -7,10 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["EVENTS", "append_line", "json_text", "read_lines", "with_bits", "write_json", "write_text"]
-
-EVENTS = "events.jsonl"
-"""What a run folder calls the record of what happened in the run, line by line."""
+__all__ = ["append_line", "json_text", "read_lines", "with_bits", "write_json", "write_text"]
 
 
 def with_bits(**numbers: float | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ckptrun.checks.element import DifferingPart, first_element
 from ckptrun.evidence.difference import Difference
-from ckptrun.evidence.files import trace_file, values_file
+from ckptrun.evidence.run_folder import trace_file, values_file
 from ckptrun.evidence.trace_items import What
 from ckptrun.files import read_lines
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from ckptrun.checks.leaf_digests import differing, saved_digests
 from ckptrun.errors import CkptrunError
 from ckptrun.evidence.difference import Difference
-from ckptrun.evidence.files import ledger_file
 from ckptrun.evidence.ledger import Ledger
 from ckptrun.evidence.ledger_comparison import LedgerComparison, earliest
 from ckptrun.evidence.lineage import Lineage
 from ckptrun.evidence.mismatch import Mismatch
+from ckptrun.evidence.run_folder import ledger_file
 from ckptrun.evidence.verdict import Check, Status
 from ckptrun.files import read_lines
 from ckptrun.ranks import Ranks

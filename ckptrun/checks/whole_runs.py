@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckptrun.evidence.difference import Difference
-from ckptrun.evidence.files import ledger_file
 from ckptrun.evidence.ledger_comparison import LedgerComparison
 from ckptrun.evidence.mismatch import LedgerLine
+from ckptrun.evidence.run_folder import ledger_file
 from ckptrun.evidence.starts import Start
 from ckptrun.evidence.verdict import Check, Status
 from ckptrun.files import read_lines

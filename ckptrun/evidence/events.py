@@ -16,7 +16,8 @@ import torch
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-from ckptrun.files import EVENTS, json_text
+from ckptrun.evidence.run_folder import CONFIG, EVENTS
+from ckptrun.files import json_text
 
 __all__ = ["RunRecord", "environment"]
 
@@ -61,7 +62,7 @@ class RunRecord:
     def config(self, plain: Mapping[str, Any]) -> None:
         """Write the resolved config to ``config.yaml`` and TensorBoard."""
         content = yaml.safe_dump(dict(plain), sort_keys=False)
-        (self.folder / "config.yaml").write_text(content)
+        (self.folder / CONFIG).write_text(content)
         self.text("config", f"```yaml\n{content}```")
 
     def close(self) -> None:

@@ -16,8 +16,8 @@ import json
 from pathlib import Path
 from typing import IO
 
-from ckptrun.evidence.files import ledger_file
 from ckptrun.evidence.mismatch import LedgerLine, Mismatch, compare_lines
+from ckptrun.evidence.run_folder import ledger_file
 
 __all__ = ["Ledger"]
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from ckptrun.evidence.files import ledger_file
 from ckptrun.evidence.mismatch import LedgerLine, Mismatch, compare_lines
+from ckptrun.evidence.run_folder import ledger_file
 from ckptrun.files import read_lines
 
 __all__ = ["LedgerComparison", "compare_ledgers", "earliest", "step_like"]

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ckptrun.evidence.run_folder import EVENTS
 from ckptrun.evidence.verdict import Check, Status
-from ckptrun.files import EVENTS, read_lines
+from ckptrun.files import read_lines
 
 __all__ = ["Failure", "Start", "read_failures", "read_starts"]
 

@@ -28,7 +28,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from ckptrun.evidence.content_digest import digest_of_part, own_part, raw_bytes
-from ckptrun.evidence.files import trace_file, values_file
+from ckptrun.evidence.run_folder import trace_file, values_file
 from ckptrun.evidence.trace_items import What
 from ckptrun.state import stream_digests
 

@@ -9,8 +9,11 @@ from typing import Any
 
 from ckptrun.evidence.advice import advice
 from ckptrun.evidence.difference import Difference
+from ckptrun.evidence.run_folder import VERDICT
+from ckptrun.exit_codes import ExitCode
+from ckptrun.files import write_json
 
-__all__ = ["Check", "Status", "Verdict", "read_verdict", "verdict_of"]
+__all__ = ["Check", "Status", "Verdict", "read_verdict", "verdict_of", "write_verdict"]
 
 
 class Status(StrEnum):
@@ -24,7 +27,11 @@ class Status(StrEnum):
     """Nothing could be compared; the reason says why."""
 
 
-_EXIT_CODES = {Status.equal: 0, Status.different: 3, Status.not_verified: 4}
+_EXIT_CODES = {
+    Status.equal: ExitCode.done,
+    Status.different: ExitCode.different,
+    Status.not_verified: ExitCode.not_verified,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +93,8 @@ class Verdict:
     """What occurred and was left out of the comparisons: a sentence each."""
 
     @property
-    def exit_code(self) -> int:
-        """0 equal, 3 different, 4 not verified."""
+    def exit_code(self) -> ExitCode:
+        """What a command says with it: 0 equal, 3 different, 4 not verified."""
         return _EXIT_CODES[self.status]
 
     def as_json(self) -> dict[str, Any]:
@@ -112,9 +119,14 @@ def _from_json(content: Mapping[str, Any] | None) -> Difference | None:
     return None if content is None else Difference.from_json(content)
 
 
+def write_verdict(verdict: Verdict, run_dir: Path, **more: Any) -> None:
+    """Write ``verdict.json`` into ``run_dir``; ``more`` is for people and reports, and not read again."""
+    write_json(run_dir / VERDICT, verdict.as_json() | more)
+
+
 def read_verdict(run_dir: Path) -> Verdict:
-    """Return what ``verdict.json`` in ``run_dir`` says."""
-    content = json.loads((run_dir / "verdict.json").read_text())
+    """Undo :func:`write_verdict`."""
+    content = json.loads((run_dir / VERDICT).read_text())
     return Verdict(
         status=Status(content["verdict"]),
         checks=[Check.from_json(check) for check in content["checks"]],

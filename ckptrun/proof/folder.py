@@ -5,27 +5,27 @@ import shutil
 from pathlib import Path
 
 from ckptrun.errors import ConfigError
-from ckptrun.files import EVENTS, write_json
+from ckptrun.evidence.run_folder import CONFIG, ENVIRONMENT, EVENTS, LEDGER, PROOF_LOCK, PROOF_MARK, RUN_LOCK, VERDICT
+from ckptrun.files import write_json
 from ckptrun.proof.places import clear_checkpoints
 
 __all__ = ["check_folder", "claim_folder"]
 
-_MARK = "proof.json"
-_LOCKS = ("run.lock", "proof.lock")
+_LOCKS = (RUN_LOCK, PROOF_LOCK)
 # What a proof leaves, and may remove when it is done anew; anything else is somebody else's.
 _OWN = (
     "checkpoints",
-    "config.yaml",
-    "environment.json",
+    CONFIG,
+    ENVIRONMENT,
     EVENTS,
     "faults",
     "files",
-    "ledger",
+    LEDGER,
     "logs",
     "proof",
     "tensorboard",
-    "verdict.json",
-    _MARK,
+    VERDICT,
+    PROOF_MARK,
 )
 
 
@@ -38,7 +38,7 @@ def check_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"run.dir={folder} is no folder. Choose another one.")
     strangers = [path.name for path in folder.iterdir() if path.name not in _LOCKS] if folder.is_dir() else []
-    if strangers and not (folder / _MARK).is_file():
+    if strangers and not (folder / PROOF_MARK).is_file():
         raise ConfigError(
             f"run.dir={folder} holds {sorted(strangers)[0]!r} and was not made by a proof, which begins with an empty "
             "folder. Give the proof a folder of its own: run.dir=..., or, without that, run.name=..."
@@ -59,7 +59,7 @@ def claim_folder(folder: Path, checkpoints: str | None) -> dict[str, int]:
         ConfigError: ``checkpoint.path`` holds something that no proof has left.
     """
     root = checkpoints or str(folder / "checkpoints")
-    mark = folder / _MARK
+    mark = folder / PROOF_MARK
     is_ours = mark.is_file()
     known: dict[str, int] = json.loads(mark.read_text()).get("outside", {}) if is_ours else {}
     if checkpoints is not None:

@@ -26,9 +26,9 @@ from ckptrun.checks.whole_runs import (
 from ckptrun.engine.commit import list_committed
 from ckptrun.engine.locate import locate
 from ckptrun.evidence.difference import Difference
-from ckptrun.evidence.files import ledger_file
 from ckptrun.evidence.ledger_comparison import LedgerComparison, compare_ledgers
 from ckptrun.evidence.mismatch import LedgerLine
+from ckptrun.evidence.run_folder import ledger_file
 from ckptrun.evidence.starts import Start
 from ckptrun.evidence.verdict import Check, Status, Verdict, verdict_of
 from ckptrun.fault import Fired

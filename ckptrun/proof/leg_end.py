@@ -7,7 +7,7 @@ Torch-free.
 from pathlib import Path
 
 from ckptrun.errors import RankFailedError
-from ckptrun.evidence.files import ledger_file
+from ckptrun.evidence.run_folder import ledger_file
 from ckptrun.evidence.starts import read_failures
 from ckptrun.exit_codes import ExitCode
 from ckptrun.files import read_lines

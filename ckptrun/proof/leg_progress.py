@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from ckptrun.files import EVENTS
+from ckptrun.evidence.run_folder import EVENTS
 
 __all__ = ["has_colour", "leg_progress", "newest_step"]
 

@@ -9,7 +9,7 @@ from ckptrun.engine.layout import step_folder
 from ckptrun.engine.locate import locate
 from ckptrun.engine.manifest import read_manifest
 from ckptrun.errors import CheckpointError
-from ckptrun.evidence.files import ledger_file
+from ckptrun.evidence.run_folder import ledger_file
 from ckptrun.files import read_lines
 from ckptrun.proof.material import Material
 

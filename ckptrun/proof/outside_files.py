@@ -15,6 +15,7 @@ from pathlib import Path
 from ckptrun.checks.outside import Access, Crossing, Window, check_outside, find_crossings, is_matched
 from ckptrun.config.checkpoint import is_remote
 from ckptrun.config.run import RunConfig
+from ckptrun.evidence.run_folder import PROOF_MARK
 from ckptrun.evidence.verdict import Check
 from ckptrun.files import append_line, read_lines, write_json
 from ckptrun.run.watch.file_watch import FileWatch, How
@@ -107,7 +108,7 @@ class OutsideFiles:
         return found, errors, sorted(unseen)
 
     def _remember(self, crossings: Sequence[Crossing]) -> None:
-        mark = self._config.run_dir / "proof.json"
+        mark = self._config.run_dir / PROOF_MARK
         known = {crossing.path: crossing.changed for crossing in crossings if crossing.changed is not None}
         write_json(mark, {**json.loads(mark.read_text()), _KNOWN: known})
 

@@ -23,11 +23,11 @@ from ckptrun.config.run import RunConfig
 from ckptrun.console import say_error
 from ckptrun.engine.commit import list_committed
 from ckptrun.engine.locate import locate
+from ckptrun.evidence.run_folder import PROOF_LOCK
 from ckptrun.evidence.starts import Start, read_failures, read_starts
-from ckptrun.evidence.verdict import Status, Verdict
+from ckptrun.evidence.verdict import Status, Verdict, write_verdict
 from ckptrun.exit_codes import ExitCode
 from ckptrun.fault import FaultRecord, PlannedFault
-from ckptrun.files import write_json
 from ckptrun.launch.silent_end import spoken_or_seen
 from ckptrun.proof.folder import check_folder, claim_folder
 from ckptrun.proof.judge import judge, judge_failed
@@ -74,7 +74,7 @@ def run_proof(config: RunConfig, *, plan: tuple[PlannedFault, ...], command: Seq
     check_folder(config.run_dir)
     check_private(config)
     make_folder("run.dir", config)
-    with closing(RunLock(config.run_dir, "proof.lock")):
+    with closing(RunLock(config.run_dir, PROOF_LOCK)):
         outside = OutsideFiles(config, known=claim_folder(config.run_dir, config.checkpoint.path))
         private = PrivateFiles(config)
         try:
@@ -263,7 +263,7 @@ class _Proof:
         return verdict.exit_code
 
     def _write(self, verdict: Verdict, starts: Sequence[Start]) -> None:
-        content = verdict.as_json() | {
+        more = {
             "faults": [str(fault) for fault in self._plan],
             "fired": [str(fault) for fault in self._record.fired()],
             "starts": [
@@ -277,4 +277,4 @@ class _Proof:
                 for start in starts
             ],
         }
-        write_json(self._run.folder / "verdict.json", content)
+        write_verdict(verdict, self._run.folder, **more)

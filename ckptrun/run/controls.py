@@ -24,8 +24,8 @@ from ckptrun.checks.leaf_digests import differing, saved_digests
 from ckptrun.config.checkpoint import LoadSelection
 from ckptrun.config.fault import FaultPoint
 from ckptrun.evidence.difference import component_of
-from ckptrun.evidence.files import ledger_file
 from ckptrun.evidence.mismatch import LedgerLine, compare_lines
+from ckptrun.evidence.run_folder import ledger_file
 from ckptrun.files import read_lines
 from ckptrun.ranks import Ranks
 from ckptrun.run.leg import Controls

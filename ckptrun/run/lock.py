@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from ckptrun.errors import ConfigError
+from ckptrun.evidence.run_folder import RUN_LOCK
 
 __all__ = ["RunLock"]
 
@@ -24,7 +25,7 @@ class RunLock:
         ConfigError: Another process holds it; names host, pid and since when.
     """
 
-    def __init__(self, folder: Path, name: str = "run.lock") -> None:
+    def __init__(self, folder: Path, name: str = RUN_LOCK) -> None:
         path = folder / name
         self._file: IO[str] = path.open("a+")
         try:

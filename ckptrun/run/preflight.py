@@ -21,7 +21,7 @@ from ckptrun.errors import (
     ConfigError,
     ManifestError,
 )
-from ckptrun.files import EVENTS
+from ckptrun.evidence.run_folder import CONFIG, EVENTS, LEDGER, PROOF_LOCK, PROOF_MARK, RUN_LOCK
 
 __all__ = [
     "abandoned_steps",
@@ -39,9 +39,9 @@ __all__ = [
 # Their state would be loaded into something else: refused. Everything else that changed is only reported.
 _IDENTITY = ("model", "optimizer")
 # What every start writes first, be it in a proof.
-_MARKS = (EVENTS, "run.lock", "proof.json", "proof.lock")
+_MARKS = (EVENTS, RUN_LOCK, PROOF_MARK, PROOF_LOCK)
 # These may have been brought from elsewhere, to go on from.
-_BEFORE_A_RUN = ("checkpoints", "ledger")
+_BEFORE_A_RUN = ("checkpoints", LEDGER)
 _OPERATION = ("run", "launch", "proof", "fault", "checkpoint", "device")
 
 
@@ -219,7 +219,7 @@ def checkpoint_in(place: str, *, key: str) -> str:
 
 def checkpoint_of(run_dir: Path, step: int) -> str:
     """The checkpoint of ``step`` of another run, which may have put its checkpoints anywhere; it need not exist."""
-    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    config = yaml.safe_load((run_dir / CONFIG).read_text())
     return step_folder(config["checkpoint"]["path"] or run_dir / "checkpoints", step)
 
 
@@ -227,7 +227,7 @@ def _check_reference(config: RunConfig) -> None:
     if config.proof.reference is None:
         return
     reference = Path(config.proof.reference).expanduser().resolve()
-    for needed in (reference / "config.yaml", reference / "ledger"):
+    for needed in (reference / CONFIG, reference / LEDGER):
         if not needed.exists():
             raise ConfigError(
                 f"proof.reference={config.proof.reference} is no run to compare with: {needed} does not exist. Name "

@@ -14,8 +14,9 @@ from ckptrun.config.parallelism import MeshShape
 from ckptrun.config.run import RunConfig, to_plain
 from ckptrun.console import say, short_path, summarise
 from ckptrun.evidence.events import RunRecord, environment
-from ckptrun.evidence.verdict import Check, Status, Verdict
-from ckptrun.files import EVENTS, append_line, read_lines, with_bits, write_json
+from ckptrun.evidence.run_folder import ENVIRONMENT, EVENTS
+from ckptrun.evidence.verdict import Check, Status, Verdict, write_verdict
+from ckptrun.files import append_line, read_lines, with_bits, write_json
 from ckptrun.ranks import Ranks
 from ckptrun.run.leg import Leg
 from ckptrun.trainer import StepFacts
@@ -84,7 +85,7 @@ class Report:
         }
         self._record = RunRecord(self._config.run_dir, first_step=first_step, has_board=self._has_board)
         self._record.config(to_plain(self._config))
-        write_json(self._config.run_dir / "environment.json", facts)
+        write_json(self._config.run_dir / ENVIRONMENT, facts)
         self._record.event(
             "start", step=first_step, world_size=self._world_size, mesh=self._mesh, resumed_from=resumed_from
         )
@@ -141,7 +142,7 @@ class Report:
             self.event("end", verdict=verdict.status, **summary)
             return
         if asked or verdict.status is Status.different:
-            write_json(self._config.run_dir / "verdict.json", verdict.as_json())
+            write_verdict(verdict, self._config.run_dir)
         self.event("end", verdict=verdict.status, **summary)
         unit, per_sample = self._unit()
         speed = summary["samples_per_second"]

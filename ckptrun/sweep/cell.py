@@ -7,8 +7,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from ckptrun.evidence.run_folder import EVENTS, VERDICT
 from ckptrun.exit_codes import ExitCode
-from ckptrun.files import EVENTS, read_lines
+from ckptrun.files import read_lines
 
 __all__ = ["Cell", "CellVerdict", "SaveFigures", "Traces", "judge", "save_figures", "sweep_exit_code"]
 
@@ -96,7 +97,7 @@ class Traces:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._verdict, self._events = folder / "verdict.json", folder / EVENTS
+        self._verdict, self._events = folder / VERDICT, folder / EVENTS
         self._stamp_before, self._lines_before = self._stamp(), len(read_lines(self._events))
 
     def verdict(self) -> Mapping[str, Any] | None:

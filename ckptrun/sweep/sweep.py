@@ -23,6 +23,7 @@ from ckptrun.config.run import RunConfig
 from ckptrun.config.sweep import SweepNames
 from ckptrun.console import say_error
 from ckptrun.errors import CkptrunError, ConfigError
+from ckptrun.evidence.run_folder import RUN_LOCK
 from ckptrun.exit_codes import ExitCode, exit_code_of
 from ckptrun.run.lock import RunLock
 from ckptrun.sweep.cell import CellVerdict, Traces, judge, save_figures
@@ -32,7 +33,7 @@ from ckptrun.sweep.signal_watch import SignalWatch
 __all__ = ["Sweep", "put_cell"]
 
 # What a sweep has left that was ended before its first cell.
-_FIRST_FILES = ("multirun.yaml", "run.lock")
+_FIRST_FILES = ("multirun.yaml", RUN_LOCK)
 
 
 class Sweep:

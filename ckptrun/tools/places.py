@@ -9,12 +9,12 @@ from ckptrun.engine.commit import is_committed, list_committed, list_in_flight, 
 from ckptrun.engine.layout import step_name
 from ckptrun.engine.locate import locate
 from ckptrun.errors import CheckpointNotFoundError, ConfigError
+from ckptrun.evidence.run_folder import CONFIG
 from ckptrun.text import joined
 
 __all__ = ["checkpoints_in", "is_foreign", "newest_of", "place_of", "root_at", "runs_in", "steps_of"]
 
 _CHECKPOINTS = "checkpoints"
-_CONFIG = "config.yaml"
 _MAX_CONFIG_BYTES = 2**20
 _SHOWN = 8
 # outputs, experiment, sweep, cell
@@ -71,8 +71,8 @@ def _root_of(place: Location) -> Location | None:
 def _elsewhere(run: Location) -> str | None:
     """Where a run keeps its checkpoints by its ``config.yaml``; None where it does not say, or there is no run."""
     try:
-        size = min(run.backend.size(run.child(_CONFIG).path), _MAX_CONFIG_BYTES)
-        config = yaml.safe_load(read_file(run.child(_CONFIG), size))
+        size = min(run.backend.size(run.child(CONFIG).path), _MAX_CONFIG_BYTES)
+        config = yaml.safe_load(read_file(run.child(CONFIG), size))
     except (OSError, yaml.YAMLError, RecursionError, ValueError):
         return None
     section = config.get("checkpoint") if isinstance(config, dict) else None
@@ -105,7 +105,7 @@ def runs_in(place: Location) -> list[Location]:
     while waiting:
         folder, depth = waiting.pop()
         names = folder.backend.list_names(folder.path)
-        if depth and _CONFIG in names and _root_of(folder) is not None:
+        if depth and CONFIG in names and _root_of(folder) is not None:
             found.append(folder)
         elif depth < _DEPTH and len(names) <= _MOST_NAMES:
             waiting.extend((folder.child(name), depth + 1) for name in names if "." not in name[:1])

@@ -11,7 +11,7 @@ import torch
 
 from ckptrun.config.fault import FaultKind, FaultPoint
 from ckptrun.evidence.difference import Difference
-from ckptrun.evidence.files import ledger_file
+from ckptrun.evidence.run_folder import ledger_file
 from ckptrun.evidence.starts import Failure, Start, read_starts
 from ckptrun.evidence.verdict import Check, Status, Verdict
 from ckptrun.fault import FaultRecord, Fired, PlannedFault

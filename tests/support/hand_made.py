@@ -11,11 +11,11 @@ from typing import Any
 from ckptrun.config.precision import PrecisionConfig
 from ckptrun.engine.commit import list_committed
 from ckptrun.engine.layout import parse_step
-from ckptrun.evidence.files import ledger_file
+from ckptrun.evidence.run_folder import EVENTS, ledger_file
 from ckptrun.evidence.starts import read_starts
 from ckptrun.evidence.verdict import Check, Status
 from ckptrun.fault import FaultRecord
-from ckptrun.files import EVENTS, append_line
+from ckptrun.files import append_line
 from ckptrun.launch.local import Outcome
 from ckptrun.proof.subject import Run, TimedOutcome
 from ckptrun.run.leg import Leg

@@ -12,7 +12,8 @@ from torch._C._distributed_c10d import Store
 from ckptrun.console import say_error
 from ckptrun.errors import CkptrunError
 from ckptrun.evidence.difference import component_of
-from ckptrun.files import EVENTS, append_line
+from ckptrun.evidence.run_folder import EVENTS
+from ckptrun.files import append_line
 from ckptrun.process_groups import launcher_store
 from ckptrun.run.watch.broken_connection import is_broken_connection, is_secondary
 from ckptrun.run.watch.error_place import words_of

@@ -1,0 +1,59 @@
+"""What lies in a run folder, and under which name: nobody else spells these names. Torch-free.
+
+::
+
+    <run>/config.yaml                  the resolved config
+    <run>/environment.json             what it ran on
+    <run>/events.jsonl                 what happened, see ``events`` and ``starts``
+    <run>/verdict.json                 what all checks came to, see ``verdict``
+    <run>/ledger/rank_00000.jsonl      each step, see ``ledger``
+    <run>/trace/rank_00000.jsonl       each operation of the steps that are watched, see ``trace``
+    <run>/trace/rank_00000.values      the bits of small tensors in that trace
+    <run>/run.lock                     held while it runs
+
+The run under proof leaves more, see :mod:`ckptrun.run.leg`.
+"""
+
+from pathlib import Path
+
+from ckptrun.rank_names import rank_name
+
+__all__ = [
+    "CONFIG",
+    "ENVIRONMENT",
+    "EVENTS",
+    "LEDGER",
+    "PROOF_LOCK",
+    "PROOF_MARK",
+    "RUN_LOCK",
+    "VERDICT",
+    "ledger_file",
+    "trace_file",
+    "values_file",
+]
+
+CONFIG = "config.yaml"
+ENVIRONMENT = "environment.json"
+EVENTS = "events.jsonl"
+VERDICT = "verdict.json"
+LEDGER = "ledger"
+RUN_LOCK = "run.lock"
+PROOF_LOCK = "proof.lock"
+"""Held while a proof runs, of which the run is a part."""
+PROOF_MARK = "proof.json"
+"""Says that the folder belongs to a proof, which may do it anew."""
+
+
+def ledger_file(run_dir: Path, rank: int) -> Path:
+    """Where the ledger of ``rank`` lies."""
+    return run_dir / LEDGER / f"{rank_name(rank)}.jsonl"
+
+
+def trace_file(run_dir: Path, rank: int) -> Path:
+    """Where the trace of ``rank`` lies."""
+    return run_dir / "trace" / f"{rank_name(rank)}.jsonl"
+
+
+def values_file(run_dir: Path, rank: int) -> Path:
+    """Where the bits of small tensors in that trace lie."""
+    return run_dir / "trace" / f"{rank_name(rank)}.values"
