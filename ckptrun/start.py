@@ -10,7 +10,7 @@ from ckptrun.launch.local import start_fork_server, start_ranks
 from ckptrun.launch.own_ranks import environment_of, own_ranks
 from ckptrun.proof.preflight import check_proof, is_proof
 from ckptrun.run.leg import Leg
-from ckptrun.run.preflight import check_own_folder, preflight
+from ckptrun.run.preflight import check_folder, preflight
 
 __all__ = ["launch"]
 
@@ -29,7 +29,7 @@ def launch(config: RunConfig, *, command: Sequence[str]) -> int:
         from ckptrun.proof.prove import run_proof
 
         return run_proof(config, plan=plan, command=command)
-    check_own_folder(config)
+    check_folder(config.run_dir, in_proof=False)
     preflight(config, world_size=config.ranks)
     outcome = start_ranks(own_ranks(config, command=command, leg=Leg()))
     for rank, number in sorted(outcome.killed.items()):

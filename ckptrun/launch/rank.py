@@ -22,7 +22,7 @@ from ckptrun.processes import end_with_parent
 from ckptrun.run.determinism import make_deterministic
 from ckptrun.run.job import Job
 from ckptrun.run.leg import Leg
-from ckptrun.run.preflight import check_own_folder, preflight
+from ckptrun.run.preflight import check_folder, preflight
 from ckptrun.run.watch.failure import report_once
 from ckptrun.run.watch.file_watch import watch_files
 from ckptrun.run.watch.stop import StopSignal
@@ -75,7 +75,7 @@ def run_rank(config: RunConfig, *, command: Sequence[str], leg: Leg | None = Non
             gc.freeze()
             leg = Leg(faults=plan_faults(config, world_size=mesh.world_size, in_proof=False))
             if os.environ["RANK"] == "0":
-                check_own_folder(config)
+                check_folder(config.run_dir, in_proof=False)
                 preflight(config, world_size=mesh.world_size)
         device = choose_device(config.device)
         groups = open_groups(config, device)

@@ -1,17 +1,17 @@
-"""The folder of a proof: it must be one of a proof or empty, and is cleared when the proof is done anew. Torch-free."""
+"""The folder of a proof: cleared when the proof is done anew, all but what it has learned of its files. Torch-free."""
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
-from ckptrun.errors import ConfigError
-from ckptrun.evidence.run_folder import CONFIG, ENVIRONMENT, EVENTS, LEDGER, PROOF_LOCK, PROOF_MARK, RUN_LOCK, VERDICT
+from ckptrun.evidence.run_folder import CONFIG, ENVIRONMENT, EVENTS, LEDGER, PROOF_MARK, VERDICT
 from ckptrun.files import write_json
 from ckptrun.proof.places import clear_checkpoints
 
-__all__ = ["check_folder", "claim_folder"]
+__all__ = ["claim_folder", "keep_known"]
 
-_LOCKS = (RUN_LOCK, PROOF_LOCK)
+_KNOWN = "outside"
 # What a proof leaves, and may remove when it is done anew; anything else is somebody else's.
 _OWN = (
     "checkpoints",
@@ -27,22 +27,6 @@ _OWN = (
     VERDICT,
     PROOF_MARK,
 )
-
-
-def check_folder(folder: Path) -> None:
-    """Look whether a proof may have the run folder; nothing is touched.
-
-    Raises:
-        ConfigError: It is a file, or holds something that no proof has left.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"run.dir={folder} is no folder. Choose another one.")
-    strangers = [path.name for path in folder.iterdir() if path.name not in _LOCKS] if folder.is_dir() else []
-    if strangers and not (folder / PROOF_MARK).is_file():
-        raise ConfigError(
-            f"run.dir={folder} holds {sorted(strangers)[0]!r} and was not made by a proof, which begins with an empty "
-            "folder. Give the proof a folder of its own: run.dir=..., or, without that, run.name=..."
-        )
 
 
 def claim_folder(folder: Path, checkpoints: str | None) -> dict[str, int]:
@@ -61,7 +45,7 @@ def claim_folder(folder: Path, checkpoints: str | None) -> dict[str, int]:
     root = checkpoints or str(folder / "checkpoints")
     mark = folder / PROOF_MARK
     is_ours = mark.is_file()
-    known: dict[str, int] = json.loads(mark.read_text()).get("outside", {}) if is_ours else {}
+    known: dict[str, int] = json.loads(mark.read_text()).get(_KNOWN, {}) if is_ours else {}
     if checkpoints is not None:
         clear_checkpoints(root, is_ours=is_ours and json.loads(mark.read_text()).get("checkpoints") == root)
     for name in _OWN:
@@ -71,5 +55,11 @@ def claim_folder(folder: Path, checkpoints: str | None) -> dict[str, int]:
         else:
             path.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(mark, {"checkpoints": root, "outside": known})
+    write_json(mark, {"checkpoints": root, _KNOWN: known})
     return known
+
+
+def keep_known(folder: Path, known: Mapping[str, int]) -> None:
+    """Write down what legs were found to share, for the same proof done anew: path -> its last change."""
+    mark = folder / PROOF_MARK
+    write_json(mark, {**json.loads(mark.read_text()), _KNOWN: known})

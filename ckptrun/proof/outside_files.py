@@ -5,7 +5,6 @@ stays in ``proof.json``: the same proof made once more finds the files there alr
 would otherwise come to another verdict.
 """
 
-import json
 import os
 import tempfile
 import time
@@ -15,15 +14,14 @@ from pathlib import Path
 from ckptrun.checks.outside import Access, Crossing, Window, check_outside, find_crossings, is_matched
 from ckptrun.config.checkpoint import is_remote
 from ckptrun.config.run import RunConfig
-from ckptrun.evidence.run_folder import PROOF_MARK
 from ckptrun.evidence.verdict import Check
-from ckptrun.files import append_line, read_lines, write_json
+from ckptrun.files import append_line, read_lines
+from ckptrun.proof.folder import keep_known
 from ckptrun.run.watch.file_watch import FileWatch, How
 
 __all__ = ["OutsideFiles", "default_shared"]
 
 _LEGS = "proof/legs.jsonl"
-_KNOWN = "outside"
 # Folders of what is compiled or downloaded under a name that its content decides: (variable, default).
 _CACHES = (
     ("PYTHONPYCACHEPREFIX", None),
@@ -108,9 +106,8 @@ class OutsideFiles:
         return found, errors, sorted(unseen)
 
     def _remember(self, crossings: Sequence[Crossing]) -> None:
-        mark = self._config.run_dir / PROOF_MARK
         known = {crossing.path: crossing.changed for crossing in crossings if crossing.changed is not None}
-        write_json(mark, {**json.loads(mark.read_text()), _KNOWN: known})
+        keep_known(self._config.run_dir, known)
 
 
 def _named(crossings: Sequence[Crossing]) -> str:

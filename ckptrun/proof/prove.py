@@ -29,7 +29,7 @@ from ckptrun.evidence.verdict import Status, Verdict, write_verdict
 from ckptrun.exit_codes import ExitCode
 from ckptrun.fault import FaultRecord, PlannedFault
 from ckptrun.launch.silent_end import spoken_or_seen
-from ckptrun.proof.folder import check_folder, claim_folder
+from ckptrun.proof.folder import claim_folder
 from ckptrun.proof.judge import judge, judge_failed
 from ckptrun.proof.leg_end import why_incomplete
 from ckptrun.proof.leg_progress import leg_progress
@@ -43,7 +43,7 @@ from ckptrun.proof.subject import Run, Subject, TimedOutcome
 from ckptrun.proof.view import ProofView
 from ckptrun.run.leg import Controls, Leg
 from ckptrun.run.lock import RunLock
-from ckptrun.run.preflight import make_folder
+from ckptrun.run.preflight import check_folder, make_folder
 
 __all__ = ["run_proof"]
 
@@ -71,7 +71,7 @@ def run_proof(config: RunConfig, *, plan: tuple[PlannedFault, ...], command: Seq
             the reference.
     """
     subject = OwnJob(config, reshaped(config) if config.proof.reshapes else config, command=command)
-    check_folder(config.run_dir)
+    check_folder(config.run_dir, in_proof=True)
     check_private(config)
     make_folder("run.dir", config)
     with closing(RunLock(config.run_dir, PROOF_LOCK)):

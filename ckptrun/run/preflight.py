@@ -26,7 +26,7 @@ from ckptrun.evidence.run_folder import CONFIG, EVENTS, LEDGER, PROOF_LOCK, PROO
 __all__ = [
     "abandoned_steps",
     "changed_keys",
-    "check_own_folder",
+    "check_folder",
     "checkpoint_in",
     "checkpoint_of",
     "deciding_keys",
@@ -38,10 +38,12 @@ __all__ = [
 
 # Their state would be loaded into something else: refused. Everything else that changed is only reported.
 _IDENTITY = ("model", "optimizer")
-# What every start writes first, be it in a proof.
-_MARKS = (EVENTS, RUN_LOCK, PROOF_MARK, PROOF_LOCK)
-# These may have been brought from elsewhere, to go on from.
-_BEFORE_A_RUN = ("checkpoints", LEDGER)
+# Every start writes one of these first, be it in a proof: by them its folder is known.
+_MARKS_OF_RUN = frozenset({EVENTS, RUN_LOCK, PROOF_MARK, PROOF_LOCK})
+_MARKS_OF_PROOF = frozenset({PROOF_MARK})
+# What may lie in a folder before: brought from elsewhere, to go on from; or left by a proof that got no further.
+_BEFORE_A_RUN = frozenset({"checkpoints", LEDGER})
+_BEFORE_A_PROOF = frozenset({RUN_LOCK, PROOF_LOCK})
 _OPERATION = ("run", "launch", "proof", "fault", "checkpoint", "device")
 
 
@@ -72,19 +74,26 @@ def preflight(config: RunConfig, *, world_size: int) -> None:
         make_folder(key, config)
 
 
-def check_own_folder(config: RunConfig) -> None:
-    """Refuse to put a plain run into a folder with somebody else's files, of which it would replace some.
+def check_folder(folder: Path, *, in_proof: bool) -> None:
+    """Refuse to put a run, or a proof, into a folder with somebody else's files; nothing is touched.
+
+    A run would replace some of them, a proof would remove some.
 
     Raises:
-        ConfigError: The folder holds what no run has left; names it.
+        ConfigError: It is a file, or holds what no run, or no proof, has left; names it.
     """
-    folder = config.run_dir
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"run.dir={folder} is no folder. Choose another one.")
+    if in_proof:
+        what, marks, before, would = "proof", _MARKS_OF_PROOF, _BEFORE_A_PROOF, "begins with an empty folder"
+    else:
+        what, marks, before, would = "run", _MARKS_OF_RUN, _BEFORE_A_RUN, "would put its own files there"
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    strangers = [name for name in names if name not in _BEFORE_A_RUN]
-    if strangers and not any(name in _MARKS for name in names):
+    strangers = [name for name in names if name not in before]
+    if strangers and marks.isdisjoint(names):
         raise ConfigError(
-            f"run.dir={folder} holds {strangers[0]!r} and was not made by a run, which would put its own files there. "
-            "Give the run a folder of its own: run.dir=..., or, without that, run.name=..."
+            f"run.dir={folder} holds {strangers[0]!r} and was not made by a {what}, which {would}. Give the {what} a "
+            "folder of its own: run.dir=..., or, without that, run.name=..."
         )
 
 

@@ -13,7 +13,7 @@ from ckptrun.errors import CheckpointDamagedError, CheckpointExistsError, Checkp
 from ckptrun.run.preflight import (
     abandoned_steps,
     changed_keys,
-    check_own_folder,
+    check_folder,
     checkpoint_in,
     checkpoint_of,
     folders_to_resume,
@@ -330,15 +330,38 @@ def test_weights_to_start_from_must_be_there_unless_the_run_goes_on(tmp_path, mi
     preflight(run_in(mine, load=load), world_size=1)
 
 
-@pytest.mark.parametrize("left", ["events.jsonl", "run.lock", "proof.json", "proof.lock"])
-def test_a_run_takes_no_folder_with_somebody_elses_files(left, tmp_path) -> None:
-    config = run_in(tmp_path)
-    check_own_folder(run_in(tmp_path / "not there"))
-    for name in ("checkpoints", "ledger"):
-        (tmp_path / name).mkdir()
-    check_own_folder(config)
+@pytest.mark.parametrize(
+    ("what", "before", "mark"),
+    [
+        ("run", "checkpoints", "events.jsonl"),
+        ("run", "ledger", "run.lock"),
+        ("run", "ledger", "proof.json"),
+        ("run", "ledger", "proof.lock"),
+        ("proof", "run.lock", "proof.json"),
+    ],
+)
+def test_neither_a_run_nor_a_proof_takes_a_folder_with_somebody_elses_files(what, before, mark, tmp_path) -> None:
+    in_proof = what == "proof"
+    check_folder(tmp_path / "not there", in_proof=in_proof)
+    (tmp_path / before).mkdir()
+    check_folder(tmp_path, in_proof=in_proof)
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(ConfigError, match=r"holds 'thesis.tex' and was not made by a run"):
-        check_own_folder(config)
-    (tmp_path / left).touch()
-    check_own_folder(config)
+    with pytest.raises(ConfigError, match=rf"holds 'thesis.tex' and was not made by a {what}, which"):
+        check_folder(tmp_path, in_proof=in_proof)
+    (tmp_path / mark).touch()
+    check_folder(tmp_path, in_proof=in_proof)
+
+
+def test_a_proof_removes_nothing_that_a_run_may_go_on_from(tmp_path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "events.jsonl").touch()
+    check_folder(tmp_path, in_proof=False)
+    with pytest.raises(ConfigError, match=r"holds 'checkpoints' and was not made by a proof"):
+        check_folder(tmp_path, in_proof=True)
+
+
+@pytest.mark.parametrize("in_proof", [True, False])
+def test_a_file_is_no_folder_of_a_run(in_proof, tmp_path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"file is no folder"):
+        check_folder(tmp_path / "file", in_proof=in_proof)
