@@ -11,7 +11,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-__all__ = ["ProgressView", "say", "say_error", "short_path", "summarise"]
+__all__ = ["ProgressView", "say", "say_error", "say_interrupted", "short_path", "summarise"]
 
 
 def say(text: str) -> None:
@@ -24,6 +24,11 @@ def say_error(text: str) -> None:
     """Print an error for a person."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
+
+
+def say_interrupted() -> None:
+    """Say that Ctrl-C has ended a run, which can go on."""
+    say_error("ckptrun: interrupted. Run the same command again to resume from the newest checkpoint.")
 
 
 def short_path(path: Path | str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from ckptrun.config.run import RunConfig
 from ckptrun.config.target_source import check_targets
-from ckptrun.console import say_error
+from ckptrun.console import say_error, say_interrupted
 from ckptrun.launch.local import start_fork_server, start_ranks
 from ckptrun.launch.own_ranks import environment_of, own_ranks
 from ckptrun.proof.preflight import check_proof, is_proof
@@ -38,7 +38,7 @@ def launch(config: RunConfig, *, command: Sequence[str]) -> int:
         say_error(f"ckptrun: {outcome.reason}")
     if outcome.exit_code and outcome.interrupted_by is signal.SIGINT and outcome.is_silent:
         # Ranks speak of Ctrl-C themselves, unless they had to be killed.
-        say_error("ckptrun: interrupted. Run the same command again to resume from the newest checkpoint.")
+        say_interrupted()
     if outcome.exit_code and outcome.interrupted_by not in (None, signal.SIGINT):
         say_error(
             f"ckptrun: ended by {signal.Signals(outcome.interrupted_by).name}. Run the same command again to resume."

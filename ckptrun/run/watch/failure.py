@@ -9,7 +9,7 @@ from typing import Any
 
 from torch._C._distributed_c10d import Store
 
-from ckptrun.console import say_error
+from ckptrun.console import say_error, say_interrupted
 from ckptrun.errors import CkptrunError
 from ckptrun.evidence.difference import component_of
 from ckptrun.evidence.run_folder import EVENTS
@@ -49,7 +49,7 @@ def report_once(  # noqa: PLR0913  # one caller passes all of them by name
         return
     _record(error, rank=rank, run_dir=run_dir, secondary=secondary)
     if interrupted or isinstance(error, KeyboardInterrupt):
-        say_error("ckptrun: interrupted. Run the same command again to resume from the newest checkpoint.")
+        say_interrupted()
     elif isinstance(error, CkptrunError):
         say_error(f"ckptrun: {error}")
     elif is_broken_connection(error):
@@ -130,14 +130,18 @@ def _claim(
         about_to_speak()
         return True
     until = time.monotonic() + patience_seconds
-    with contextlib.suppress(RuntimeError):
-        # A store that is gone raises: rank 0 hosted it and is dead, so somebody must speak.
+    is_gone = False
+    try:
         while time.monotonic() < until:
             if store.check([_KEY]):
                 return False
             time.sleep(0.05)
-        claimant = claimant or str(rank)
-        about_to_speak()
-        return bool(store.compare_set(_KEY, "", claimant).decode() == claimant)
+    except RuntimeError:
+        # Rank 0 hosted the store and is dead, so somebody must speak.
+        is_gone = True
+    claimant = claimant or str(rank)
     about_to_speak()
-    return True
+    try:
+        return is_gone or bool(store.compare_set(_KEY, "", claimant).decode() == claimant)
+    except RuntimeError:
+        return True
