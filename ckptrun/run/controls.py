@@ -30,9 +30,9 @@ from ckptrun.files import read_lines
 from ckptrun.ranks import Ranks
 from ckptrun.run.leg import Controls
 from ckptrun.run.observer import StepNotes
-from ckptrun.run.preflight import checkpoint_of
 from ckptrun.run.report import Report
 from ckptrun.run.resume import Restorer
+from ckptrun.run.which_checkpoint import checkpoint_of
 from ckptrun.trainer import StepFacts, Trainer
 
 __all__ = ["idle_because", "run_controls"]

@@ -40,12 +40,12 @@ from ckptrun.run.controls import run_controls
 from ckptrun.run.leg import Leg
 from ckptrun.run.lock import RunLock
 from ckptrun.run.observer import StepNotes, StepObserver
-from ckptrun.run.preflight import checkpoint_of
 from ckptrun.run.reload_process import ReloadProcess
 from ckptrun.run.report import Report
 from ckptrun.run.resume import EVERYTHING, Restorer, Resume
 from ckptrun.run.tracing import Originals
 from ckptrun.run.watch.stop import StopSignal
+from ckptrun.run.which_checkpoint import checkpoint_of
 from ckptrun.state import preserved
 from ckptrun.state.components import TrainingState, name_of
 from ckptrun.trainer import Trainer

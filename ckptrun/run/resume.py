@@ -17,8 +17,8 @@ from ckptrun.engine.manifest import Manifest
 from ckptrun.errors import CheckpointDamagedError
 from ckptrun.evidence.verdict import Check
 from ckptrun.ranks import Ranks
-from ckptrun.run.conditions import surroundings
-from ckptrun.run.preflight import abandoned_steps, changed_keys, checkpoint_in, folders_to_resume, none_is_whole
+from ckptrun.run.conditions import changed_keys, surroundings
+from ckptrun.run.which_checkpoint import abandoned_steps, checkpoint_in, folders_to_resume, none_is_whole
 from ckptrun.schedule import StepSchedule
 from ckptrun.state import seed_streams
 

@@ -13,8 +13,8 @@ from ckptrun.config.run import RunConfig, to_plain
 from ckptrun.launch.local import Outcome, Ranks
 from ckptrun.proof.own_job import OwnJob
 from ckptrun.proof.preflight import reshaped
+from ckptrun.run.conditions import deciding_keys
 from ckptrun.run.leg import Leg
-from ckptrun.run.preflight import deciding_keys
 from tests.support.configs import config_of
 from tests.support.hand_made import put_checkpoint
 
