@@ -53,8 +53,8 @@ class Run:
         self.saved = {}
         quiet = SimpleNamespace(step=lambda facts: None)
         observer = StepObserver(
-            config, Leg(), ranks=ranks, report=quiet, points=lambda *_: None, line=StepNotes(start=0, share=None),
-            state_digests=dict,
+            config, Leg(), ranks=ranks, report=quiet, injector=SimpleNamespace(reached=lambda *_: None),
+            line=StepNotes(start=0, share=None), state_digests=dict,
         )  # fmt: skip
         if state is not None:
             training.state.load(state)
