@@ -6,13 +6,23 @@ Nobody else spells the name or takes it apart.
 import re
 from collections.abc import Iterable
 
-__all__ = ["RANK_NAME", "fault_file_name", "leading_rank", "parse_fault_file", "rank_in", "rank_name", "rank_of"]
+__all__ = [
+    "RANK_NAME",
+    "fault_file_name",
+    "leading_rank",
+    "parse_fault_file",
+    "rank_in",
+    "rank_name",
+    "rank_of",
+    "start_of",
+]
 
 RANK_NAME = r"rank_[0-9]{5,}"
 """What :func:`rank_name` returns, as a regular expression."""
 
 _LEADING = re.compile(r"rank_([0-9]{5,})")
 _ELEMENT = re.compile(r"(?:\w+_)?rank_([0-9]{5})")
+_OF_START = re.compile(r"start_([0-9]{5,})\.rank_[0-9]{5,}")
 _FAULT_FILE = re.compile(r"(?P<index>[0-9]{5})\.rank_(?P<rank>[0-9]{5})\.json")
 
 
@@ -20,6 +30,14 @@ def rank_name(rank: int, *, start: int | None = None) -> str:
     """Return the name of ``rank``; with ``start``, of the rank in that start of a run."""
     name = f"rank_{rank:05d}"
     return name if start is None else f"start_{start:05d}.{name}"
+
+
+def start_of(file_name: str) -> int:
+    """Return the start in the name of a file that belongs to one rank in one start, see :func:`rank_name`."""
+    match = _OF_START.match(file_name)
+    if match is None:
+        raise ValueError(f"{file_name} names no start of a run.")
+    return int(match[1])
 
 
 def leading_rank(name: str) -> int | None:

@@ -11,6 +11,7 @@ from ckptrun.rank_names import (
     rank_in,
     rank_name,
     rank_of,
+    start_of,
 )
 
 PACKAGE = Path(__file__).resolve().parents[1] / "ckptrun"
@@ -22,6 +23,7 @@ def test_names_of_ranks_are_read_back(rank: int) -> None:
     assert (rank_in(rank_name(rank)), leading_rank(f"{rank_name(rank)}.safetensors")) == (rank, rank)
     assert parse_fault_file(fault_file_name(2, rank)) == (2, rank)
     assert rank_name(rank, start=1) == f"start_00001.{rank_name(rank)}"
+    assert start_of(f"{rank_name(rank, start=12)}.jsonl") == 12
 
 
 @pytest.mark.parametrize("name", ["rank_3", "rank_00003.json", "x.rank_00003", "00001.rank_00003.json.tmp", ""])
@@ -39,3 +41,8 @@ def test_nobody_else_spells_the_name_of_a_rank() -> None:
     others = [path for path in PACKAGE.rglob("*.py") if path.name != "rank_names.py"]
     spelled = re.compile(r"rank_\{[a-z_]*:05d|rank_\(?(\[0-9\]|\\d)\{5")
     assert [str(path) for path in others if spelled.search(path.read_text())] == []
+
+
+def test_a_file_of_no_start_is_an_error() -> None:
+    with pytest.raises(ValueError, match="names no start"):
+        start_of("rank_00000.jsonl")

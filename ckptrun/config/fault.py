@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from enum import StrEnum
-from typing import Any
+from enum import Enum, StrEnum, auto
+from typing import Any, assert_never
 
 from ckptrun.config.ranges import at_least, between
 from ckptrun.errors import ConfigError
@@ -52,21 +52,46 @@ class FaultKind(StrEnum):
     @property
     def is_storage(self) -> bool:
         """Whether it strikes what is written, not the process."""
-        return self in _STORAGE
+        return self._effect is not _Effect.end
 
     @property
     def is_silent(self) -> bool:
         """Whether the run goes on as if nothing had happened."""
-        return self in _SILENT
+        return self._effect in (_Effect.damage, _Effect.delay)
 
     @property
     def damages(self) -> bool:
         """Whether it leaves a checkpoint that is not what was saved."""
-        return self in _SILENT and self is not FaultKind.slow_storage
+        return self._effect is _Effect.damage
+
+    @property
+    def _effect(self) -> "_Effect":
+        match self:
+            case FaultKind.sigkill | FaultKind.sigterm | FaultKind.sigint | FaultKind.sigstop | FaultKind.exit:
+                return _Effect.end
+            case FaultKind.exception | FaultKind.oom | FaultKind.hang | FaultKind.chaos | FaultKind.none:
+                return _Effect.end
+            case FaultKind.disk_full | FaultKind.io_error:
+                return _Effect.error
+            case FaultKind.torn_write | FaultKind.bit_flip | FaultKind.lost_file:
+                return _Effect.damage
+            case FaultKind.slow_storage:
+                return _Effect.delay
+            case _:
+                assert_never(self)
 
 
-_SILENT = frozenset({FaultKind.torn_write, FaultKind.bit_flip, FaultKind.lost_file, FaultKind.slow_storage})
-_STORAGE = _SILENT | {FaultKind.disk_full, FaultKind.io_error}
+class _Effect(Enum):
+    """What a fault does."""
+
+    end = auto()
+    """The process ends, sooner or later."""
+    error = auto()
+    """Writing fails, and says so."""
+    damage = auto()
+    """What is written is not what was saved, and nobody is told."""
+    delay = auto()
+    """Writing takes longer."""
 
 
 class FaultPoint(StrEnum):
@@ -97,12 +122,37 @@ class FaultPoint(StrEnum):
     @property
     def is_of_save(self) -> bool:
         """Whether a run comes by only when it saves; the fault's step is then the step that is saved."""
-        return self in _OF_SAVE
+        return self._passage in (_Passage.save, _Passage.commit)
 
     @property
     def is_on_first_rank(self) -> bool:
         """Whether rank 0 alone comes by."""
-        return self in _FIRST_RANK
+        return self._passage is _Passage.commit
+
+    @property
+    def _passage(self) -> "_Passage":
+        match self:
+            case FaultPoint.before_step | FaultPoint.after_forward | FaultPoint.mid_accumulation:
+                return _Passage.training
+            case FaultPoint.after_backward | FaultPoint.after_optimizer | FaultPoint.loading:
+                return _Passage.training
+            case FaultPoint.at_request | FaultPoint.staging | FaultPoint.writing:
+                return _Passage.save
+            case FaultPoint.before_commit | FaultPoint.after_commit | FaultPoint.removing:
+                return _Passage.commit
+            case _:
+                assert_never(self)
+
+
+class _Passage(Enum):
+    """When a run comes by a point."""
+
+    training = auto()
+    """Whether it saves or not."""
+    save = auto()
+    """On every rank that saves."""
+    commit = auto()
+    """On rank 0 alone, at the end of a save."""
 
 
 Reached = Callable[[FaultPoint, int], None]
@@ -114,8 +164,6 @@ def no_point(point: FaultPoint, step: int) -> None:
     """A :data:`Reached` where nobody wants to know."""
 
 
-_FIRST_RANK = frozenset({FaultPoint.before_commit, FaultPoint.after_commit, FaultPoint.removing})
-_OF_SAVE = _FIRST_RANK | {FaultPoint.at_request, FaultPoint.staging, FaultPoint.writing}
 _KEYS_OF_ONE_KIND = {"mean_steps": FaultKind.chaos, "seconds": FaultKind.slow_storage}
 _NOT_OF_CHAOS = ("point", "step")
 _MORE_KEYS = ("kind", "point", "step", "rank", "share")

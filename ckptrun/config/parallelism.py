@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import assert_never
 
 from ckptrun.errors import ConfigError
 
@@ -37,7 +38,15 @@ class ParallelismKind(StrEnum):
     @property
     def is_fsdp1(self) -> bool:
         """Whether this is ``FullyShardedDataParallel`` rather than ``fully_shard``."""
-        return self in (ParallelismKind.fsdp1, ParallelismKind.hsdp1, ParallelismKind.fsdp1_tp)
+        match self:
+            case ParallelismKind.fsdp1 | ParallelismKind.hsdp1 | ParallelismKind.fsdp1_tp:
+                return True
+            case ParallelismKind.fsdp | ParallelismKind.hsdp | ParallelismKind.fsdp_tp | ParallelismKind.hsdp_tp:
+                return False
+            case ParallelismKind.none | ParallelismKind.ddp | ParallelismKind.tp | ParallelismKind.ddp_tp:
+                return False
+            case _:
+                assert_never(self)
 
 
 _AXES_OF: Mapping[ParallelismKind, tuple[str, ...]] = {

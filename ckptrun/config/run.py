@@ -22,7 +22,7 @@ from ckptrun.config.precision import PrecisionConfig, PrecisionKind
 from ckptrun.config.proof import ProofConfig
 from ckptrun.config.schedule import ScheduleConfig
 from ckptrun.config.train import TrainConfig
-from ckptrun.errors import ConfigError
+from ckptrun.errors import ConfigError, InternalError
 
 __all__ = [
     "Device",
@@ -270,8 +270,10 @@ def check_world(config: RunConfig, world_size: int) -> MeshShape:
                         f"model.features ({size} of {list(features)}) must be a multiple of parallelism.tensor "
                         f"({mesh.tensor})."
                     )
-        case _:
+        case GPTConfig() | CNNConfig() | CustomModelConfig():
             pass
+        case _:
+            raise InternalError(f"It is not known what {type(config.model).__name__} needs of a mesh.")
     return mesh
 
 
@@ -288,8 +290,10 @@ def _check_data_fits_model(config: RunConfig) -> None:
             fits, wanted = isinstance(config.data, ShapesConfig | CustomDataConfig), "shapes"
             if isinstance(config.data, ShapesConfig) and classes < 4:
                 raise ConfigError(f"model.classes ({classes}) must be at least 4: data=shapes draws four shapes.")
-        case _:
+        case CustomModelConfig():
             return
+        case _:
+            raise InternalError(f"It is not known what {type(config.model).__name__} learns from.")
     if not fits:
         raise ConfigError(
             f"{_choice(config.model)} cannot learn from {_choice(config.data)}; use data={wanted} or data=custom."

@@ -17,6 +17,7 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from ckptrun.evidence.run_folder import CONFIG, EVENTS
+from ckptrun.evidence.starts import EventKind
 from ckptrun.files import json_text
 
 __all__ = ["RunRecord", "environment"]
@@ -43,7 +44,7 @@ class RunRecord:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def event(self, kind: str, **facts: Any) -> None:
+    def event(self, kind: EventKind, **facts: Any) -> None:
         """Append one line to ``events.jsonl``. What must keep its bits comes with :func:`ckptrun.files.with_bits`."""
         self._events.write(json_text({"event": kind, **facts}) + "\n")
 

@@ -2,14 +2,41 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from ckptrun.evidence.run_folder import EVENTS
 from ckptrun.evidence.verdict import Check, Status
 from ckptrun.files import read_lines
 
-__all__ = ["Failure", "Start", "read_failures", "read_starts"]
+__all__ = ["EventKind", "Failure", "Start", "read_failures", "read_starts"]
+
+
+class EventKind(StrEnum):
+    """What a line of ``events.jsonl`` tells of."""
+
+    launch = "launch"
+    """Ranks have been started; all lines up to the next are of that start."""
+    start = "start"
+    """They have loaded what they go on from."""
+    skipped = "skipped"
+    """A checkpoint was passed over: it is damaged."""
+    step = "step"
+    commit = "commit"
+    """A checkpoint is visible."""
+    check = "check"
+    """A check of a proof was made by the ranks."""
+    control = "control"
+    """A component was left out, to see that it is missed."""
+    stopped = "stopped"
+    """The start has ended after the step that was planned."""
+    preempted = "preempted"
+    """It has ended because it was told to."""
+    end = "end"
+    """All steps are done."""
+    failure = "failure"
+    """A rank says what brings it down."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,25 +73,28 @@ class Start:
     """That of its interpreters; None: they drew one."""
     fresh: bool = False
     """Whether they were others than those of the reference."""
-    ended: str | None = None
-    """``end``: complete; ``stopped``: at a step that was planned; ``preempted``; None: it did not end by itself."""
+    ended: EventKind | None = None
+    """``end``, ``stopped`` or ``preempted``; None: it did not end by itself."""
     failure: Failure | None = None
 
     @property
     def is_complete(self) -> bool:
         """Whether it says that all steps are done: it ended by itself, and not because a comparison told it to."""
-        return self.ended == "end" and all(check.status is not Status.different for check in self.checks)
+        return self.ended == EventKind.end and all(check.status is not Status.different for check in self.checks)
 
 
 def read_starts(run_dir: Path) -> list[Start]:
     """All starts of a run, in order."""
     starts: list[Start] = []
     for event in read_lines(run_dir / EVENTS):
-        kind = event["event"]
-        if kind == "launch":
+        kind = EventKind.__members__.get(event["event"])
+        if kind is None:
+            # A later version has gone on with the run.
+            continue
+        if kind is EventKind.launch:
             seed, fresh = event.get("hash_seed"), event.get("fresh", False)
             starts.append(Start(index=event["start"], hash_seed=seed, fresh=fresh))
-        elif kind == "failure" and not starts:
+        elif kind is EventKind.failure and not starts:
             # A rank did not come as far as to say that it was there.
             starts.append(Start(index=0, failure=_failure(event)))
         elif starts:
@@ -74,7 +104,7 @@ def read_starts(run_dir: Path) -> list[Start]:
 
 def read_failures(run_dir: Path) -> list[Failure]:
     """Everything that ranks of a run have said before they ended, in order."""
-    return [_failure(event) for event in read_lines(run_dir / EVENTS) if event["event"] == "failure"]
+    return [_failure(event) for event in read_lines(run_dir / EVENTS) if event["event"] == EventKind.failure]
 
 
 def _failure(facts: Mapping[str, Any]) -> Failure:
@@ -88,22 +118,25 @@ def _failure(facts: Mapping[str, Any]) -> Failure:
     )
 
 
-def _add(start: Start, kind: str, facts: Mapping[str, Any]) -> None:
+def _add(start: Start, kind: EventKind, facts: Mapping[str, Any]) -> None:
     match kind:
-        case "start":
+        case EventKind.start:
             start.step, start.resumed_from = facts["step"], facts["resumed_from"]
             start.world_size = facts["world_size"]
-        case "failure":
+        case EventKind.failure:
             start.failure = start.failure or _failure(facts)
-        case "check":
+        case EventKind.check:
             start.checks.append(Check.from_json(facts))
-        case "commit":
+        case EventKind.commit:
             start.committed.append(facts["folder"])
-        case "skipped":
+        case EventKind.skipped:
             start.damaged[facts["folder"]] = facts["reason"]
-        case "control":
+        case EventKind.control:
             start.controls.append(facts)
-        case "end" | "stopped" | "preempted":
+        case EventKind.end | EventKind.stopped | EventKind.preempted:
             start.ended = kind
-        case _:
+        case EventKind.launch | EventKind.step:
+            # The one begins a start, the other is in the ledger.
             return
+        case _:
+            assert_never(kind)

@@ -1,7 +1,7 @@
 """What is minimised. Must not know which model computes, or on how many ranks."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ def build_loss(loss: Loss) -> LossFunction:
             return _mse
         case Loss.model:
             return _of_model
+        case _:
+            assert_never(loss)
 
 
 def _cross_entropy(module: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:

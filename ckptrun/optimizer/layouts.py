@@ -105,6 +105,7 @@ def _lies_as(word: str, tensor: Tensor, parameter: Tensor) -> bool:
         case "host":
             return tensor.device == torch.device("cpu")
         case _:
+            # Axes, which no plain tensor is laid out by.
             return False
 
 

@@ -6,7 +6,7 @@ that stands alone takes whole activations and gives whole activations back.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, assert_never
 
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -107,11 +107,15 @@ def _pairs(model: nn.Module, chosen: Mapping[str, TensorStyle]) -> set[str]:
 
 
 def _style(module: nn.Module, style: TensorStyle, *, paired: bool) -> ParallelStyle:
-    if style is TensorStyle.colwise:
-        return ColwiseParallel(output_layouts=Shard(-1) if paired else Replicate())
-    if style is TensorStyle.rowwise:
-        return RowwiseParallel(input_layouts=Shard(-1) if paired else Replicate())
-    return _SequenceParallel()
+    match style:
+        case TensorStyle.colwise:
+            return ColwiseParallel(output_layouts=Shard(-1) if paired else Replicate())
+        case TensorStyle.rowwise:
+            return RowwiseParallel(input_layouts=Shard(-1) if paired else Replicate())
+        case TensorStyle.sequence:
+            return _SequenceParallel()
+        case _:
+            assert_never(style)
 
 
 class _SequenceParallel(ParallelStyle):

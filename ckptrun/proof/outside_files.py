@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import assert_never
 
 from ckptrun.checks.outside import Access, Crossing, Window, check_outside, find_crossings, is_matched
 from ckptrun.config.checkpoint import is_remote
@@ -17,6 +18,7 @@ from ckptrun.config.run import RunConfig
 from ckptrun.evidence.verdict import Check
 from ckptrun.files import append_line, read_lines
 from ckptrun.proof.folder import keep_known
+from ckptrun.rank_names import start_of
 from ckptrun.run.watch.file_watch import FileWatch, How
 
 __all__ = ["OutsideFiles", "default_shared"]
@@ -95,14 +97,16 @@ class OutsideFiles:
         found, errors, unseen = [], [], set()
         for leg, folder in self._folders.items():
             for file in sorted(folder.glob("*.jsonl")):
-                start = int(file.name.split(".")[0].removeprefix("start_"))
                 for line in read_lines(file):
-                    if line["how"] == How.error:
-                        errors.append(f"{leg}: {line['path']}")
-                    elif line["how"] == How.unseen:
-                        unseen.add(line["path"])
-                    else:
-                        found.append(Access(leg=leg, start=start, **line))
+                    match how := How(line["how"]):
+                        case How.error:
+                            errors.append(f"{leg}: {line['path']}")
+                        case How.unseen:
+                            unseen.add(line["path"])
+                        case How.read | How.append | How.fresh | How.missed | How.removed | How.listed:
+                            found.append(Access(leg=leg, start=start_of(file.name), **line))
+                        case _:
+                            assert_never(how)
         return found, errors, sorted(unseen)
 
     def _remember(self, crossings: Sequence[Crossing]) -> None:

@@ -24,7 +24,7 @@ from ckptrun.console import say_error
 from ckptrun.engine.commit import list_committed
 from ckptrun.engine.locate import locate
 from ckptrun.evidence.run_folder import PROOF_LOCK
-from ckptrun.evidence.starts import Start, read_failures, read_starts
+from ckptrun.evidence.starts import EventKind, Start, read_failures, read_starts
 from ckptrun.evidence.verdict import Status, Verdict, write_verdict
 from ckptrun.exit_codes import ExitCode
 from ckptrun.fault import FaultRecord, PlannedFault
@@ -178,11 +178,11 @@ class _Proof:
             last.failure = spoken_or_seen(said, ended.outcome, run_dir=self._run.folder, start=index)
             struck = [f for f in self._record.fired() if f.index not in known and not f.kind.is_silent]
             self._view.started(last, struck, ended)
-            if last.ended == "end" and not self._wants_another(starts, ended):
+            if last.ended == EventKind.end and not self._wants_another(starts, ended):
                 return None
             if last.ended is None and not struck:
                 return last
-            if last.ended != "end":
+            if last.ended != EventKind.end:
                 self._before_resume(is_first=index == 0)
             index += 1
 

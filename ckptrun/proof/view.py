@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ckptrun.console import aligned, say
 from ckptrun.evidence.difference import Difference
-from ckptrun.evidence.starts import Start
+from ckptrun.evidence.starts import EventKind, Start
 from ckptrun.evidence.verdict import Check, Status, Verdict
 from ckptrun.exit_codes import ExitCode
 from ckptrun.fault import Fired, PlannedFault
@@ -57,10 +57,15 @@ class ProofView:
     def started(self, start: Start, struck: Sequence[Fired], ended: TimedOutcome) -> None:
         """A start of the run under proof has ended."""
         began = "from the beginning" if start.resumed_from is None else f"resumed at step {start.step}"
-        came_to = {"end": "complete", "stopped": "stopped as planned", "preempted": "saved and ended"}
-        how = came_to.get(start.ended or "", "failed")
+        came_to = {
+            EventKind.end: "complete",
+            EventKind.stopped: "stopped as planned",
+            EventKind.preempted: "saved and ended",
+            None: "failed",
+        }
+        how = came_to[start.ended]
         if struck:
-            how = f"{struck[0]}{', saved and ended' if start.ended == 'preempted' else ''}"
+            how = f"{struck[0]}{', saved and ended' if start.ended == EventKind.preempted else ''}"
         skipped = f", {len(start.damaged)} damaged skipped" if start.damaged else ""
         name = "run" if start.index == 0 else f"  start {start.index + 1}"
         say(leg_line(name, f"{began}{skipped}; {how}", ended.seconds))

@@ -26,6 +26,7 @@ from ckptrun.config.fault import FaultPoint
 from ckptrun.evidence.difference import component_of
 from ckptrun.evidence.mismatch import LedgerLine, compare_lines
 from ckptrun.evidence.run_folder import ledger_file
+from ckptrun.evidence.starts import EventKind
 from ckptrun.files import read_lines
 from ckptrun.ranks import Ranks
 from ckptrun.run.leg import Controls
@@ -94,6 +95,7 @@ def idle_because(component: str, later: Sequence[LedgerLine]) -> str | None:
         case "optimizer" if len({line.get("trained", {}).get("weights", line["step"]) for line in later}) == 1:
             return f"no weight changed {after}"
         case _:
+            # Of all else, and of what users add, it cannot be told: nothing excuses it.
             return None
 
 
@@ -138,7 +140,7 @@ def run_controls(
                 "detail": outcome.detail,
             }
         any_exercised = any_exercised or bool(facts["is_exercised"])
-        report.event("control", component=name, **facts)
+        report.event(EventKind.control, component=name, **facts)
 
     names = there if controls.components is None else controls.components
     for name in names:
@@ -146,7 +148,7 @@ def run_controls(
     if not any_exercised and _LAST_RESORT not in names:
         make(_LAST_RESORT)
     # Without this line, what is missing has failed.
-    report.event("stopped", step=0)
+    report.event(EventKind.stopped, step=0)
 
 
 class _Control:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, assert_never
 
 import torch
 
@@ -28,6 +28,7 @@ from ckptrun.engine.staging import HostStager
 from ckptrun.errors import InternalError
 from ckptrun.evidence.ledger import Ledger
 from ckptrun.evidence.lineage import Lineage
+from ckptrun.evidence.starts import EventKind
 from ckptrun.evidence.trained import fingerprints
 from ckptrun.evidence.verdict import Check, Status, verdict_of
 from ckptrun.exit_codes import ExitCode
@@ -296,18 +297,26 @@ class Job:
         )
 
     def _check_last(self, loaded: Loaded | None) -> None:
-        proof, commit = self._config.proof.reload, self._manager.last_commit
-        if proof is ReloadCheck.none or self._config.checkpoint.mode is SaveMode.none or self._leg.saves_at_end_only:
+        asked, commit = self._config.proof.reload, self._manager.last_commit
+        if self._config.checkpoint.mode is SaveMode.none or self._leg.saves_at_end_only:
             return
-        if commit is not None:
-            if proof is ReloadCheck.final:
+        match asked:
+            case ReloadCheck.none:
+                return
+            case ReloadCheck.final if commit is not None:
                 self._note(
                     check_replicas(commit.request, ranks=self._ranks, ignored=self._ignored),
                     self._check_folder(commit.request.folder, commit),
                 )
-        elif loaded is not None:
-            # Nothing was saved: the run was complete. What it was told to leave out stays out.
-            self._note(self._check_folder(loaded.folder, None))
+            case ReloadCheck.every_save if commit is not None:
+                # It was checked when it was made.
+                return
+            case ReloadCheck.final | ReloadCheck.every_save:
+                if loaded is not None:
+                    # Nothing was saved: the run was complete. What it was told to leave out stays out.
+                    self._note(self._check_folder(loaded.folder, None))
+            case _:
+                assert_never(asked)
 
     def _check_steps(self, loaded: Loaded | None) -> None:
         """Compare the ledger with itself, where steps were done twice, and with the run that is the reference."""
@@ -369,9 +378,9 @@ class Job:
         """Say that the run is not done, and how far it is."""
         step = self._built.training.progress.step
         if not self._stop.asked and self._leg.stop_at is not None and step >= self._leg.stop_at:
-            self._report.event("stopped", step=step)
+            self._report.event(EventKind.stopped, step=step)
             return ExitCode.done
-        self._report.event("preempted", step=step)
+        self._report.event(EventKind.preempted, step=step)
         saves = self._config.checkpoint.mode is not SaveMode.none
         saved = "which is saved. Run the same command again to resume." if saves else "which is not saved."
         if self._ranks.rank == 0:

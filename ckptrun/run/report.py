@@ -15,6 +15,7 @@ from ckptrun.config.run import RunConfig, to_plain
 from ckptrun.console import say, short_path, summarise
 from ckptrun.evidence.events import RunRecord, environment
 from ckptrun.evidence.run_folder import ENVIRONMENT, EVENTS
+from ckptrun.evidence.starts import EventKind
 from ckptrun.evidence.verdict import Check, Status, Verdict, write_verdict
 from ckptrun.files import append_line, read_lines, with_bits, write_json
 from ckptrun.ranks import Ranks
@@ -63,9 +64,9 @@ class Report:
     def launch(self) -> int:
         """Note that ranks have been started; return how often they had been before. Rank 0 calls, first of all."""
         file = self._config.run_dir / EVENTS
-        before = len([event for event in read_lines(file) if event["event"] == "launch"])
+        before = len([event for event in read_lines(file) if event["event"] == EventKind.launch])
         seed = os.environ.get("PYTHONHASHSEED")
-        append_line(file, {"event": "launch", "start": before, "hash_seed": seed, "fresh": self._is_fresh})
+        append_line(file, {"event": EventKind.launch, "start": before, "hash_seed": seed, "fresh": self._is_fresh})
         return before
 
     def begin(self, *, first_step: int, damaged: Mapping[str, str], resumed_from: str | None) -> None:
@@ -87,17 +88,17 @@ class Report:
         self._record.config(to_plain(self._config))
         write_json(self._config.run_dir / ENVIRONMENT, facts)
         self._record.event(
-            "start", step=first_step, world_size=self._world_size, mesh=self._mesh, resumed_from=resumed_from
+            EventKind.start, step=first_step, world_size=self._world_size, mesh=self._mesh, resumed_from=resumed_from
         )
         for folder, reason in damaged.items():
-            self._record.event("skipped", step=first_step, folder=folder, reason=reason)
+            self._record.event(EventKind.skipped, step=first_step, folder=folder, reason=reason)
 
     def step(self, facts: StepFacts) -> None:
         """Note one step; loss, norm and learning rate as numbers, and their bits."""
         if self._record is None:
             return
         self._record.event(
-            "step",
+            EventKind.step,
             step=facts.step,
             **with_bits(loss=facts.loss, gradient_norm=facts.gradient_norm, learning_rate=facts.learning_rate),
             seconds=round(facts.seconds, 6),
@@ -124,26 +125,26 @@ class Report:
             "background_seconds": round(commit.background_seconds, 6),
             "bytes": commit.state_bytes,
         }
-        self._record.event("commit", step=commit.request.step, folder=commit.request.folder, **values)
+        self._record.event(EventKind.commit, step=commit.request.step, folder=commit.request.folder, **values)
         self._record.scalars(commit.request.step, {f"checkpoint/{name}": value for name, value in values.items()})
 
-    def event(self, kind: str, **facts: Any) -> None:
+    def event(self, kind: EventKind, **facts: Any) -> None:
         """Note something else."""
         if self._record is not None:
             self._record.event(kind, **facts)
 
     def check(self, check: Check) -> None:
         """Note what a check came to."""
-        self.event("check", **check.as_json())
+        self.event(EventKind.check, **check.as_json())
 
     def finish(self, verdict: Verdict, summary: Mapping[str, Any], *, asked: bool, in_proof: bool) -> None:
         """Write ``verdict.json`` and print the summary; in a proof, whose verdict covers more, only note the end."""
         if in_proof:
-            self.event("end", verdict=verdict.status, **summary)
+            self.event(EventKind.end, verdict=verdict.status, **summary)
             return
         if asked or verdict.status is Status.different:
             write_verdict(verdict, self._config.run_dir)
-        self.event("end", verdict=verdict.status, **summary)
+        self.event(EventKind.end, verdict=verdict.status, **summary)
         unit, per_sample = self._unit()
         speed = summary["samples_per_second"]
         skipped = f" ({summary['skipped_steps']} skipped: fp16 overflow)" if summary["skipped_steps"] else ""

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from ckptrun.evidence.run_folder import EVENTS, VERDICT
+from ckptrun.evidence.starts import EventKind
 from ckptrun.exit_codes import ExitCode
 from ckptrun.files import read_lines
 
@@ -109,12 +110,12 @@ class Traces:
 
     def failure(self) -> str | None:
         """What brought this start down, as far as a rank could say."""
-        texts = [event["text"] for event in self._new_events() if event["event"] == "failure"]
+        texts = [event["text"] for event in self._new_events() if event["event"] == EventKind.failure]
         return texts[-1] if texts else None
 
     def was_preempted(self) -> bool:
         """Whether this start has ended because its ranks were told to."""
-        return any(event["event"] == "preempted" for event in self._new_events())
+        return any(event["event"] == EventKind.preempted for event in self._new_events())
 
     def _new_events(self) -> list[dict[str, Any]]:
         return read_lines(self._events)[self._lines_before :]
@@ -143,7 +144,7 @@ def judge(exit_code: int, traces: Traces) -> tuple[CellVerdict, str]:
 
 def save_figures(folder: Path) -> SaveFigures | None:
     """Add up the commits that the ``events.jsonl`` of a run tells of; None when there is none."""
-    commits = [event for event in read_lines(folder / EVENTS) if event["event"] == "commit"]
+    commits = [event for event in read_lines(folder / EVENTS) if event["event"] == EventKind.commit]
     if not commits:
         return None
     return SaveFigures(
@@ -158,12 +159,24 @@ def sweep_exit_code(verdicts: Iterable[CellVerdict]) -> ExitCode:
 
     Different, failed, not verified, in this order; 2 when nothing was run at all; else 0.
     """
-    found = set(verdicts)
-    for verdict, code in (
-        (CellVerdict.different, ExitCode.different),
-        (CellVerdict.failed, ExitCode.failed),
-        (CellVerdict.not_verified, ExitCode.not_verified),
-    ):
-        if verdict in found:
-            return code
-    return ExitCode.done if found - {CellVerdict.skipped} else ExitCode.config
+    return min(map(_exit_code_of, verdicts), key=_WORST_FIRST.index, default=ExitCode.config)
+
+
+# The last: nothing was run at all.
+_WORST_FIRST = (ExitCode.different, ExitCode.failed, ExitCode.not_verified, ExitCode.done, ExitCode.config)
+
+
+def _exit_code_of(verdict: CellVerdict) -> ExitCode:
+    match verdict:
+        case CellVerdict.equal | CellVerdict.done:
+            return ExitCode.done
+        case CellVerdict.different:
+            return ExitCode.different
+        case CellVerdict.not_verified:
+            return ExitCode.not_verified
+        case CellVerdict.failed:
+            return ExitCode.failed
+        case CellVerdict.skipped:
+            return ExitCode.config
+        case _:
+            assert_never(verdict)

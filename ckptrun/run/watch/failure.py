@@ -13,6 +13,7 @@ from ckptrun.console import say_error, say_interrupted
 from ckptrun.errors import CkptrunError
 from ckptrun.evidence.difference import component_of
 from ckptrun.evidence.run_folder import EVENTS
+from ckptrun.evidence.starts import EventKind
 from ckptrun.files import append_line
 from ckptrun.process_groups import launcher_store
 from ckptrun.run.watch.broken_connection import is_broken_connection, is_secondary
@@ -112,7 +113,7 @@ def _record_words(text: str, *, rank: int, run_dir: Path) -> None:
 
 def _append(run_dir: Path, **facts: Any) -> None:
     with contextlib.suppress(OSError):
-        append_line(run_dir / EVENTS, {"event": "failure", **facts})
+        append_line(run_dir / EVENTS, {"event": EventKind.failure, **facts})
 
 
 def _claim(

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, assert_never
 
 from ckptrun.run.watch.tether import Tether, Word
 
@@ -117,8 +117,8 @@ class Preemption:
             ready = select.select(sources, [], [], patience)[0]
             if not ready:
                 _end()
-            if self._tether is not None and self._tether in ready and self._heard(self._tether) is Word.stop:
-                self._ask(may_repeat=True)
+            if self._tether is not None and self._tether in ready:
+                self._hear(self._tether)
             if signals in ready:
                 came = os.read(signals, 4096)
                 if _CLOSE in came:
@@ -126,14 +126,18 @@ class Preemption:
                 if set(came) & set(_NOTICES):
                     self._ask(may_repeat=signal.SIGTERM not in came)
 
-    def _heard(self, tether: Tether) -> Word:
-        """What the launcher says. When it is gone nobody waits for what this rank does."""
-        word = tether.read()
-        if word is None:
-            os._exit(1)
-        if word is Word.end and not self._speaks.is_set():
-            _end()
-        return word
+    def _hear(self, tether: Tether) -> None:
+        """Do what the launcher says. When it is gone nobody waits for what this rank does."""
+        match tether.read():
+            case None:
+                os._exit(1)
+            case Word.stop:
+                self._ask(may_repeat=True)
+            case Word.end:
+                if not self._speaks.is_set():
+                    _end()
+            case word:
+                assert_never(word)
 
     def _ask(self, *, may_repeat: bool) -> None:
         now = time.monotonic()
