@@ -1,17 +1,26 @@
 """Datasets as a loader wants them: map-style ones asked by key, iterable ones with a state, random numbers kept apart.
 
+A user's dataset may draw from the global generators (augmentation). In the rank itself that would tie the samples to
+the rank's own streams, in a worker to the number of workers; either way a resumed run sees other samples. So each
+sample is drawn from generators seeded for it, and the streams of the process are as before afterwards. That covers
+Python's, NumPy's and torch's generators of the host; not CUDA generators, nor generators that a map-style dataset keeps
+for itself.
+
 Must not know ranks' shares or batches.
 """
 
+import contextlib
 import logging
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from ckptrun.data.order import Key
+from ckptrun.data.order import Key, derived_seed
 from ckptrun.data.plain_state import from_plain, to_plain
-from ckptrun.data.random_streams import kept_apart, seed_sample
 
 __all__ = ["IterableSamples", "KeyedSamples", "SeededSamples", "StatefulSamples", "is_stateful", "keyed"]
 
@@ -43,11 +52,11 @@ class SeededSamples(KeyedSamples):
 
     def __getitems__(self, keys: Sequence[Key]) -> list[Any]:
         """What a loader calls for one batch. The streams are put back once per batch; seeding a sample is cheap."""
-        with kept_apart():
+        with _streams_kept():
             return [self._sample(epoch, index) for epoch, index in keys]
 
     def _sample(self, epoch: int, index: int) -> Any:
-        seed_sample("sample", self._seed, epoch, index)
+        _seed_streams("sample", self._seed, epoch, index)
         return self.dataset[index]
 
 
@@ -105,17 +114,17 @@ class _Samples:
 
     def __next__(self) -> Any:
         iterator = self._started()
-        with kept_apart():
-            seed_sample("iterable", *self._place, self._yielded)
+        with _streams_kept():
+            _seed_streams("iterable", *self._place, self._yielded)
             sample = next(iterator)
         self._yielded += 1
         return sample
 
     def _started(self) -> Any:
         if self._iterator is None:
-            with kept_apart():
+            with _streams_kept():
                 # __iter__ may draw an order.
-                seed_sample("iter", *self._place)
+                _seed_streams("iter", *self._place)
                 self._iterator = iter(self._dataset)
         return self._iterator
 
@@ -153,3 +162,24 @@ def _state_of(stateful: Any) -> Any:
     # A copy: workers send only what changed since the last batch, and a list that the user goes on filling would
     # look unchanged, being the same object.
     return to_plain(stateful.state_dict(), name=f"data ({type(stateful).__name__})")
+
+
+@contextlib.contextmanager
+def _streams_kept() -> Iterator[None]:
+    """Give the three global generators their states back at the end."""
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+
+
+def _seed_streams(*parts: int | str) -> None:
+    """Seed the three global generators from ``parts``."""
+    seed = derived_seed(*parts)
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    # Not torch.manual_seed: that would reseed the CUDA generators of the rank too.
+    torch.default_generator.manual_seed(seed)

@@ -42,7 +42,7 @@ _ABANDON_SECONDS = 10.0
 class Signals:
     """The signals that come to this process while it looks after ranks, as a context manager. In other threads: none.
 
-    Python's wakeup file is left to whoever has set it (see ``signal_watch.py``).
+    Python's wakeup file is left to whoever has set it (see ``sweep.py``).
     """
 
     _NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)

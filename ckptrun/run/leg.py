@@ -60,7 +60,7 @@ class Leg:
         controls: Train with components left out, instead of running.
         log: Where what is printed goes, a file per rank; None: to the terminal.
         files: What is noted of the files that ranks open; None: nothing.
-        fresh: Whether it runs in the other interpreter of the proof, see ``hash_seeds``.
+        fresh: Whether it runs in the other interpreter of the proof, see ``launch/local.py``.
         begins_as: The start of the run whose private files it finds; None: as they were before the proof.
     """
 

@@ -11,9 +11,13 @@ Under torchrun every rank runs the same cells in the same order in the same fold
 There the sweep ends with the first rank that fails; started by ckptrun itself, it goes on with the next cell.
 """
 
+import os
+import signal
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
@@ -28,12 +32,12 @@ from ckptrun.exit_codes import ExitCode, exit_code_of
 from ckptrun.run.lock import RunLock
 from ckptrun.sweep.cell import CellVerdict, Traces, judge, save_figures
 from ckptrun.sweep.record import SweepRecord, was_made_by_sweep
-from ckptrun.sweep.signal_watch import SignalWatch
 
 __all__ = ["Sweep", "put_cell"]
 
 # What a sweep has left that was ended before its first cell.
 _FIRST_FILES = ("multirun.yaml", RUN_LOCK)
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 class Sweep:
@@ -139,7 +143,7 @@ class Sweep:
         return SweepRecord(folder, is_silent=not self._is_first)
 
     def _run(self, config: RunConfig, start: Callable[[RunConfig], int], record: SweepRecord) -> None:
-        traces, watch, began = Traces(config.run_dir), SignalWatch(), time.monotonic()
+        traces, watch, began = Traces(config.run_dir), _SignalWatch(), time.monotonic()
         code, verdict, reason = None, CellVerdict.failed, ""
         try:
             with watch:
@@ -180,3 +184,36 @@ def put_cell(config: RunConfig, folder: Path, name: str, *, under_torchrun: bool
     if config.checkpoint.path is not None:
         # In one place, each cell would resume from the checkpoints of the one before it.
         config.checkpoint.path = f"{config.checkpoint.path.rstrip('/')}/{name}"
+
+
+class _SignalWatch:
+    """Sees the signals that come while the ranks of a run are looked after, and puts the handlers back afterwards.
+
+    The launcher answers Ctrl-C by itself, reports the run as failed like any other, and leaves its handlers in place.
+    Python tells of a signal through the wakeup file whoever handles it. On the main thread only.
+    """
+
+    def __init__(self) -> None:
+        self.was_told_to_end = False
+
+    def __enter__(self) -> Self:
+        handlers = {number: signal.getsignal(number) for number in _ENDING}
+        # None: what was there before Python, and cannot be put back.
+        self._handlers = {number: handler for number, handler in handlers.items() if handler is not None}
+        self._read, self._write = os.pipe()
+        for end in (self._read, self._write):
+            os.set_blocking(end, False)
+        self._before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._before)
+        # One byte per signal. With the other end closed there is always an answer, if only an empty one.
+        os.close(self._write)
+        self.was_told_to_end = bool(set(os.read(self._read, 4096)) & set(_ENDING))
+        os.close(self._read)
+        if self.was_told_to_end and isinstance(error, Exception):
+            # Raised by the launcher's handler at a place where nobody waits for it.
+            raise KeyboardInterrupt from error

@@ -1,10 +1,13 @@
 """Lets a failing rank speak once, first, and alone: what brought it down, not what its end did to the others."""
 
 import contextlib
+import linecache
+import re
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from torch._C._distributed_c10d import Store
@@ -17,12 +20,14 @@ from ckptrun.evidence.starts import EventKind
 from ckptrun.files import append_line
 from ckptrun.process_groups import launcher_store
 from ckptrun.run.watch.broken_connection import is_broken_connection, is_secondary
-from ckptrun.run.watch.error_place import words_of
+from ckptrun.run.watch.stacks import is_of_user_file, short_file
 
-__all__ = ["has_spoken", "record_once", "report_once", "say_once", "speak_once"]
+__all__ = ["has_spoken", "record_once", "report_once", "say_once", "speak_once", "words_of"]
 
 _KEY = "ckptrun_failure"
 _PATIENCE_SECONDS = 3.0
+# As in a stack that another process has sent as text.
+_FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)', re.MULTILINE)
 
 
 def report_once(  # noqa: PLR0913  # one caller passes all of them by name
@@ -146,3 +151,35 @@ def _claim(
         return is_gone or bool(store.compare_set(_KEY, "", claimant).decode() == claimant)
     except RuntimeError:
         return True
+
+
+def words_of(error: BaseException) -> str:
+    """Return type and message of ``error``, and the innermost line of the user's own code that it passed.
+
+    E.g. ``AssertionError, at mine.py:12 in forward: assert x.isfinite().all()``.
+    """
+    text = str(error)
+    named = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    place = _place_in_text(text) or _place_in_traceback(error.__traceback__)
+    return named if place is None else f"{named}, at {place}"
+
+
+def _place_in_traceback(traceback: TracebackType | None) -> str | None:
+    found = None
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        if is_of_user_file(code.co_filename):
+            found = _place(code.co_filename, traceback.tb_lineno, code.co_name)
+        traceback = traceback.tb_next
+    return found
+
+
+def _place_in_text(text: str) -> str | None:
+    """Of an error in a loader worker, whose stack is in its message."""
+    frames = [match for match in _FRAME.finditer(text) if is_of_user_file(match["file"])]
+    return None if not frames else _place(frames[-1]["file"], int(frames[-1]["line"]), frames[-1]["function"])
+
+
+def _place(file: str, line: int, function: str) -> str:
+    source = linecache.getline(file, line).strip()
+    return f"{short_file(file)}:{line} in {function}{f': {source}' if source else ''}"

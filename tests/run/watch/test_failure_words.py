@@ -15,8 +15,7 @@ from ckptrun.launch.local import Outcome
 from ckptrun.launch.silent_end import last_line, spoken_or_seen
 from ckptrun.proof.judge import judge_failed
 from ckptrun.run.watch.broken_connection import is_broken_connection, is_secondary
-from ckptrun.run.watch.error_place import words_of
-from ckptrun.run.watch.failure import record_once, report_once
+from ckptrun.run.watch.failure import record_once, report_once, words_of
 
 CLOSED = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:24001"
 
