@@ -13,7 +13,7 @@ L6     build, checks
 L7     run, tools
 L8     command_line, launch
 L9     proof, sweep
-L10    start
+L10    carry_out
 L11    api, app
 L12    __main__, pytest_plugin
 =====  ============================================================================================================

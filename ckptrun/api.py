@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
+from ckptrun.carry_out import carry_out
 from ckptrun.config.compose import config_from
 from ckptrun.errors import RankFailedError
 from ckptrun.evidence.run_folder import VERDICT
 from ckptrun.evidence.starts import read_starts
 from ckptrun.evidence.verdict import Verdict, read_verdict
 from ckptrun.exit_codes import ExitCode
-from ckptrun.start import launch
 
 __all__ = ["PROVED", "prove"]
 
@@ -32,7 +32,7 @@ def prove(overrides: Sequence[str]) -> Verdict:
     config = config_from(overrides)
     verdict_file = config.run_dir / VERDICT
     verdict_file.unlink(missing_ok=True)
-    code = launch(config, command=["ckptrun", *overrides])
+    code = carry_out(config, command=["ckptrun", *overrides])
     if code in (ExitCode.failed, ExitCode.config) or not verdict_file.is_file():
         starts = read_starts(config.run_dir) or read_starts(config.run_dir / "proof" / "reference")
         failure = starts[-1].failure if starts else None

@@ -156,6 +156,6 @@ def _start(config: RunConfig) -> int:
         from ckptrun.launch.rank import run_rank
 
         return run_rank(config, command=sys.argv)
-    from ckptrun.start import launch
+    from ckptrun.carry_out import carry_out
 
-    return launch(config, command=sys.argv)
+    return carry_out(config, command=sys.argv)

@@ -19,7 +19,7 @@ LAYERS = [
     {"run", "tools"},
     {"command_line", "launch"},
     {"proof", "sweep"},
-    {"start"},
+    {"carry_out"},
     {"api", "app"},
     {"__main__", "pytest_plugin"},
 ]
@@ -100,7 +100,7 @@ TORCH_FREE = [
     "ckptrun.config.register",
     "ckptrun.console",
     "ckptrun.launch",
-    "ckptrun.start",
+    "ckptrun.carry_out",
     "ckptrun.sweep.sweep",
     "ckptrun.errors",
     "ckptrun.engine.manifest",

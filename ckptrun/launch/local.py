@@ -34,7 +34,7 @@ from ckptrun.run.watch.tether import Tether
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
-__all__ = ["Outcome", "Ranks", "fork_server", "start_fork_server", "start_ranks"]
+__all__ = ["Outcome", "RanksToStart", "fork_server", "start_fork_server", "start_ranks"]
 
 _OWN_CODES = (ExitCode.config, ExitCode.different, ExitCode.not_verified)
 # Interpreters and libraries look at these when they are loaded, and never again.
@@ -64,7 +64,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ranks:
+class RanksToStart:
     """Processes to start.
 
     Attributes:
@@ -92,7 +92,7 @@ class Ranks:
     fresh: bool = False
 
 
-def start_ranks(what: Ranks) -> Outcome:
+def start_ranks(what: RanksToStart) -> Outcome:
     """Start processes, wait until all have ended, and say how. Prints nothing itself.
 
     Raises:
@@ -172,7 +172,7 @@ def _seed(seed: str | None) -> dict[str, str]:
     return {} if seed is None else {"PYTHONHASHSEED": seed}
 
 
-def _started(what: Ranks, server: Interpreter, *, port: int, folder: Path) -> list[RankProcess]:
+def _started(what: RanksToStart, server: Interpreter, *, port: int, folder: Path) -> list[RankProcess]:
     run_id = uuid.uuid4().hex
     limit = max(_LEAST_SECONDS, what.timeout_seconds + what.stop_seconds - _LAST_SECONDS)
     ranks = []
@@ -211,7 +211,7 @@ def _place(rank: int, world_size: int, *, port: int, run_id: str) -> dict[str, s
     }
 
 
-def _recorded(what: Ranks, store: "Store", rank: int, text: str) -> list[str]:
+def _recorded(what: RanksToStart, store: "Store", rank: int, text: str) -> list[str]:
     """Put ``text`` on record, unless a rank has said what brought the run down; return what was new."""
     from ckptrun.run.watch.failure import record_once
 

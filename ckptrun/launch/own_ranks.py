@@ -4,14 +4,14 @@ import os
 from collections.abc import Mapping, Sequence
 
 from ckptrun.config.run import RunConfig
-from ckptrun.launch.local import Ranks
+from ckptrun.launch.local import RanksToStart
 from ckptrun.run.leg import Leg
 from ckptrun.run.watch.tether import Tether
 
 __all__ = ["environment_of", "own_ranks"]
 
 
-def own_ranks(config: RunConfig, *, command: Sequence[str], leg: Leg) -> Ranks:
+def own_ranks(config: RunConfig, *, command: Sequence[str], leg: Leg) -> RanksToStart:
     """Return the ranks of one start of a run.
 
     Args:
@@ -19,7 +19,7 @@ def own_ranks(config: RunConfig, *, command: Sequence[str], leg: Leg) -> Ranks:
         command: The command line, for the record.
         leg: What they do beside training.
     """
-    return Ranks(
+    return RanksToStart(
         count=config.ranks,
         call=_be_rank,
         arguments=(config, list(command), leg),

@@ -63,7 +63,7 @@ def judge(material: Material, *, start_run: StartRun, controls: Callable[[], Seq
     differ = check_saves_differ(_committed(material), _ledgers(material), counts=counts)
     checks.append(differ or _only_one_save())
     checks = [_in_interpreter(check, material) for check in checks]
-    outside, not_covered = material.outside.judge()
+    outside, not_covered = material.outside.check()
     checks.append(outside)
     found = _against_reference(material)
     compared = _compared(material, found)

@@ -77,7 +77,7 @@ class OutsideFiles:
         self._config.run_dir.joinpath("proof").mkdir(parents=True, exist_ok=True)
         return self._config.run_dir / _LEGS
 
-    def judge(self) -> tuple[Check, list[str]]:
+    def check(self) -> tuple[Check, list[str]]:
         """Return the check of all legs so far, and what it leaves out: sentences."""
         windows = [Window(**line) for line in read_lines(self._legs)]
         accesses, errors, unseen = self._accesses()

@@ -89,7 +89,7 @@ class Job:
         self._lock: RunLock | None = None
         self._reload: ReloadProcess | None = None
         self._ranks.decide(self._take_lock)
-        start = self._ranks.decide(self._report.launch)
+        start = self._ranks.decide(self._report.note_launch)
         fired = self._ranks.decide(FaultRecord(config.run_dir).fired)
         faults = armed(leg.faults, {fault.index for fault in fired})
         self._checkpoints = locate(config.checkpoint_root)

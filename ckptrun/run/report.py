@@ -61,7 +61,7 @@ class Report:
         self._processes = ranks.gather(os.getpid())
         self._record: RunRecord | None = None
 
-    def launch(self) -> int:
+    def note_launch(self) -> int:
         """Note that ranks have been started; return how often they had been before. Rank 0 calls, first of all."""
         file = self._config.run_dir / EVENTS
         before = len([event for event in read_lines(file) if event["event"] == EventKind.launch])

@@ -12,7 +12,7 @@ from ckptrun.evidence.starts import EventKind
 from ckptrun.exit_codes import ExitCode
 from ckptrun.files import read_lines
 
-__all__ = ["Cell", "CellVerdict", "SaveFigures", "Traces", "judge", "save_figures", "sweep_exit_code"]
+__all__ = ["Cell", "CellVerdict", "LeftByStart", "SaveFigures", "cell_verdict", "save_figures", "sweep_exit_code"]
 
 
 class CellVerdict(StrEnum):
@@ -90,7 +90,7 @@ class Cell:
         }
 
 
-class Traces:
+class LeftByStart:
     """Tells what a start leaves in its folder from what earlier starts have left. Make it before the start.
 
     Args:
@@ -129,12 +129,12 @@ class Traces:
         return status.st_ino, status.st_mtime_ns
 
 
-def judge(exit_code: int, traces: Traces) -> tuple[CellVerdict, str]:
+def cell_verdict(exit_code: int, left: LeftByStart) -> tuple[CellVerdict, str]:
     """What a run or proof that has ended with ``exit_code`` came to, and why."""
-    found = traces.verdict() or {}
+    found = left.verdict() or {}
     reason = found.get("reason") or ""
     if exit_code not in _OF_EXIT_CODE:
-        what = reason or traces.failure() or "it stands in the output of the sweep"
+        what = reason or left.failure() or "it stands in the output of the sweep"
         return CellVerdict.failed, f"exit code {exit_code}: {what}"
     if not found:
         return _OF_EXIT_CODE[ExitCode(exit_code)], ""

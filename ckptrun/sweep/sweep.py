@@ -30,7 +30,7 @@ from ckptrun.errors import CkptrunError, ConfigError
 from ckptrun.evidence.run_folder import RUN_LOCK
 from ckptrun.exit_codes import ExitCode, exit_code_of
 from ckptrun.run.lock import RunLock
-from ckptrun.sweep.cell import CellVerdict, Traces, judge, save_figures
+from ckptrun.sweep.cell import CellVerdict, LeftByStart, cell_verdict, save_figures
 from ckptrun.sweep.record import SweepRecord, was_made_by_sweep
 
 __all__ = ["Sweep", "put_cell"]
@@ -143,12 +143,12 @@ class Sweep:
         return SweepRecord(folder, is_silent=not self._is_first)
 
     def _run(self, config: RunConfig, start: Callable[[RunConfig], int], record: SweepRecord) -> None:
-        traces, watch, began = Traces(config.run_dir), _SignalWatch(), time.monotonic()
+        left, watch, began = LeftByStart(config.run_dir), _SignalWatch(), time.monotonic()
         code, verdict, reason = None, CellVerdict.failed, ""
         try:
             with watch:
                 code = start(config)
-            verdict, reason = judge(code, traces)
+            verdict, reason = cell_verdict(code, left)
         except CkptrunError as error:
             say_error(f"ckptrun: {error}")
             code, reason = exit_code_of(error), str(error)
@@ -158,7 +158,7 @@ class Sweep:
             raise
         finally:
             # The ranks of torchrun answer SIGTERM at a step boundary; the watch does not see it.
-            is_ended = watch.was_told_to_end or (self._rank is not None and traces.was_preempted())
+            is_ended = watch.was_told_to_end or (self._rank is not None and left.was_preempted())
             if is_ended:
                 verdict, reason = CellVerdict.failed, "was interrupted"
             save = save_figures(config.run_dir) if self._is_first else None

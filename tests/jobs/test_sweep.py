@@ -15,7 +15,7 @@ from ckptrun.config.sweep import SweepNames
 from ckptrun.errors import ConfigError
 from ckptrun.files import append_line, write_json
 from ckptrun.run.lock import RunLock
-from ckptrun.sweep.cell import Cell, CellVerdict, SaveFigures, Traces, judge, save_figures, sweep_exit_code
+from ckptrun.sweep.cell import Cell, CellVerdict, LeftByStart, SaveFigures, cell_verdict, save_figures, sweep_exit_code
 from ckptrun.sweep.junit import junit_xml
 from ckptrun.sweep.sweep import put_cell
 from tests.support.configs import config_of
@@ -223,22 +223,22 @@ def test_the_worst_cell_decides_the_exit_code(found, code) -> None:
     ],
 )  # fmt: skip
 def test_a_verdict_counts_unless_the_run_failed(code, found, expected, tmp_path) -> None:
-    traces = Traces(tmp_path)
+    left = LeftByStart(tmp_path)
     if found is not None:
         write_json(tmp_path / "verdict.json", found)
-    assert judge(code, traces)[0] == expected
+    assert cell_verdict(code, left)[0] == expected
 
 
 def test_only_what_this_start_has_left_counts(tmp_path) -> None:
     for count in range(2):
-        traces = Traces(tmp_path)
-        assert judge(0, traces) == ("done", "")
-        assert judge(1, traces) == ("failed", "exit code 1: it stands in the output of the sweep")
+        left = LeftByStart(tmp_path)
+        assert cell_verdict(0, left) == ("done", "")
+        assert cell_verdict(1, left) == ("failed", "exit code 1: it stands in the output of the sweep")
         append_line(tmp_path / "events.jsonl", {"event": "failure", "rank": 0, "text": f"no {count}"})
-        assert judge(1, traces) == ("failed", f"exit code 1: no {count}")
+        assert cell_verdict(1, left) == ("failed", f"exit code 1: no {count}")
         write_json(tmp_path / "verdict.json", {"verdict": "not_verified", "reason": "nothing fired"})
-        assert judge(4, traces) == ("not_verified", "nothing fired")
-        assert judge(2, traces) == ("failed", "exit code 2: nothing fired")
+        assert cell_verdict(4, left) == ("not_verified", "nothing fired")
+        assert cell_verdict(2, left) == ("failed", "exit code 2: nothing fired")
 
 
 def test_figures_of_saves_survive_a_line_that_a_kill_has_cut(tmp_path) -> None:

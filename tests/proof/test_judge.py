@@ -41,11 +41,11 @@ class Shared:
     """What is known of files outside of the run folder."""
 
     def __init__(self, status: Status = Status.equal, *sentences: str) -> None:
-        self.check = Check(name="outside_files", status=status, detail="by hand")
+        self.found = Check(name="outside_files", status=status, detail="by hand")
         self.sentences = list(sentences)
 
-    def judge(self) -> tuple[Check, list[str]]:
-        return self.check, self.sentences
+    def check(self) -> tuple[Check, list[str]]:
+        return self.found, self.sentences
 
 
 class Case:

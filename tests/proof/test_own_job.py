@@ -10,7 +10,7 @@ from ckptrun.config.checkpoint import SaveMode
 from ckptrun.config.compose import CONF_DIR
 from ckptrun.config.proof import ReloadCheck
 from ckptrun.config.run import RunConfig, to_plain
-from ckptrun.launch.local import Outcome, Ranks
+from ckptrun.launch.local import Outcome, RanksToStart
 from ckptrun.proof.own_job import OwnJob
 from ckptrun.proof.preflight import reshaped
 from ckptrun.run.conditions import deciding_keys
@@ -32,10 +32,10 @@ class Job:
         self.config.checkpoint = replace(self.config.checkpoint, **checkpoint)
         after = reshaped(self.config) if self.config.proof.reshapes else self.config
         self.subject = OwnJob(self.config, after, command=["ckptrun", "fault=sigkill"])
-        self.asked: list[Ranks] = []
+        self.asked: list[RanksToStart] = []
         monkeypatch.setattr("ckptrun.proof.own_job.start_ranks", self._start)
 
-    def _start(self, what: Ranks) -> Outcome:
+    def _start(self, what: RanksToStart) -> Outcome:
         self.asked.append(what)
         return Outcome(exit_code=0)
 

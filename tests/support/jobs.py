@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from ckptrun.carry_out import carry_out
 from ckptrun.errors import CkptrunError
 from ckptrun.exit_codes import exit_code_of
-from ckptrun.start import launch
 from tests.support.configs import config_of
 from tests.support.fork_server import Printed
 
@@ -54,7 +54,7 @@ def run_here(folder: Path, *overrides: str) -> Done:
             # The folder is put in afterwards: what is composed for one start serves for the next.
             config = config_of("run.dir=here", "run.name=test", *overrides)
             config.run.dir = str(folder)
-            code = launch(config, command=["ckptrun", *overrides])
+            code = carry_out(config, command=["ckptrun", *overrides])
         except CkptrunError as error:
             # What app.py does with it.
             errors.write(f"ckptrun: {error}\n")

@@ -16,10 +16,10 @@ import torch
 
 import ckptrun
 
-__all__ = ["Stand", "describe", "is_of_checkpoint", "is_of_torch", "is_of_user_file", "short_file", "stand_of"]
+__all__ = ["Activity", "activity_of", "describe", "is_of_checkpoint", "is_of_torch", "is_of_user_file", "short_file"]
 
 
-class Stand(StrEnum):
+class Activity(StrEnum):
     """What a thread, or the threads of a save together, are doing."""
 
     idle = "idle"
@@ -40,7 +40,7 @@ class Stand(StrEnum):
     @property
     def is_waiting(self) -> bool:
         """Whether other ranks must do something first."""
-        return self in (Stand.collective, Stand.device, Stand.failing)
+        return self in (Activity.collective, Activity.device, Activity.failing)
 
 
 class _Says(StrEnum):
@@ -85,29 +85,29 @@ _OF_TORCH = {
 }
 
 
-def stand_of(frame: FrameType | None) -> Stand:
+def activity_of(frame: FrameType | None) -> Activity:
     """What a thread with this innermost frame is doing."""
     for_future = False
     while frame is not None:
         says = _what_says(frame.f_code.co_filename)
         for_future |= says is _Says.future
-        stand = _stand(says, frame.f_code.co_name, for_future=for_future)
-        if stand is not None:
-            return stand
+        activity = _activity(says, frame.f_code.co_name, for_future=for_future)
+        if activity is not None:
+            return activity
         frame = frame.f_back
-    return Stand.working
+    return Activity.working
 
 
-def _stand(says: _Says, function: str, *, for_future: bool) -> Stand | None:
+def _activity(says: _Says, function: str, *, for_future: bool) -> Activity | None:
     if says is _Says.collective or (says is _Says.backward and function == "_engine_run_backward"):
-        return Stand.collective
+        return Activity.collective
     if says is _Says.checkpoint:
-        return Stand.saving if for_future else Stand.working
+        return Activity.saving if for_future else Activity.working
     if says is _Says.failure:
-        return Stand.failing
+        return Activity.failing
     if says is _Says.device:
-        return Stand.device if torch.cuda.is_initialized() else Stand.working  # type: ignore[no-untyped-call]
-    return Stand.working if says is _Says.work else None
+        return Activity.device if torch.cuda.is_initialized() else Activity.working  # type: ignore[no-untyped-call]
+    return Activity.working if says is _Says.work else None
 
 
 def is_of_checkpoint(frame: FrameType | None) -> bool:

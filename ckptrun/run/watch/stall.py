@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ckptrun.run.watch.stacks import Stand
+from ckptrun.run.watch.stacks import Activity
 
 __all__ = ["MAIN", "SAVE", "Culprit", "Heartbeat", "Peer", "Stall", "Track", "find_stall"]
 
@@ -33,7 +33,7 @@ _STILL_SHARE = 0.85
 class Track:
     """How far the main thread, or the threads of a save, of one rank are."""
 
-    stand: Stand
+    activity: Activity
     seconds: float
     """Waiting: for how long in this one collective. Otherwise: since the last point."""
     step: int
@@ -75,7 +75,7 @@ class Heartbeat:
 
 
 def _track(fields: Mapping[str, Any]) -> Track:
-    return Track(**{**fields, "stand": Stand(fields["stand"])})
+    return Track(**{**fields, "activity": Activity(fields["activity"])})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +106,7 @@ class Culprit:
         where = track.where
         if self.stopped:
             return f"rank {self.rank} has said nothing for {track.seconds:.1f} s: {_NO_ANSWER}; last heard of {where}"
-        if track.stand.is_waiting:
+        if track.activity.is_waiting:
             return f"rank {self.rank} is behind: it has waited for {track.seconds:.1f} s {where}"
         who = f"rank {self.rank}" if self.name == MAIN else f"the checkpoint thread of rank {self.rank}"
         return f"{who} has not moved for {track.seconds:.1f} s: it stands {where}"
@@ -157,7 +157,7 @@ def find_stall(
     """
     for name in (MAIN, SAVE):
         track: Track = getattr(own, name)
-        if not (track.stand.is_waiting and track.seconds >= limit_seconds and peers):
+        if not (track.activity.is_waiting and track.seconds >= limit_seconds and peers):
             continue
         culprits = tuple(_stopped(peers, name, limit_seconds)) or tuple(_stuck(peers, name, limit_seconds))
         behind = None if culprits else _behind(track, peers, name, limit_seconds)
@@ -169,10 +169,10 @@ def find_stall(
 def _decisive(heartbeat: Heartbeat, name: str) -> tuple[str, Track]:
     """The track that those wait for who wait for track ``name`` of this rank."""
     if name == MAIN:
-        waits_for_save = heartbeat.main.stand is Stand.saving and heartbeat.save.stand is not Stand.idle
+        waits_for_save = heartbeat.main.activity is Activity.saving and heartbeat.save.activity is not Activity.idle
         return (SAVE, heartbeat.save) if waits_for_save else (MAIN, heartbeat.main)
     # A save that others have begun and this rank has not is the business of its main thread.
-    return (MAIN, heartbeat.main) if heartbeat.save.stand is Stand.idle else (SAVE, heartbeat.save)
+    return (MAIN, heartbeat.main) if heartbeat.save.activity is Activity.idle else (SAVE, heartbeat.save)
 
 
 def _stopped(peers: Mapping[int, Peer], name: str, limit_seconds: float) -> Iterator[Culprit]:
@@ -181,7 +181,7 @@ def _stopped(peers: Mapping[int, Peer], name: str, limit_seconds: float) -> Iter
             continue
         if peer.heartbeat is None:
             yield Culprit(rank=rank, stopped=True, name=name, track=None)
-        elif peer.heartbeat.main.stand is not Stand.ended:
+        elif peer.heartbeat.main.activity is not Activity.ended:
             of, track = _decisive(peer.heartbeat, name)
             yield Culprit(rank=rank, stopped=True, name=of, track=replace(track, seconds=peer.silent_seconds))
 
@@ -190,7 +190,7 @@ def _stuck(peers: Mapping[int, Peer], name: str, limit_seconds: float) -> Iterat
     for rank, peer in sorted(peers.items()):
         if peer.heartbeat is not None:
             of, track = _decisive(peer.heartbeat, name)
-            if track.stand is Stand.working and track.seconds >= _STILL_SHARE * limit_seconds:
+            if track.activity is Activity.working and track.seconds >= _STILL_SHARE * limit_seconds:
                 yield Culprit(rank=rank, stopped=False, name=of, track=track)
 
 
@@ -202,19 +202,19 @@ def _behind(own: Track, peers: Mapping[int, Peer], name: str, limit_seconds: flo
             return None
         of, track = _decisive(peer.heartbeat, name)
         # What a device is doing cannot be seen, so a rank that waits for it may as well be computing.
-        if track.stand not in (Stand.collective, Stand.failing) or of != name:
+        if track.activity not in (Activity.collective, Activity.failing) or of != name:
             return None
         if track.seconds < _STILL_SHARE * limit_seconds:
             return None
         tracks[rank] = (of, track)
     last = min((track.step, track.passes) for _, track in tracks.values())
     here = (own.step, own.passes)
-    if here < last or own.stand is Stand.device:
+    if here < last or own.activity is Activity.device:
         return None
     if here == last:
         # Nobody is behind this rank. Somebody may be ahead: then it is for them to speak.
         alike = all((track.step, track.passes) == here for _, track in tracks.values())
-        return () if alike and own.stand is Stand.failing else None
+        return () if alike and own.activity is Activity.failing else None
     return tuple(
         Culprit(rank=rank, stopped=False, name=of, track=track)
         for rank, (of, track) in tracks.items()

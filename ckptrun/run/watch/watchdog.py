@@ -25,7 +25,7 @@ from typing import TypeAlias
 
 from torch._C._distributed_c10d import Store
 
-from ckptrun.run.watch.stacks import Stand, describe, is_of_checkpoint, stand_of
+from ckptrun.run.watch.stacks import Activity, activity_of, describe, is_of_checkpoint
 from ckptrun.run.watch.stall import Heartbeat, Peer, Stall, Track, find_stall
 
 __all__ = ["Watchdog"]
@@ -135,18 +135,18 @@ class Watchdog:
                 self._awake_since = now
             last = now
             own = self._heartbeat = self._look(now)
-            waited = max((track.seconds for track in (own.main, own.save) if track.stand.is_waiting), default=0.0)
+            waited = max((track.seconds for track in (own.main, own.save) if track.activity.is_waiting), default=0.0)
             self._is_attentive = waited >= _ATTENTIVE_SHARE * self._limit
             if waited >= self._limit:
-                stall = self._judge(own, now)
+                stall = self._stall(own, now)
                 if stall is not None:
                     self._on_stall(stall)
                     return
 
-    def _judge(self, own: Heartbeat, now: float) -> Stall | None:
+    def _stall(self, own: Heartbeat, now: float) -> Stall | None:
         asked_at = self._asked_at
         if asked_at is not None and now - max(asked_at, self._awake_since) >= _SILENT_SHARE * self._limit:
-            track = own.main if own.main.stand.is_waiting else own.save
+            track = own.main if own.main.activity.is_waiting else own.save
             return Stall(culprits=(), waiting=track, timeout_seconds=self._timeout, store_is_silent=True)
         peers = {}
         for rank, seen in self._seen.items():
@@ -209,7 +209,7 @@ class _Watch:
 
     def __init__(self, now: float) -> None:
         self._mark: _Mark = (now, 0, "", 0)
-        self._stand = Stand.idle
+        self._activity = Activity.idle
         self._busy_since = now
         self._waits_since = now
         self._processor_ns = 0
@@ -220,15 +220,15 @@ class _Watch:
         self, now: float, awake: float, mark: _Mark, thread: threading.Thread | None, frame: FrameType | None
     ) -> "_Watch":
         """Take note of where the track stands. Before ``awake`` nobody could move."""
-        stand = stand_of(frame) if thread is not None else Stand.idle
+        activity = activity_of(frame) if thread is not None else Activity.idle
         processor_ns = _processor_ns(thread) if thread is not None else 0
-        worked = stand is Stand.collective and processor_ns - self._processor_ns > _WORK_NS
-        if self._stand is Stand.idle:
+        worked = activity is Activity.collective and processor_ns - self._processor_ns > _WORK_NS
+        if self._activity is Activity.idle:
             self._busy_since = now
-        if worked or mark is not self._mark or not (stand.is_waiting and self._stand.is_waiting):
+        if worked or mark is not self._mark or not (activity.is_waiting and self._activity.is_waiting):
             self._waits_since = now
-        since = self._waits_since if stand.is_waiting else max(mark[0], self._busy_since, awake)
-        self._mark, self._stand, self._processor_ns = mark, stand, processor_ns
+        since = self._waits_since if activity.is_waiting else max(mark[0], self._busy_since, awake)
+        self._mark, self._activity, self._processor_ns = mark, activity, processor_ns
         self._seconds, self._frame = now - since, frame
         return self
 
@@ -238,7 +238,7 @@ class _Watch:
         frame, self._frame = self._frame, None
         _, step, point, passes = self._mark
         return Track(
-            stand=self._stand,
+            activity=self._activity,
             seconds=self._seconds,
             step=step,
             point=str(point),
@@ -253,8 +253,9 @@ def _saver(frames: dict[int, FrameType]) -> threading.Thread | None:
     for thread in threading.enumerate():
         frame = frames.get(thread.ident or 0)
         if frame is not None and thread is not threading.main_thread() and is_of_checkpoint(frame):
-            savers[stand_of(frame)] = thread
-    return next((savers[stand] for stand in (Stand.collective, Stand.working, Stand.saving) if stand in savers), None)
+            savers[activity_of(frame)] = thread
+    most_telling = (Activity.collective, Activity.working, Activity.saving)
+    return next((savers[activity] for activity in most_telling if activity in savers), None)
 
 
 def _processor_ns(thread: threading.Thread) -> int:
@@ -278,5 +279,5 @@ def _key(rank: int) -> str:
     return f"watchdog/{rank}"
 
 
-_NOTHING = Track(stand=Stand.ended, seconds=0.0, step=0, point="", passes=0)
+_NOTHING = Track(activity=Activity.ended, seconds=0.0, step=0, point="", passes=0)
 _ENDED = Heartbeat(main=_NOTHING, save=_NOTHING)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ckptrun
-from ckptrun.run.watch.stacks import Stand, describe, is_of_checkpoint, stand_of
+from ckptrun.run.watch.stacks import Activity, activity_of, describe, is_of_checkpoint
 
 PACKAGE = Path(ckptrun.__file__).parent
 TORCH = Path(torch.__file__).parent
@@ -36,38 +36,38 @@ def frame_of(*files: Path, name: str = "function"):
 
 
 @pytest.mark.parametrize(
-    ("files", "stand"),
+    ("files", "activity"),
     [
-        ((TRAINER,), Stand.working),
-        ((TRAINER, USER, WAIT), Stand.working),
-        ((TRAINER, GATHER), Stand.collective),
-        ((TRAINER, MODULE, USER, MODULE, FSDP1, GATHER), Stand.collective),
-        ((TRAINER, MODULE, FSDP1, MODULE, USER), Stand.working),
-        ((TRAINER, MODULE, FSDP1, TORCH / "_dynamo" / "convert_frame.py", WAIT), Stand.working),
-        ((TRAINER, TORCH / "nn" / "parallel" / "distributed.py"), Stand.collective),
-        ((TRAINER, USER, TORCH / "distributed" / "tensor" / "_dispatch.py"), Stand.working),
-        ((TRAINER, FUTURE, WAIT), Stand.working),
-        ((TRAINER, MANAGER, FUTURE, WAIT), Stand.saving),
-        ((TRAINER, MANAGER), Stand.working),
-        ((TRAINER, MANAGER, TORCH / "distributed" / "checkpoint" / "utils.py", GATHER), Stand.collective),
-        ((PACKAGE / "launch" / "rank.py", PACKAGE / "run" / "watch" / "failure.py"), Stand.failing),
+        ((TRAINER,), Activity.working),
+        ((TRAINER, USER, WAIT), Activity.working),
+        ((TRAINER, GATHER), Activity.collective),
+        ((TRAINER, MODULE, USER, MODULE, FSDP1, GATHER), Activity.collective),
+        ((TRAINER, MODULE, FSDP1, MODULE, USER), Activity.working),
+        ((TRAINER, MODULE, FSDP1, TORCH / "_dynamo" / "convert_frame.py", WAIT), Activity.working),
+        ((TRAINER, TORCH / "nn" / "parallel" / "distributed.py"), Activity.collective),
+        ((TRAINER, USER, TORCH / "distributed" / "tensor" / "_dispatch.py"), Activity.working),
+        ((TRAINER, FUTURE, WAIT), Activity.working),
+        ((TRAINER, MANAGER, FUTURE, WAIT), Activity.saving),
+        ((TRAINER, MANAGER), Activity.working),
+        ((TRAINER, MANAGER, TORCH / "distributed" / "checkpoint" / "utils.py", GATHER), Activity.collective),
+        ((PACKAGE / "launch" / "rank.py", PACKAGE / "run" / "watch" / "failure.py"), Activity.failing),
     ],
 )
-def test_the_innermost_file_that_says_something_decides(files, stand) -> None:
-    assert stand_of(frame_of(*files)) is stand
+def test_the_innermost_file_that_says_something_decides(files, activity) -> None:
+    assert activity_of(frame_of(*files)) is activity
 
 
 def test_backward_waits_unless_it_runs_the_users_code() -> None:
-    assert stand_of(frame_of(TRAINER, ENGINE, name="_engine_run_backward")) is Stand.collective
-    assert stand_of(frame_of(TRAINER, ENGINE, USER, name="_engine_run_backward")) is Stand.working
+    assert activity_of(frame_of(TRAINER, ENGINE, name="_engine_run_backward")) is Activity.collective
+    assert activity_of(frame_of(TRAINER, ENGINE, USER, name="_engine_run_backward")) is Activity.working
 
 
 def test_with_cuda_our_own_code_may_wait_for_the_device(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    assert stand_of(frame_of(TRAINER)) is Stand.device
-    assert stand_of(frame_of(TRAINER, USER)) is Stand.working
-    assert stand_of(frame_of(TRAINER, PACKAGE / "fault" / "injector.py", WAIT)) is Stand.working
-    assert stand_of(frame_of(TRAINER, MANAGER)) is Stand.working
+    assert activity_of(frame_of(TRAINER)) is Activity.device
+    assert activity_of(frame_of(TRAINER, USER)) is Activity.working
+    assert activity_of(frame_of(TRAINER, PACKAGE / "fault" / "injector.py", WAIT)) is Activity.working
+    assert activity_of(frame_of(TRAINER, MANAGER)) is Activity.working
 
 
 def test_threads_of_a_save_are_told_from_idle_ones() -> None:
@@ -91,6 +91,6 @@ def test_a_real_thread_that_sleeps_is_at_work() -> None:
         thread = next(iter(executor._threads))
         while not waiting.running():
             pass
-        stand = stand_of(sys._current_frames()[thread.ident])
+        activity = activity_of(sys._current_frames()[thread.ident])
         gate.set()
-    assert stand is Stand.working
+    assert activity is Activity.working

@@ -4,17 +4,19 @@ from dataclasses import replace
 
 import pytest
 
-from ckptrun.run.watch.stacks import Stand
+from ckptrun.run.watch.stacks import Activity
 from ckptrun.run.watch.stall import Heartbeat, Peer, Stall, Track, find_stall
 
-IDLE = Track(stand=Stand.idle, seconds=0.0, step=0, point="", passes=0)
-WAITS = Track(stand=Stand.collective, seconds=10.0, step=5, point="after_forward", passes=1, frame="c10d.py:1 in wait")
-WORKS = replace(WAITS, stand=Stand.working, frame="mine.py:3 in forward")
-DEVICE = replace(WAITS, stand=Stand.device)
-FAILS = replace(WAITS, stand=Stand.failing)
+IDLE = Track(activity=Activity.idle, seconds=0.0, step=0, point="", passes=0)
+WAITS = Track(
+    activity=Activity.collective, seconds=10.0, step=5, point="after_forward", passes=1, frame="c10d.py:1 in wait"
+)
+WORKS = replace(WAITS, activity=Activity.working, frame="mine.py:3 in forward")
+DEVICE = replace(WAITS, activity=Activity.device)
+FAILS = replace(WAITS, activity=Activity.failing)
 AHEAD = replace(WAITS, point="after_backward", passes=2)
-SAVING = replace(WAITS, stand=Stand.saving)
-ENDED = replace(WAITS, stand=Stand.ended)
+SAVING = replace(WAITS, activity=Activity.saving)
+ENDED = replace(WAITS, activity=Activity.ended)
 
 
 def peer(main: Track, save: Track = IDLE, silent: float = 0.0) -> Peer:

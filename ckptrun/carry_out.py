@@ -1,4 +1,4 @@
-"""Does what a config says on this machine: a run, or a proof made of several."""
+"""Carries out on this machine what a config says: a run, or a proof made of several."""
 
 import signal
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ from ckptrun.proof.preflight import check_proof, is_proof
 from ckptrun.run.leg import Leg
 from ckptrun.run.preflight import check_folder, preflight
 
-__all__ = ["launch"]
+__all__ = ["carry_out"]
 
 
-def launch(config: RunConfig, *, command: Sequence[str]) -> int:
+def carry_out(config: RunConfig, *, command: Sequence[str]) -> int:
     """Do what ``config`` says, on ranks that are started here: a run, or a proof; return its exit code.
 
     Raises:
