@@ -15,10 +15,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from ckptrun.command_line import CommandLine, read_command_line
-from ckptrun.config.choices import EXPERIMENT
-from ckptrun.config.compose import CONF_DIR, checked, config_from
+from ckptrun.config.choices import CONF_DIR, EXPERIMENT
+from ckptrun.config.compose import checked, composed, register
 from ckptrun.config.mistakes import FAULTS_OF_A_CONFIG, explained
-from ckptrun.config.register import register
 from ckptrun.config.run import RunConfig, check_world
 from ckptrun.config.target_source import check_targets
 from ckptrun.console import say_error
@@ -36,7 +35,7 @@ def main() -> None:
     """Run the command line; ends the process with the exit codes of the README."""
     try:
         line = read_command_line(sys.argv[1:])
-        code = _run(config_from(line.overrides)) if line.is_plain else _by_hydra(line)
+        code = _run(composed(line.overrides, line.hydra_overrides)) if line.is_plain else _by_hydra(line)
     except CkptrunError as error:
         code = _report(error)
     sys.exit(code)
@@ -52,7 +51,7 @@ def _by_hydra(line: CommandLine) -> int:
     outcome: list[int] = []
 
     @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
-    def composed(config: DictConfig) -> None:
+    def run(config: DictConfig) -> None:
         with _as_before():
             if HydraConfig.get().mode is RunMode.MULTIRUN:
                 sweep.run_cell(lambda: _checked_cell(_composed_by_hydra(config)), _start)
@@ -61,7 +60,7 @@ def _by_hydra(line: CommandLine) -> int:
 
     try:
         with _raising():
-            composed()
+            run()
     except FAULTS_OF_A_CONFIG as error:
         if not sweep.has_begun:
             sweep.discard()

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from ckptrun.config.compose import plain_overrides
 from ckptrun.config.mistakes import check_overrides, no_assignment
 from ckptrun.config.nearest import did_you_mean
-from ckptrun.config.overrides import plain_overrides
 from ckptrun.errors import ConfigError
 from ckptrun.tools.cli import COMMANDS
 

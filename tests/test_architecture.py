@@ -97,7 +97,7 @@ TORCH_FREE = [
     "ckptrun.__main__",
     "ckptrun.app",
     "ckptrun.config.run",
-    "ckptrun.config.register",
+    "ckptrun.config.compose",
     "ckptrun.console",
     "ckptrun.launch",
     "ckptrun.carry_out",

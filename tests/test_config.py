@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ckptrun.__main__ import main
-from ckptrun.config.compose import CONF_DIR
+from ckptrun.config.choices import CONF_DIR
 from ckptrun.config.parallelism import MeshShape, ParallelismConfig, ParallelismKind, resolve_mesh, wanted_ranks
 from ckptrun.config.run import RunConfig, default_run_name, to_plain
 from ckptrun.config.schemas import SCHEMAS

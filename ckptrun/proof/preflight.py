@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from ckptrun.config.checkpoint import SaveMode
-from ckptrun.config.compose import CONF_DIR
+from ckptrun.config.choices import CONF_DIR
 from ckptrun.config.fault import FaultKind
 from ckptrun.config.parallelism import ParallelismConfig, ParallelismKind
 from ckptrun.config.proof import ReloadCheck

@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 
 from ckptrun.__main__ import main
-from ckptrun.config.compose import CONF_DIR, checked, config_from
+from ckptrun.config.choices import CONF_DIR
+from ckptrun.config.compose import checked, config_from, plain_overrides, register
 from ckptrun.config.mistakes import FAULTS_OF_A_CONFIG, explained
 from ckptrun.config.nearest import did_you_mean
-from ckptrun.config.overrides import plain_overrides
 from ckptrun.config.reference import all_keys
-from ckptrun.config.register import register
 from ckptrun.errors import ConfigError
 
 

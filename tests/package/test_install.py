@@ -83,7 +83,7 @@ def built(hook: str, source: Path, into: Path) -> Path:
 
 
 def choices_found(environment: Environment, cwd: Path, *, package: Path) -> None:
-    where = "import ckptrun, ckptrun.config.compose as c; print(ckptrun.__file__); print(len(list(c.CONF_DIR.rglob('*.yaml'))))"
+    where = "import ckptrun, ckptrun.config.choices as c; print(ckptrun.__file__); print(len(list(c.CONF_DIR.rglob('*.yaml'))))"
     file, count = environment.call("python", "-c", where, cwd=cwd).splitlines()
     assert Path(file).parent.parent == package
     assert int(count) == len(list((ROOT / "conf").rglob("*.yaml")))

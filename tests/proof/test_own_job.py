@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ckptrun.config.checkpoint import SaveMode
-from ckptrun.config.compose import CONF_DIR
+from ckptrun.config.choices import CONF_DIR
 from ckptrun.config.proof import ReloadCheck
 from ckptrun.config.run import RunConfig, to_plain
 from ckptrun.launch.local import Outcome, RanksToStart
