@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -59,6 +60,21 @@ def test_ranks_are_started_with_the_leg_and_the_command_line(job: Job) -> None:
     (what,) = job.asked
     assert what.arguments[1:] == (["ckptrun", "fault=sigkill"], leg)
     assert (what.count, what.in_proof, what.fresh, what.run_dir) == (2, True, True, job.config.run_dir)
+
+
+def test_a_start_is_looked_at_before_it_is_made_and_says_how_long_it_took(tmp_path, monkeypatch) -> None:
+    job = Job(tmp_path, monkeypatch, "proof.resume_parallelism=fsdp", "proof.resume_nproc=3")
+    seen: list[tuple[Path, int]] = []
+    monkeypatch.setattr(
+        "ckptrun.proof.own_job.preflight", lambda config, *, world_size: seen.append((config.run_dir, world_size))
+    )
+    monkeypatch.setattr("ckptrun.proof.own_job.time", SimpleNamespace(monotonic=iter([5.0, 7.5]).__next__))
+    run = job.subject.run("resumed_reference", is_later=True, saves=False)
+    kept = put_checkpoint(run.checkpoints, 2)
+    assert job.subject.start(run, Leg(name=run.name)).seconds == 2.5
+    assert seen == [(run.folder, 3)]
+    # What does not save puts nothing in the place of what lies there.
+    assert Path(kept).is_dir()
 
 
 @pytest.mark.parametrize("choice", SAVING)
@@ -191,4 +207,10 @@ def test_code_of_the_user_is_named_by_the_key_that_chose_it(tmp_path, monkeypatc
     subject = Job(tmp_path, monkeypatch, *keys, "data=random").subject
     assert subject.code_of("model") == " It is model._target_=mine.Net."
     assert subject.code_of("timer") == " It is components.timer._target_=mine.Timer."
-    assert [subject.code_of(component) for component in ("optimizer", "rng", None)] == [""] * 3
+    assert [subject.code_of(component) for component in ("optimizer", "schedule", "data", "rng", None)] == [""] * 5
+    groups = ("model", "optimizer", "schedule", "data")
+    keys = tuple(text for group in groups for text in (f"{group}=custom", f"{group}._target_=mine.{group}"))
+    subject = Job(tmp_path, monkeypatch, *keys, "model.loss=mse").subject
+    assert [subject.code_of(group) for group in groups] == [
+        f" It is {group}._target_=mine.{group}." for group in groups
+    ]
