@@ -20,6 +20,8 @@ _MARKS_OF_PROOF = frozenset({PROOF_MARK})
 # What may lie in a folder before: brought from elsewhere, to go on from; or left by a proof that got no further.
 _BEFORE_A_RUN = frozenset({"checkpoints", LEDGER})
 _BEFORE_A_PROOF = frozenset({RUN_LOCK, PROOF_LOCK})
+# Made and removed to see whether a folder can be written to. A kill in between leaves it, so it is nobody's.
+_PROBE = ".writable"
 
 
 def preflight(config: RunConfig, *, world_size: int) -> None:
@@ -64,7 +66,7 @@ def check_folder(folder: Path, *, in_proof: bool) -> None:
     else:
         what, marks, before, would = "run", _MARKS_OF_RUN, _BEFORE_A_RUN, "would put its own files there"
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    strangers = [name for name in names if name not in before]
+    strangers = [name for name in names if name not in before and name != _PROBE]
     if strangers and marks.isdisjoint(names):
         raise ConfigError(
             f"run.dir={folder} holds {strangers[0]!r} and was not made by a {what}, which {would}. Give the {what} a "
@@ -95,11 +97,11 @@ def make_folder(key: str, config: RunConfig) -> None:
         ConfigError: It cannot be made, or not be written to.
     """
     folder = _folder(key, config)
-    probe = folder / f".writable-{config.run.name and hash(config.run.name) & 0xFFFF:x}"
+    probe = folder / _PROBE
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"{key}={folder} cannot be written: {error.strerror}. Choose another folder.") from error
 

@@ -109,6 +109,20 @@ def test_a_folder_that_cannot_be_written_to_is_named() -> None:
         make_folder("run.dir", run_in(Path("/proc")))
 
 
+@pytest.mark.parametrize("in_proof", [True, False])
+def test_a_start_that_was_killed_while_it_tried_its_folder_is_in_nobodys_way(in_proof, tmp_path, monkeypatch) -> None:
+    def kill(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "unlink", kill)
+        make_folder("run.dir", run_in(tmp_path))
+    assert list(tmp_path.iterdir()) != []
+    check_folder(tmp_path, in_proof=in_proof)
+    make_folder("run.dir", run_in(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_saves_nothing_needs_no_place_for_it(tmp_path) -> None:
     preflight(run_in(tmp_path / "run", "checkpoint=none", path=str(tmp_path / "place")), world_size=1)
     assert not (tmp_path / "place").exists()
