@@ -31,7 +31,7 @@ from ckptrun.public_names import Package
 if TYPE_CHECKING:
     from ckptrun.api import prove
     from ckptrun.digest import digest
-    from ckptrun.engine.planner import PlanCache
+    from ckptrun.engine.plan_cache import PlanCache
     from ckptrun.engine.staging import HostStager
     from ckptrun.engine.storage import ShardReader, ShardWriter
 
@@ -41,7 +41,7 @@ __all__ = ["HostStager", "PlanCache", "ShardReader", "ShardWriter", "__version__
 
 _HOMES = {
     "HostStager": "ckptrun.engine.staging",
-    "PlanCache": "ckptrun.engine.planner",
+    "PlanCache": "ckptrun.engine.plan_cache",
     "ShardReader": "ckptrun.engine.storage",
     "ShardWriter": "ckptrun.engine.storage",
     "digest": "ckptrun.digest",

@@ -34,7 +34,7 @@ from ckptrun.engine.commit import list_committed, remove_checkpoint, remove_left
 from ckptrun.engine.dcp_process import end_saving_process, serve_rank
 from ckptrun.engine.layout import step_name
 from ckptrun.engine.locate import locate
-from ckptrun.engine.planner import PlanCache
+from ckptrun.engine.plan_cache import PlanCache
 from ckptrun.engine.staging import HostStager
 from ckptrun.engine.storage import ShardWriter
 from ckptrun.errors import CheckpointError, CkptrunError, InternalError, SaveRefusedError

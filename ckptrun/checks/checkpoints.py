@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Self
 
-from ckptrun.checks.blame import nearness
+from ckptrun.checks.component_order import nearness
 from ckptrun.checks.element import DifferingPart, first_element, first_entry
 from ckptrun.engine.backends.interface import Url
 from ckptrun.engine.dtypes import item_bytes
@@ -37,9 +37,10 @@ def compare_checkpoints(
 ) -> Check:
     """Compare every leaf of two checkpoints.
 
-    The first difference is that of the component that comes first in :data:`~ckptrun.checks.blame.BLAME_ORDER`, and in
-    it of the leaf that was saved first. Where the checkpoints come from other numbers of ranks, leaves that belong to
-    one rank are not compared, as no such resume takes them over.
+    The first difference is that of the component that comes first in
+    :data:`~ckptrun.checks.component_order.BLAME_ORDER`, and in it of the leaf that was saved first. Where the
+    checkpoints come from other numbers of ranks, leaves that belong to one rank are not compared, as no such resume
+    takes them over.
 
     Args:
         expected: Folder of the checkpoint that is right.

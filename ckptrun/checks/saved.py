@@ -11,7 +11,7 @@ Reads files only; needs no process group.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ckptrun.checks.blame import nearness
+from ckptrun.checks.component_order import nearness
 from ckptrun.checks.file_digests import digests_of_files
 from ckptrun.engine.backends.interface import Location, Url
 from ckptrun.engine.consistency import contradictions, step_of

@@ -28,8 +28,8 @@ from omegaconf.errors import (
 )
 
 from ckptrun.config.choices import EXPERIMENT, choices_of
+from ckptrun.config.keys import all_keys, plain_sections, type_of
 from ckptrun.config.nearest import did_you_mean, no_such_choice
-from ckptrun.config.reference import all_keys, plain_sections, type_of
 from ckptrun.config.schemas import SCHEMAS
 from ckptrun.errors import ConfigError
 

@@ -26,9 +26,9 @@ from torch.futures import Future
 
 from ckptrun.engine import dcp_process as dcp_process  # for what it does in forked children
 from ckptrun.engine.backends.interface import Url
-from ckptrun.engine.collection import collection_paused
 from ckptrun.engine.commit import commit, hold_save, require_free, working_folder
 from ckptrun.engine.consistency import contradictions
+from ckptrun.engine.cycle_collector import collection_paused
 from ckptrun.engine.layout import new_save_id
 from ckptrun.engine.locate import locate
 from ckptrun.engine.manifest import Manifest, read_manifest

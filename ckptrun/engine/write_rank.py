@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from ckptrun.embedded import embed
 from ckptrun.engine.backends.interface import Location
 from ckptrun.engine.checkpointable import is_checkpointable
-from ckptrun.engine.collection import collection_paused
+from ckptrun.engine.cycle_collector import collection_paused
 from ckptrun.engine.layout import shard_file_name
 from ckptrun.engine.points import PointHook
 from ckptrun.engine.save_results import RankResult, SaveFacts

@@ -13,8 +13,8 @@ import argparse
 from collections.abc import Sequence
 
 from ckptrun.config.choices import EXPERIMENT
+from ckptrun.config.keys import all_keys, plain_sections
 from ckptrun.config.nearest import did_you_mean
-from ckptrun.config.reference import all_keys, plain_sections
 from ckptrun.config.schemas import SCHEMAS
 from ckptrun.console import say
 from ckptrun.errors import ConfigError

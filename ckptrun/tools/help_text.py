@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ckptrun.config.choices import CONF_DIR, EXPERIMENT, choices_of, default_choices, given_by, schema_of
-from ckptrun.config.nearest import no_such_choice
-from ckptrun.config.reference import (
+from ckptrun.config.keys import (
     Key,
     all_keys,
     keys_of_choice,
@@ -15,6 +14,7 @@ from ckptrun.config.reference import (
     plain_sections,
     sentence,
 )
+from ckptrun.config.nearest import no_such_choice
 from ckptrun.config.run import RunConfig
 from ckptrun.config.schemas import SCHEMAS
 from ckptrun.errors import ConfigError

@@ -10,8 +10,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from ckptrun.checks import checkpoints
-from ckptrun.checks.blame import BLAME_ORDER, nearness
 from ckptrun.checks.checkpoints import compare_checkpoints
+from ckptrun.checks.component_order import BLAME_ORDER, nearness
 from ckptrun.evidence.verdict import Check, Status
 from tests.support.bits import flip
 from tests.support.run_ranks import run_ranks

@@ -11,7 +11,7 @@ from ckptrun import __version__
 from ckptrun.__main__ import main
 from ckptrun.config.choices import CONF_DIR, default_choices
 from ckptrun.config.compose import config_from
-from ckptrun.config.reference import all_keys, keys_of_choice, sentence
+from ckptrun.config.keys import all_keys, keys_of_choice, sentence
 from ckptrun.config.run import to_plain
 from ckptrun.config.schemas import SCHEMAS
 from ckptrun.tools.help_text import page

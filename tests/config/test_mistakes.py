@@ -9,9 +9,9 @@ import pytest
 from ckptrun.__main__ import main
 from ckptrun.config.choices import CONF_DIR
 from ckptrun.config.compose import checked, config_from, plain_overrides, register
+from ckptrun.config.keys import all_keys
 from ckptrun.config.mistakes import FAULTS_OF_A_CONFIG, explained
 from ckptrun.config.nearest import did_you_mean
-from ckptrun.config.reference import all_keys
 from ckptrun.errors import ConfigError
 
 

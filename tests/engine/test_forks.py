@@ -24,9 +24,9 @@ from ckptrun.checkpoint.manager import CheckpointManager
 from ckptrun.checkpoint.policy import KeepLast
 from ckptrun.config.checkpoint import SaveMode
 from ckptrun.digest import digest
-from ckptrun.engine import collection, write_files
-from ckptrun.engine.collection import collection_paused
+from ckptrun.engine import cycle_collector, write_files
 from ckptrun.engine.commit import hold_save, is_committed, list_leftovers, save_owner
+from ckptrun.engine.cycle_collector import collection_paused
 from ckptrun.engine.layout import new_save_id
 from ckptrun.engine.locate import locate
 from ckptrun.engine.read_state import read_state
@@ -143,7 +143,7 @@ def in_another_thread(hold: Callable[[threading.Event, threading.Event], None]) 
 
 def test_locks_that_other_threads_hold_are_free_in_the_child(tmp_path: Path) -> None:
     def hold(held: threading.Event, free: threading.Event) -> None:
-        with write_files._LOCK, collection._LOCK:
+        with write_files._LOCK, cycle_collector._LOCK:
             held.set()
             free.wait(60)
 

@@ -11,7 +11,7 @@ from ckptrun.checkpoint import manager as manager_module
 from ckptrun.checkpoint.manager import CheckpointManager
 from ckptrun.checkpoint.policy import KeepLast
 from ckptrun.config.fault import FaultPoint
-from ckptrun.engine import planner as planner_module
+from ckptrun.engine import plan_cache
 from ckptrun.engine import staging as staging_module
 from ckptrun.engine.backends.local import LocalBackend
 from ckptrun.engine.commit import list_committed, remove_checkpoint
@@ -214,7 +214,7 @@ class PlanOfAnotherState(Bug):
     """A cached plan is used although leaves have gone since."""
 
     def plant(self) -> None:
-        @wrap(planner_module, "_structure_of")
+        @wrap(plan_cache, "_structure_of")
         def structure(original, *state, **how):
             return []
 
