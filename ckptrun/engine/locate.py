@@ -8,8 +8,9 @@ from typing import Any
 from ckptrun.engine.backends.interface import Backend, Location, Url
 from ckptrun.engine.backends.local import LocalBackend
 from ckptrun.engine.layout import parse_save_file
+from ckptrun.errors import ConfigError
 
-__all__ = ["locate"]
+__all__ = ["locate", "place_of"]
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*(::|://)")
 
@@ -24,6 +25,18 @@ def locate(url: Url) -> Location:
     elif _URL.match(text):
         return _locate_remote(text)
     return Location(LocalBackend(), str(Path(text).absolute()))
+
+
+def place_of(url: Url) -> Location:
+    """Return where ``url``, which a user has typed, points.
+
+    Raises:
+        ConfigError: It is a URL that nothing here can open.
+    """
+    try:
+        return locate(url)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"{url} cannot be opened: {error}.") from error
 
 
 def _locate_remote(url: str) -> Location:

@@ -17,13 +17,29 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ckptrun.engine.dtypes import item_bytes, stored_as
-from ckptrun.errors import ShardFileError
+from ckptrun.errors import ShardFileError, UnsupportedLeafError
 
-__all__ = ["FilePlan", "PlannedChunk", "block_bytes_of", "is_header_length", "plan_file"]
+__all__ = [
+    "MAX_HEADER_BYTES",
+    "METADATA",
+    "SHARDING",
+    "FilePlan",
+    "PlannedChunk",
+    "block_bytes_of",
+    "is_header_length",
+    "plan_file",
+    "require_storable_name",
+]
+
+METADATA = "__metadata__"
+"""Where the header of a safetensors file has what is of no tensor; no tensor may be called so."""
+SHARDING = "DCP_SHARDING_INFO"
+"""Where in it torch looks for the offsets of chunks."""
+MAX_HEADER_BYTES = 100_000_000
+"""What safetensors accepts."""
 
 _ALIGNMENT = 4096
 _quote = json.encoder.encode_basestring_ascii
-_MAX_HEADER_BYTES = 100_000_000  # what safetensors accepts
 _MIN_BLOCK_BYTES = 16 * 2**10
 _MAX_BLOCK_BYTES = 2**20
 _BLOCKS_PER_CHUNK = 128
@@ -88,9 +104,9 @@ def plan_file(file: str, chunks: Iterable[PlannedChunk], *, save_id: str) -> Fil
         "ckptrun_format": "1",
         "save_id": save_id,
         "DCP_VERSION": "1.0",
-        "DCP_SHARDING_INFO": f"{{{','.join(sharding)}}}",
+        SHARDING: f"{{{','.join(sharding)}}}",
     }
-    head = f'"__metadata__":{json.dumps(metadata, separators=(",", ":"))}'
+    head = f'"{METADATA}":{json.dumps(metadata, separators=(",", ":"))}'
     return FilePlan(name=file, header=_header(",".join([head, *entries]), file), chunks=ordered)
 
 
@@ -102,14 +118,24 @@ def _list(numbers: tuple[int, ...]) -> str:
 def _header(entries: str, name: str) -> bytes:
     text = f"{{{entries}}}".encode()
     total = -(-(8 + len(text)) // _ALIGNMENT) * _ALIGNMENT
-    if total > _MAX_HEADER_BYTES:
-        raise ShardFileError(f"The header of {name} would have {total} bytes; safetensors takes {_MAX_HEADER_BYTES}.")
+    if total > MAX_HEADER_BYTES:
+        raise ShardFileError(f"The header of {name} would have {total} bytes; safetensors takes {MAX_HEADER_BYTES}.")
     return struct.pack("<Q", total - 8) + text.ljust(total - 8)
+
+
+def require_storable_name(leaf: str) -> None:
+    """Refuse the one name that a leaf in a safetensors file cannot have.
+
+    Raises:
+        UnsupportedLeafError: It is that.
+    """
+    if leaf == METADATA:
+        raise UnsupportedLeafError(f"Leaf '{METADATA}' cannot be stored: safetensors keeps this name for itself.")
 
 
 def is_header_length(header_bytes: int, *, file_bytes: int) -> bool:
     """Whether a file can begin with so many bytes of a header, the 8 of its length included."""
-    return 8 <= header_bytes <= min(file_bytes, _MAX_HEADER_BYTES)
+    return 8 <= header_bytes <= min(file_bytes, MAX_HEADER_BYTES)
 
 
 def block_bytes_of(chunk_bytes: int) -> int:

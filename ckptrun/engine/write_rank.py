@@ -25,7 +25,7 @@ from ckptrun.engine.cycle_collector import collection_paused
 from ckptrun.engine.layout import shard_file_name
 from ckptrun.engine.points import PointHook
 from ckptrun.engine.save_results import RankResult, SaveFacts
-from ckptrun.engine.shard_file import FilePlan, PlannedChunk, plan_file
+from ckptrun.engine.shard_file import FilePlan, PlannedChunk, plan_file, require_storable_name
 from ckptrun.engine.tensor_bytes import TensorBytes, dtype_name, plain_tensor, require_storable
 from ckptrun.engine.write_files import write_files
 from ckptrun.errors import CheckpointError, UnsupportedLeafError
@@ -33,7 +33,6 @@ from ckptrun.values import encode
 
 __all__ = ["SaveTarget", "check_plan", "write_rank"]
 
-_RESERVED = "__metadata__"
 _QUICK_BYTES = 256 * 2**20
 
 
@@ -53,8 +52,7 @@ def check_plan(plan: SavePlan) -> None:
         UnsupportedLeafError: Names the leaf.
     """
     for item in plan.items:
-        if item.index.fqn == _RESERVED:
-            raise UnsupportedLeafError(f"Leaf '{_RESERVED}' cannot be stored: safetensors keeps this name for itself.")
+        require_storable_name(item.index.fqn)
         if item.tensor_data is not None:
             require_storable(item.index.fqn, item.tensor_data.properties.dtype, item.tensor_data.properties.layout)
 

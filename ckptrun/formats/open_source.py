@@ -1,16 +1,15 @@
 """Opens a checkpoint of any format that the tools read. The format is told from the files, never from a name alone."""
 
 import errno
-import struct
 
 from ckptrun.engine.backends.interface import Location, Url, read_file
 from ckptrun.engine.commit import list_committed
 from ckptrun.engine.layout import MANIFEST, step_name
-from ckptrun.engine.locate import locate
-from ckptrun.errors import CheckpointNotFoundError, ConfigError, ForeignFileError, InternalError
+from ckptrun.engine.locate import place_of
+from ckptrun.errors import CheckpointNotFoundError, ForeignFileError, InternalError
 from ckptrun.formats.common.folder_kind import folder_kind
 from ckptrun.formats.common.interface import Origin, Source, SourceLeaf
-from ckptrun.formats.common.part_names import is_index_name
+from ckptrun.formats.common.part_names import TORCH_SUFFIXES, is_index_name
 from ckptrun.text import joined
 
 __all__ = ["Origin", "Source", "SourceLeaf", "format_of", "open_source"]
@@ -18,7 +17,8 @@ __all__ = ["Origin", "Source", "SourceLeaf", "format_of", "open_source"]
 _DCP_METADATA = ".metadata"
 _SAFETENSORS = ".safetensors"
 _CHECKPOINTS = "checkpoints"
-_TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
+# A file may be called so, too; parts of one checkpoint never are.
+_ONE_FILE_SUFFIXES = (*TORCH_SUFFIXES, ".tar")
 _ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
 _SHOWN = 8
@@ -38,7 +38,7 @@ def open_source(path_or_url: Url, *, incomplete: bool = False) -> Source:
         CheckpointDamagedError: There is one, and it cannot be trusted, or is not whole.
         ConfigError: It is a URL that nothing here can open.
     """
-    place = _locate(path_or_url)
+    place = place_of(path_or_url)
     # Imported here: each is needed for its own format only.
     match format_of(place):
         case "ckptrun":
@@ -69,13 +69,6 @@ def open_source(path_or_url: Url, *, incomplete: bool = False) -> Source:
             return TorchSource(place)
         case other:
             raise InternalError(f"No reader is known for the format {other}.")
-
-
-def _locate(path_or_url: Url) -> Location:
-    try:
-        return locate(path_or_url)
-    except (ValueError, ImportError) as error:
-        raise ConfigError(f"{path_or_url} cannot be opened: {error}.") from error
 
 
 def format_of(place: Location) -> str:
@@ -118,12 +111,12 @@ def _format_of_file(place: Location) -> str | None:
     index = _format_of_index(place)
     if index is not None:
         return index
-    from ckptrun.formats.common.file_kind import require_kind
+    from ckptrun.formats.common.file_kind import is_safetensors, require_kind
 
     require_kind(place)
-    if place.name.endswith(_SAFETENSORS) or _looks_like_safetensors(head, length):
+    if place.name.endswith(_SAFETENSORS) or is_safetensors(head, length):
         return "safetensors"
-    if head.startswith((_ZIP, _PICKLE)) or place.name.endswith(_TORCH_SUFFIXES):
+    if head.startswith((_ZIP, _PICKLE)) or place.name.endswith(_ONE_FILE_SUFFIXES):
         return "torch"
     return None
 
@@ -131,7 +124,6 @@ def _format_of_file(place: Location) -> str | None:
 def _format_of_index(place: Location) -> str | None:
     from ckptrun.formats.common.files import Files
     from ckptrun.formats.common.shard_set import shard_set
-    from ckptrun.formats.torch_save.folder import TORCH_SUFFIXES
 
     if not is_index_name(place.name):
         return None
@@ -141,10 +133,6 @@ def _format_of_index(place: Location) -> str | None:
             if shard_set(files, names, suffixes=suffixes, only_index=place.name).indexes:
                 return format
     return None
-
-
-def _looks_like_safetensors(head: bytes, length: int) -> bool:
-    return len(head) == 9 and head[8:] == b"{" and struct.unpack("<Q", head[:8])[0] <= length - 8
 
 
 def _what_is_there(place: Location, names: list[str]) -> str:
@@ -158,7 +146,7 @@ def _what_is_there(place: Location, names: list[str]) -> str:
     if kind is not None:
         return f"it is {kind[0]}: {kind[1]}"
     if names:
-        states = [name for name in names if name.endswith(_TORCH_SUFFIXES)]
+        states = [name for name in names if name.endswith(_ONE_FILE_SUFFIXES)]
         advice = f"; name a file, such as {place.child(states[0])}" if states else ""
         return f"there are: {joined(names, _SHOWN)}{advice}"
     return "it does not exist, is empty, or is another kind of file"

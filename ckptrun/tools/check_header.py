@@ -13,11 +13,11 @@ from typing import Any
 
 from ckptrun.engine.dtypes import stored_as
 from ckptrun.engine.manifest import Chunk, Leaf, ShardFile
+from ckptrun.engine.shard_file import METADATA, SHARDING
+from ckptrun.formats.safetensors_format.header import without_duplicates
 
 __all__ = ["HeaderFault", "check_header"]
 
-_METADATA = "__metadata__"
-_SHARDING = "DCP_SHARDING_INFO"
 _ALIGNMENT = 4096
 
 
@@ -48,26 +48,19 @@ def check_header(
             leaf=None, field="start of the data", expected=f"a multiple of {_ALIGNMENT}", found=str(file.header_bytes)
         )
     try:
-        header = json.loads(raw[8:].decode(), object_pairs_hook=_without_duplicates)
+        header = json.loads(raw[8:].decode(), object_pairs_hook=without_duplicates)
     except (ValueError, RecursionError) as error:
         yield HeaderFault(leaf=None, field="header", expected="JSON", found=str(error))
         return
     if not isinstance(header, dict):
         yield HeaderFault(leaf=None, field="header", expected="an object", found=_shown(header))
         return
-    metadata = header.pop(_METADATA, None)
+    metadata = header.pop(METADATA, None)
     yield from _check_names(header, chunks, field="tensors")
     for name, (leaf, chunk) in chunks.items():
         if name in header:
             yield from _differing("entry", _entry(leaf, chunk, file), header[name], leaf=name)
     yield from _check_metadata(metadata, chunks, save_id)
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name stands in it twice")
-    return found
 
 
 def _entry(leaf: Leaf, chunk: Chunk, file: ShardFile) -> dict[str, Any]:
@@ -87,23 +80,23 @@ def _check_names(
 
 def _check_metadata(metadata: Any, chunks: Mapping[str, tuple[Leaf, Chunk]], save_id: str) -> Iterator[HeaderFault]:
     if not isinstance(metadata, dict):
-        yield HeaderFault(leaf=None, field=_METADATA, expected="an object", found=_shown(metadata))
+        yield HeaderFault(leaf=None, field=METADATA, expected="an object", found=_shown(metadata))
         return
     fixed = {"format": "pt", "ckptrun_format": "1", "save_id": save_id, "DCP_VERSION": "1.0"}
     for key, expected in fixed.items():
         yield from _differing(key, expected, metadata.get(key))
     try:
-        sharding = json.loads(metadata.get(_SHARDING, ""), object_pairs_hook=_without_duplicates)
+        sharding = json.loads(metadata.get(SHARDING, ""), object_pairs_hook=without_duplicates)
     except (ValueError, TypeError, RecursionError) as error:
-        yield HeaderFault(leaf=None, field=_SHARDING, expected="JSON", found=str(error))
+        yield HeaderFault(leaf=None, field=SHARDING, expected="JSON", found=str(error))
         return
     if not isinstance(sharding, dict):
-        yield HeaderFault(leaf=None, field=_SHARDING, expected="an object", found=_shown(sharding))
+        yield HeaderFault(leaf=None, field=SHARDING, expected="an object", found=_shown(sharding))
         return
-    yield from _check_names(sharding, chunks, field=_SHARDING)
+    yield from _check_names(sharding, chunks, field=SHARDING)
     for name, (leaf, chunk) in chunks.items():
         if name in sharding:
-            yield from _differing(_SHARDING, _sharding_of(leaf, chunk), sharding[name], leaf=name)
+            yield from _differing(SHARDING, _sharding_of(leaf, chunk), sharding[name], leaf=name)
 
 
 def _sharding_of(leaf: Leaf, chunk: Chunk) -> dict[str, Any]:

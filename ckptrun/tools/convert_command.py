@@ -22,13 +22,13 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from ckptrun.engine.locate import place_of
 from ckptrun.errors import ConfigError, UnsupportedLeafError
 from ckptrun.exit_codes import ExitCode
 from ckptrun.formats.common.convert_options import DTYPES, FORMATS, Options
 from ckptrun.text import bytes_text, joined
 from ckptrun.tools.incomplete import add_incomplete, require_whole
 from ckptrun.tools.output import Output, add_output_arguments
-from ckptrun.tools.places import place_of
 
 if TYPE_CHECKING:
     from ckptrun.tools.convert import Conversion

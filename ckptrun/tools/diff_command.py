@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ckptrun.engine.backends.interface import Location
+from ckptrun.engine.locate import place_of
 from ckptrun.errors import CheckpointNotFoundError, ConfigError
 from ckptrun.exit_codes import ExitCode
 from ckptrun.text import bytes_text, counted, cut_text, elements_text, joined
@@ -31,7 +32,7 @@ from ckptrun.tools.incomplete import add_incomplete
 from ckptrun.tools.near_names import near_names
 from ckptrun.tools.output import Column, Output, add_output_arguments
 from ckptrun.tools.pairing import hint_of_prefixes, keep_only, strip_prefix
-from ckptrun.tools.places import newest_of, place_of, steps_of
+from ckptrun.tools.places import newest_of, steps_of
 
 if TYPE_CHECKING:
     from ckptrun.elements.apart import Apart

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from ckptrun.engine.backends.interface import Location
 from ckptrun.engine.commit import is_committed
 from ckptrun.engine.consistency import contradictions
+from ckptrun.engine.locate import place_of
 from ckptrun.engine.manifest import Leaf, Manifest, read_manifest
 from ckptrun.errors import ConfigError
 from ckptrun.exit_codes import ExitCode
@@ -32,7 +33,7 @@ from ckptrun.tools.leaf_tree import Row, rows_of, tree_of
 from ckptrun.tools.list_run import list_run
 from ckptrun.tools.near_names import near_names
 from ckptrun.tools.output import Column, Output, add_output_arguments
-from ckptrun.tools.places import is_foreign, place_of, root_at, runs_in
+from ckptrun.tools.places import is_foreign, root_at, runs_in
 
 __all__ = ["add_arguments", "run"]
 

@@ -7,12 +7,12 @@ import yaml
 from ckptrun.engine.backends.interface import Location, read_file
 from ckptrun.engine.commit import is_committed, list_committed, list_in_flight, list_leftovers
 from ckptrun.engine.layout import step_name
-from ckptrun.engine.locate import locate
+from ckptrun.engine.locate import place_of
 from ckptrun.errors import CheckpointNotFoundError, ConfigError
 from ckptrun.evidence.run_folder import CONFIG
 from ckptrun.text import joined
 
-__all__ = ["checkpoints_in", "is_foreign", "newest_of", "place_of", "root_at", "runs_in", "steps_of"]
+__all__ = ["checkpoints_in", "is_foreign", "newest_of", "root_at", "runs_in", "steps_of"]
 
 _CHECKPOINTS = "checkpoints"
 _MAX_CONFIG_BYTES = 2**20
@@ -20,18 +20,6 @@ _SHOWN = 8
 # outputs, experiment, sweep, cell
 _DEPTH = 4
 _MOST_NAMES = 2000
-
-
-def place_of(path: str) -> Location:
-    """Return where ``path`` points.
-
-    Raises:
-        ConfigError: It is a URL that nothing here can open.
-    """
-    try:
-        return locate(path)
-    except (ValueError, ImportError) as error:
-        raise ConfigError(f"{path} cannot be opened: {error}.") from error
 
 
 def root_at(place: Location) -> Location | None:
@@ -91,10 +79,10 @@ def is_foreign(place: Location) -> bool:
         return not place.backend.list_names(place.path)
     if is_committed(place) or "manifest.json" in names or _root_of(place) is not None:
         return False
-    from ckptrun.formats.common.part_names import is_index_name
+    from ckptrun.formats.common.part_names import TORCH_SUFFIXES, is_index_name
 
     return ".metadata" in names or any(
-        name.endswith((".safetensors", ".bin", ".pt", ".pth", ".ckpt")) or is_index_name(name) for name in names
+        name.endswith((".safetensors", *TORCH_SUFFIXES)) or is_index_name(name) for name in names
     )
 
 

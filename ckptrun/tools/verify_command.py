@@ -15,13 +15,14 @@ from typing import Any
 
 from ckptrun.engine.backends.interface import Location
 from ckptrun.engine.commit import is_committed
+from ckptrun.engine.locate import place_of
 from ckptrun.errors import CheckpointNotFoundError
 from ckptrun.exit_codes import ExitCode
 from ckptrun.text import bytes_text, counted
 from ckptrun.tools.check_checkpoint import Findings, check_checkpoint
 from ckptrun.tools.damage import Damage
 from ckptrun.tools.output import Column, Output, add_output_arguments
-from ckptrun.tools.places import checkpoints_in, is_foreign, place_of, root_at, runs_in, steps_of
+from ckptrun.tools.places import checkpoints_in, is_foreign, root_at, runs_in, steps_of
 
 __all__ = ["add_arguments", "run"]
 

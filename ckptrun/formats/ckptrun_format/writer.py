@@ -10,9 +10,8 @@ from ckptrun.engine.backends.interface import Location
 from ckptrun.engine.commit import commit, hold_save, require_free, working_folder
 from ckptrun.engine.layout import MANIFEST, LeftoverKind, leftover_name, new_save_id, shard_file_name
 from ckptrun.engine.manifest import Chunk, Leaf, Manifest
-from ckptrun.engine.shard_file import PlannedChunk, plan_file
+from ckptrun.engine.shard_file import plan_file, require_storable_name
 from ckptrun.engine.write_files import WrittenFile, write_files
-from ckptrun.errors import UnsupportedLeafError
 from ckptrun.formats.ckptrun_format.reader import CkptrunSource
 from ckptrun.formats.common.destination import remove_leftovers
 from ckptrun.formats.common.destination import require_free as require_free_place
@@ -21,8 +20,6 @@ from ckptrun.formats.common.selection import Advance, Item, Selection, Written
 from ckptrun.values import encode
 
 __all__ = ["write_ckptrun"]
-
-_RESERVED = "__metadata__"
 
 
 def write_ckptrun(
@@ -99,8 +96,7 @@ def _remove(working: Location, save_id: str) -> None:
 
 def _require_storable(selection: Selection) -> None:
     for item in selection.items:
-        if item.name == _RESERVED:
-            raise UnsupportedLeafError(f"Leaf '{_RESERVED}' cannot be stored: safetensors keeps this name for itself.")
+        require_storable_name(item.name)
         if not item.is_tensor:
             encode(item.leaf.value, name=item.name)
 
@@ -111,18 +107,13 @@ def _write_tensors(selection: Selection, working: Location, save_id: str, advanc
         return []
     # Where folders are not renamed, files of an earlier save lie in the same one.
     name = shard_file_name(0, save_id=None if working.backend.renames_folders else save_id)
-    plan = plan_file(name, [_planned_chunk(item) for item in tensors.values()], save_id=save_id)
+    plan = plan_file(name, [item.as_chunk() for item in tensors.values()], save_id=save_id)
     working.backend.make_folder(working.path)
     return write_files(
         working,
         [plan],
         lambda _, chunk: LeafBytes(selection, tensors[chunk.leaf], advance),
     )
-
-
-def _planned_chunk(item: Item) -> PlannedChunk:
-    zeros = (0,) * len(item.shape)
-    return PlannedChunk(leaf=item.name, dtype=str(item.dtype), shape=item.shape, offsets=zeros, sizes=item.shape)
 
 
 def _manifest(selection: Selection, files: list[WrittenFile], save_id: str) -> Manifest:

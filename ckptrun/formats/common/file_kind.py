@@ -17,7 +17,7 @@ from ckptrun.formats.common.archive_kind import archive_kind, first_name
 from ckptrun.formats.common.files import Files, RangeFile
 from ckptrun.text import cut_text
 
-__all__ = ["Kind", "kind_of", "require_fetched", "require_kind"]
+__all__ = ["Kind", "is_safetensors", "kind_of", "require_fetched", "require_kind"]
 
 _HEAD_BYTES = 4096
 # What torch.save began with before it wrote archives: this number, pickled.
@@ -126,7 +126,7 @@ def _found(place: Location, head: bytes, length: int) -> Iterator[Kind | None]:
     if head.startswith(b"PK\x03\x04"):
         yield _archive(place, head, length)
         return
-    if _is_safetensors(head, length):
+    if is_safetensors(head, length):
         return
     yield _pickle(head, place)
     yield _tar(head)
@@ -140,7 +140,8 @@ def _by_magic(head: bytes) -> Kind | None:
     return next((Kind(what, way_out) for magic, what, way_out in _MAGICS if head.startswith(magic)), None)
 
 
-def _is_safetensors(head: bytes, length: int) -> bool:
+def is_safetensors(head: bytes, length: int) -> bool:
+    """Whether a file of ``length`` bytes that begins with ``head``, 9 bytes or more, looks like one of safetensors."""
     return len(head) > 8 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] <= length - 8
 
 

@@ -9,7 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ckptrun.text import joined
 
-__all__ = ["is_index_name", "missing_by_name", "part_of", "series_of"]
+__all__ = ["TORCH_SUFFIXES", "is_index_name", "missing_by_name", "part_of", "series_of"]
+
+TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+"""What names of files of ``torch.save`` end in, where they may be parts of one state."""
 
 _INDEX = re.compile(r".*\.index.*\.json", re.DOTALL)
 _MAX_COUNT = 100_000

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ckptrun.engine.dtypes import item_bytes
+from ckptrun.engine.shard_file import PlannedChunk
 from ckptrun.errors import ConfigError
 from ckptrun.formats.common.convert_options import DTYPES
 from ckptrun.formats.common.interface import Origin, Source, SourceLeaf, row_shape
@@ -54,6 +55,11 @@ class Item:
     def bytes(self) -> int:
         """Of all elements as they are written; 0 for a plain value."""
         return 0 if self.dtype is None else math.prod(self.shape) * item_bytes(self.dtype)
+
+    def as_chunk(self) -> PlannedChunk:
+        """Return the whole tensor as one chunk of a file."""
+        offsets = (0,) * len(self.shape)
+        return PlannedChunk(leaf=self.name, dtype=str(self.dtype), shape=self.shape, offsets=offsets, sizes=self.shape)
 
     def slabs(self) -> Iterator[tuple[int, int]]:
         """Yield first row and number of rows, such that a slab is of bounded size unless a single row is larger."""

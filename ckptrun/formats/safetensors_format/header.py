@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ckptrun.engine.shard_file import METADATA
 from ckptrun.errors import ForeignFileError
 from ckptrun.text import cut
 
-__all__ = ["DTYPES", "MAX_HEADER_BYTES", "Entry", "Header", "parse_header"]
-
-MAX_HEADER_BYTES = 100_000_000
+__all__ = ["DTYPES", "Entry", "Header", "parse_header", "without_duplicates"]
 
 DTYPES: Mapping[str, tuple[str, int]] = {
     "F64": ("float64", 8),
@@ -40,8 +39,6 @@ DTYPES: Mapping[str, tuple[str, int]] = {
     "F4": ("float4_e2m1fn_x2", 1),
 }
 """The name in torch, and the bytes of an element. Of F4 torch has two numbers in an element: the last dim is halved."""
-
-_METADATA = "__metadata__"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,12 +74,12 @@ def parse_header(raw: bytes, *, data_bytes: int, source: str) -> Header:
         ForeignFileError: It is none, or does not fit the data.
     """
     try:
-        fields = json.loads(raw, object_pairs_hook=_without_duplicates)
+        fields = json.loads(raw, object_pairs_hook=without_duplicates)
         if not isinstance(fields, dict):
             raise _NotInOrder("its header is no object")
-        metadata = fields.pop(_METADATA, {})
+        metadata = fields.pop(METADATA, {})
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-            raise _NotInOrder(f"its {_METADATA} does not map text to text")
+            raise _NotInOrder(f"its {METADATA} does not map text to text")
         entries = {name: _entry(name, entry) for name, entry in fields.items()}
         ordered = dict(sorted(entries.items(), key=lambda item: (item[1].begin, item[1].bytes)))
         _require_no_holes(ordered, data_bytes)
@@ -91,10 +88,15 @@ def parse_header(raw: bytes, *, data_bytes: int, source: str) -> Header:
     return Header(entries=ordered, metadata=metadata)
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Take the fields of a JSON object, as ``json`` hands them over (``object_pairs_hook``).
+
+    Raises:
+        ValueError: Two have one name; ``json`` alone would keep the last.
+    """
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise _NotInOrder("a name stands in its header twice")
+        raise ValueError("a name stands in it twice")
     return found
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ckptrun.engine.backends.interface import Location
+from ckptrun.engine.shard_file import MAX_HEADER_BYTES, SHARDING
 from ckptrun.errors import CheckpointNotFoundError, ForeignFileError
 from ckptrun.formats.common.file_kind import require_kind
 from ckptrun.formats.common.files import Files
@@ -22,15 +23,13 @@ from ckptrun.formats.common.interface import Origin, SourceLeaf, row_shape
 from ckptrun.formats.common.part_names import is_index_name
 from ckptrun.formats.common.pieces import check_boxes, read_rows
 from ckptrun.formats.common.shard_set import ShardSet, check_promises, remark_of_part, settled, shard_set
-from ckptrun.formats.safetensors_format.header import MAX_HEADER_BYTES, Entry, Header, parse_header
+from ckptrun.formats.safetensors_format.header import Entry, Header, parse_header
 from ckptrun.text import cut
 
 __all__ = ["INDEX_NAME", "SUFFIX", "SafetensorsSource"]
 
 SUFFIX = ".safetensors"
 INDEX_NAME = "model.safetensors.index.json"
-
-_SHARDING = "DCP_SHARDING_INFO"
 
 
 class SafetensorsSource:
@@ -113,13 +112,13 @@ class SafetensorsSource:
 
     def _offsets(self, header: Header, file: str) -> dict[str, tuple[int, ...]] | None:
         """Where DCP says that the chunks of a file start in their tensors; None where it says nothing."""
-        text = header.metadata.get(_SHARDING)
+        text = header.metadata.get(SHARDING)
         if text is None:
             return None
         try:
             return {name: tuple(info["saved_offsets"]) for name, info in json.loads(text).items() if _is_placed(info)}
         except (ValueError, AttributeError, RecursionError) as error:
-            raise self._damaged(f"{file} has a {_SHARDING} that is none ({error})") from error
+            raise self._damaged(f"{file} has a {SHARDING} that is none ({error})") from error
 
     def _leaf(self, name: str) -> SourceLeaf:
         pieces = self._pieces[name]

@@ -9,18 +9,17 @@ from collections.abc import Mapping, Sequence
 
 from ckptrun.engine.backends.interface import Location, write_file
 from ckptrun.engine.dtypes import item_bytes
-from ckptrun.engine.shard_file import FilePlan, PlannedChunk
+from ckptrun.engine.shard_file import MAX_HEADER_BYTES, METADATA, FilePlan, require_storable_name
 from ckptrun.engine.write_files import write_files
 from ckptrun.errors import ConfigError, UnsupportedLeafError
 from ckptrun.formats.common.leaf_bytes import LeafBytes
 from ckptrun.formats.common.selection import Advance, Item, Selection, Written
-from ckptrun.formats.safetensors_format.header import DTYPES, MAX_HEADER_BYTES
+from ckptrun.formats.safetensors_format.header import DTYPES
 from ckptrun.formats.safetensors_format.reader import INDEX_NAME, SafetensorsSource
 
 __all__ = ["require_storable", "write_safetensors"]
 
 _STORED_AS = {torch_name: name for name, (torch_name, _) in DTYPES.items()}
-_RESERVED = "__metadata__"
 _ALIGNMENT = 8
 
 
@@ -34,8 +33,7 @@ def require_storable(selection: Selection) -> None:
     if not selection.tensors:
         raise ConfigError(f"{selection.source.address} holds no tensor to write; safetensors files hold nothing else.")
     for item in selection.tensors:
-        if item.name == _RESERVED:
-            raise UnsupportedLeafError(f"Leaf '{_RESERVED}' cannot be stored: safetensors keeps this name for itself.")
+        require_storable_name(item.name)
         if item.dtype not in _STORED_AS or (_STORED_AS[item.dtype] == "F4" and not item.shape):
             raise UnsupportedLeafError(
                 f"Leaf '{item.name}' is {item.dtype} of shape {list(item.shape)}, which safetensors files cannot hold. "
@@ -104,7 +102,7 @@ def _index(parts: Mapping[str, Sequence[Item]]) -> bytes:
 def _plan(name: str, items: Sequence[Item]) -> FilePlan:
     # Every tensor starts at a multiple of its element size, because larger elements come first.
     ordered = sorted(items, key=lambda item: (-item_bytes(str(item.dtype)), item.name))
-    entries: dict[str, object] = {_RESERVED: {"format": "pt"}}
+    entries: dict[str, object] = {METADATA: {"format": "pt"}}
     position = 0
     for item in ordered:
         stored = _STORED_AS[str(item.dtype)]
@@ -119,10 +117,7 @@ def _plan(name: str, items: Sequence[Item]) -> FilePlan:
             "Spread the tensors over more files with --max-shard-size."
         )
     return FilePlan(
-        name=name, header=struct.pack("<Q", padded) + text.ljust(padded), chunks=tuple(map(_planned_chunk, ordered))
+        name=name,
+        header=struct.pack("<Q", padded) + text.ljust(padded),
+        chunks=tuple(item.as_chunk() for item in ordered),
     )
-
-
-def _planned_chunk(item: Item) -> PlannedChunk:
-    zeros = (0,) * len(item.shape)
-    return PlannedChunk(leaf=item.name, dtype=str(item.dtype), shape=item.shape, offsets=zeros, sizes=item.shape)

@@ -11,14 +11,12 @@ from ckptrun.errors import CheckpointNotFoundError
 from ckptrun.formats.common.file_kind import require_kind
 from ckptrun.formats.common.files import Files
 from ckptrun.formats.common.interface import Origin, SourceLeaf
-from ckptrun.formats.common.part_names import is_index_name, series_of
+from ckptrun.formats.common.part_names import TORCH_SUFFIXES, is_index_name, series_of
 from ckptrun.formats.common.shard_set import ShardSet, check_promises, settled, shard_set
 from ckptrun.formats.torch_save.reader import TorchSource
 from ckptrun.text import cut
 
-__all__ = ["TORCH_SUFFIXES", "TorchFolderSource", "is_shard_folder"]
-
-TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+__all__ = ["TorchFolderSource", "is_shard_folder"]
 
 
 def is_shard_folder(place: Location, names: list[str]) -> bool:
