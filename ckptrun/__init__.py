@@ -3,7 +3,7 @@
 The layers, each importing only from those above it in this list:
 
 =====  ============================================================================================================
-L0     console, elements, errors, files, forks, processes, public_names, rank_names, text
+L0     console, elements, errors, files, forks, local_part, processes, public_names, rank_names, text
 L1     config, exit_codes, memory, ranks, targets, values
 L2     data, digest, embedded, model, parallelism, precision, process_groups, schedule
 L3     engine, optimizer, state

@@ -8,11 +8,13 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
-__all__ = ["LEFT_TO_RANKS", "end_with_parent", "held_back", "sit_out"]
+__all__ = ["LEFT_TO_RANKS", "end_with_parent", "held_back", "print_to", "sit_out"]
 
 LEFT_TO_RANKS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """What reaches all processes of a job, and is for its ranks to answer."""
@@ -57,3 +59,14 @@ def end_with_parent() -> None:
 def _wait_for(parent: multiprocessing.process.BaseProcess) -> None:
     parent.join()
     os._exit(1)
+
+
+def print_to(log: Path) -> None:
+    """Let everything that this process and those that it starts print go to ``log``, behind what is there."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)

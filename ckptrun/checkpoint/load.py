@@ -16,13 +16,14 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 
+from ckptrun.checkpoint.failed_rank import first_failure
 from ckptrun.config.checkpoint import LoadSelection
 from ckptrun.config.fault import FaultPoint, Reached, no_point
 from ckptrun.engine.consistency import require_consistent
 from ckptrun.engine.locate import locate
 from ckptrun.engine.manifest import Manifest, read_manifest
 from ckptrun.engine.storage import ShardReader
-from ckptrun.errors import CheckpointError, CkptrunError, ConfigError, StateMismatchError
+from ckptrun.errors import CheckpointError, ConfigError, StateMismatchError
 from ckptrun.ranks import Ranks
 from ckptrun.state.components import Path, SavedLeaf, TrainingState, is_per_rank, name_of
 
@@ -239,9 +240,7 @@ def _read(
             no_dist=not distributed,
         )
     except CheckpointException as error:
-        rank, (cause, _) = sorted(error.failures.items())[0]
-        if isinstance(cause, CkptrunError):
-            raise cause from error
+        rank, cause = first_failure(error)
         raise CheckpointError(
             f"Loading {folder} failed on rank {rank}: {type(cause).__name__}: {cause}.", folder=folder
         ) from error

@@ -19,12 +19,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, assert_never
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, AsyncSaveResponse, async_save, save
 
+from ckptrun.checkpoint.failed_rank import first_failure
 from ckptrun.checkpoint.policy import KeepLast
 from ckptrun.config.checkpoint import SaveMode
 from ckptrun.config.fault import FaultPoint, Reached, no_point
@@ -39,6 +39,7 @@ from ckptrun.engine.staging import HostStager
 from ckptrun.engine.storage import ShardWriter
 from ckptrun.errors import CheckpointError, CkptrunError, InternalError, SaveRefusedError
 from ckptrun.forks import this_process
+from ckptrun.local_part import local_part
 from ckptrun.processes import held_back
 from ckptrun.ranks import Ranks
 from ckptrun.state.components import Path, TrainingState, is_per_rank, name_of
@@ -422,7 +423,7 @@ def _bare(value: Any) -> Any:
 def _bytes_held(value: Any) -> int:
     if not isinstance(value, Tensor):
         return 0
-    local = value.to_local() if isinstance(value, torch.distributed.tensor.DTensor) else value
+    local = local_part(value)
     return local.numel() * local.element_size()
 
 
@@ -431,9 +432,7 @@ def _translated(function: Callable[[], Any], request: SaveRequest) -> Any:
     try:
         return function()
     except CheckpointException as error:
-        rank, (cause, _) = sorted(error.failures.items())[0]
-        if isinstance(cause, CkptrunError):
-            raise cause from error
+        rank, cause = first_failure(error)
         raise CheckpointError(
             f"The save of step {request.step} failed on rank {rank}: {type(cause).__name__}: {cause}. "
             f"Nothing was committed to {request.folder}; earlier checkpoints are untouched.",

@@ -12,7 +12,7 @@ from ckptrun.engine.locate import locate
 from ckptrun.evidence.starts import Start
 from ckptrun.evidence.verdict import Check
 
-__all__ = ["Moment", "is_before", "moment_of"]
+__all__ = ["Moment", "moment_of"]
 
 Moment = tuple[int, int, int]
 """Start, step, and place within the step."""
@@ -52,11 +52,6 @@ def moment_of(check: Check, starts: Sequence[Start]) -> Moment:
         is_of_load = start < len(starts) and step == starts[start].step
         return start, step, _AFTER_LOAD if is_of_load else _AT_REQUEST
     return start, step, _PLACES.get(check.name, _LAST)
-
-
-def is_before(one: Check, other: Check, starts: Sequence[Start]) -> bool:
-    """Whether ``one`` may be the cause of ``other``, and not the other way round."""
-    return moment_of(one, starts) < moment_of(other, starts)
 
 
 def _step_of(folder: str) -> int | None:

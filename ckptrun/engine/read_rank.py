@@ -25,7 +25,6 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
-from torch.distributed.tensor import DTensor
 
 from ckptrun.embedded import restore
 from ckptrun.engine.backends.interface import Location
@@ -36,6 +35,7 @@ from ckptrun.engine.read_chunks import BoxRead, read_boxes, torch_dtype
 from ckptrun.engine.read_files import ShardFiles
 from ckptrun.engine.tensor_bytes import dtype_name
 from ckptrun.errors import StateMismatchError
+from ckptrun.local_part import local_part
 from ckptrun.memory import require_memory
 
 __all__ = ["read_rank", "to_metadata"]
@@ -137,7 +137,7 @@ def _local_elements(value: Tensor) -> int:
         return held_elements(value)
     if isinstance(value, ShardedTensor):
         return sum(shard.tensor.numel() for shard in value.local_shards())
-    return (value.to_local() if isinstance(value, DTensor) else value).numel()
+    return local_part(value).numel()
 
 
 def _resolve(items: list[ReadItem], planner: LoadPlanner, manifest: Manifest) -> list[_Read]:

@@ -5,12 +5,12 @@ Torch-free.
 
 from collections.abc import Mapping
 
+from ckptrun.config.run import COMPONENTS
 from ckptrun.evidence.difference import Difference
 
 __all__ = ["advice"]
 
 _OWN = "*"
-_COMPONENTS = ("model", "optimizer", "schedule", "scaler", "ema", "data", "rng", "progress")
 
 # An operation in a part of a step: (component, what it is) -> what to do.
 _OPERATIONS: Mapping[tuple[str, str], str] = {
@@ -170,7 +170,7 @@ def advice(check: str, detail: str, *, blame: str | None, first: Difference | No
     if detail.startswith("not deterministic"):
         return _NOT_DETERMINISTIC
     what = str((first.details.get("what") if first is not None else None) or "")
-    kind = blame if blame in _COMPONENTS else _OWN
+    kind = blame if blame in COMPONENTS else _OWN
     if blame is not None and what:
         found = _of_operation(kind, what)
         if found:

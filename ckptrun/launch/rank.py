@@ -18,7 +18,7 @@ from ckptrun.config.run import RunConfig, check_world
 from ckptrun.exit_codes import ExitCode, exit_code_of
 from ckptrun.fault import plan_faults
 from ckptrun.process_groups import Groups, choose_device, hosted_by_agent, launcher_store, open_groups
-from ckptrun.processes import end_with_parent
+from ckptrun.processes import end_with_parent, print_to
 from ckptrun.run.determinism import make_deterministic
 from ckptrun.run.job import Job
 from ckptrun.run.leg import Leg
@@ -41,7 +41,7 @@ def local_rank(
     os.environ.update(environment)
     log = leg.log_file(int(os.environ["RANK"]))
     if log is not None:
-        _print_to(log)
+        print_to(log)
     if leg.files is not None:
         watch_files(leg.files, name=leg.rank_name(int(os.environ["RANK"])))
     code = run_rank(config, command=command, leg=leg, tether=tether)
@@ -124,17 +124,6 @@ def _end(
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(ExitCode.failed if interrupted else exit_code_of(error))
-
-
-def _print_to(log: Path) -> None:
-    """Let everything that this process and its children print go to ``log``."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
 
 
 class _Interrupt:

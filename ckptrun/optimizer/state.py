@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from ckptrun.errors import InternalError, StateMismatchError, UnsupportedLeafError
+from ckptrun.local_part import local_part
 from ckptrun.optimizer.flat_parts import FlatParts
 from ckptrun.optimizer.group_options import check_groups, named_groups, read_groups, write_groups
 from ckptrun.optimizer.layouts import exceptional_layout, usual_layout
@@ -39,7 +40,10 @@ STATE, GROUPS, LAYOUTS = "state", "param_groups", "layouts"
 
 
 class SavedLeaf(Protocol):
-    """What a checkpoint says of one leaf."""
+    """What a checkpoint says of one leaf: what of ``state.components.SavedLeaf`` an optimizer has to know.
+
+    No import of that class: the rooms stand in one layer, and know nothing of each other.
+    """
 
     @property
     def path(self) -> tuple[str | int, ...]:
@@ -187,7 +191,7 @@ class OptimizerState:
         for name, values in state[STATE].items():
             for key, value in values.items():
                 if isinstance(value, Tensor) and made[name][key] is not value:
-                    _local(made[name][key]).copy_(_local(value))
+                    local_part(made[name][key]).copy_(local_part(value))
         self._scatter(made)
         write_groups(self._optimizer, state[GROUPS])
         if _has_own_code(self._optimizer):
@@ -282,7 +286,3 @@ def _check_storable(value: Any, name: str) -> None:
             f"Leaf '{name}' is a {type(value).__name__} of values; keep a tensor or a plain value under each key."
         )
     encode(value, name=name)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
 
+from ckptrun.local_part import local_part
 from ckptrun.parallelism.mesh import data_axes
 from ckptrun.parallelism.naming import named_tensors
 
@@ -59,4 +59,4 @@ class BufferSync:
         """Local buffers, each once; forward may replace them, so they are looked up each time."""
         parameters = {id(parameter) for parameter in self._module.parameters()}
         found = {id(tensor): tensor for _, tensor in named_tensors(self._module) if id(tensor) not in parameters}
-        return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in found.values()]
+        return [local_part(tensor) for tensor in found.values()]

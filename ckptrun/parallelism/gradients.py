@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate
 
+from ckptrun.local_part import local_part
+
 __all__ = ["Gradients", "sharded_axes"]
 
 
@@ -73,7 +75,7 @@ class Gradients:
 
     def _local(self, names: Sequence[str]) -> list[Tensor]:
         gradients = (self._parameters[name].grad for name in names)
-        return [grad.to_local() if isinstance(grad, DTensor) else grad for grad in gradients if grad is not None]
+        return [local_part(grad) for grad in gradients if grad is not None]
 
     def _device(self) -> torch.device:
         first = next(iter(self._parameters.values()), None)

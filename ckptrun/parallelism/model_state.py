@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 
 from ckptrun.errors import StateMismatchError
+from ckptrun.local_part import local_part
 from ckptrun.parallelism.naming import Ties, clean_name, named_tensors
 
 __all__ = ["has_extra_state", "load_model_state", "model_state"]
@@ -62,7 +63,7 @@ def load_model_state(module: nn.Module, ties: Ties, state: Mapping[str, Any]) ->
         set_model_state_dict(module, {name: state[name] for name in gathered}, options=StateDictOptions(strict=False))
     for name, tensor in live.items():
         if isinstance(tensor, Tensor) and name not in gathered and not _extra(name):
-            _local(tensor).copy_(_local(state[name]))
+            local_part(tensor).copy_(local_part(state[name]))
     for name, _, write in _extra_states(module):
         write(state[name])
 
@@ -113,7 +114,7 @@ def _check_ties(ties: Ties, state: Mapping[str, Any]) -> None:
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
-    left, right = (_local(tensor).contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other))
+    left, right = (local_part(tensor).contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other))
     return torch.equal(left, right)
 
 
@@ -130,10 +131,6 @@ def _spell(value: Any) -> str:
         else ""
     )
     return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}{layout}"
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _some(names: list[str]) -> str:

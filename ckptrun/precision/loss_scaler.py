@@ -7,10 +7,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from ckptrun.config.precision import PrecisionConfig, PrecisionKind
 from ckptrun.errors import InternalError, StateMismatchError
+from ckptrun.local_part import local_part
 
 __all__ = ["LossScaler"]
 
@@ -114,7 +114,7 @@ def _alike(parameters: Iterable[Tensor]) -> Iterable[list[Tensor]]:
         if gradient.is_sparse:
             # Entries of one row are summed first: the sum may overflow where they do not.
             gradient = parameter.grad = gradient.coalesce()
-        local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+        local = local_part(gradient)
         local = local._values() if local.is_sparse else local
         lists.setdefault((local.device, local.dtype), []).append(local)
     return lists.values()

@@ -27,7 +27,7 @@ from ckptrun.errors import CkptrunError
 from ckptrun.evidence.difference import Difference
 from ckptrun.evidence.verdict import Check, Status
 from ckptrun.process_groups import choose_device, open_groups
-from ckptrun.processes import LEFT_TO_RANKS, end_with_parent, held_back
+from ckptrun.processes import LEFT_TO_RANKS, end_with_parent, held_back, print_to
 from ckptrun.ranks import Ranks
 from ckptrun.run.determinism import make_deterministic
 from ckptrun.run.resume import Restorer
@@ -131,7 +131,7 @@ def _serve(pipe: Connection, config: RunConfig, log: Path | None, beside: str, e
     signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT_TO_RANKS)
     os.environ.update(environment)
     if log is not None:
-        _print_to(log)
+        print_to(log)
     try:
         make_deterministic(config.train)
         server = _Server(config, beside=beside)
@@ -201,10 +201,3 @@ def _failed(question: _Question, error: Exception, *, rank: int) -> Check:
         first_difference=replace(first, component=component),
         blame=component,
     )
-
-
-def _print_to(log: Path) -> None:
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from ckptrun.errors import StateMismatchError
+from ckptrun.local_part import local_part
 
 __all__ = ["ExponentialMovingAverage"]
 
@@ -32,8 +32,8 @@ class ExponentialMovingAverage:
         weights = self._weights()
         self._updates += 1
         torch._foreach_lerp_(
-            [_local(average) for average in self._average.values()],
-            [_local(weights[name]) for name in self._average],
+            [local_part(average) for average in self._average.values()],
+            [local_part(weights[name]) for name in self._average],
             1.0 - self._decay,
         )
 
@@ -53,8 +53,4 @@ class ExponentialMovingAverage:
             raise StateMismatchError(f"The average is of other weights: {wrong[:5]}.", leaves=wrong)
         self._updates = int(state["updates"])
         for name, average in self._average.items():
-            _local(average).copy_(_local(state["average"][name]))
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+            local_part(average).copy_(local_part(state["average"][name]))

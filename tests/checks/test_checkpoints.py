@@ -12,6 +12,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from ckptrun.checks import checkpoints
 from ckptrun.checks.checkpoints import compare_checkpoints
 from ckptrun.checks.component_order import BLAME_ORDER, nearness
+from ckptrun.config.run import COMPONENTS
 from ckptrun.evidence.verdict import Check, Status
 from tests.support.bits import flip
 from tests.support.run_ranks import run_ranks
@@ -87,6 +88,7 @@ def test_the_component_nearest_to_a_wrong_result_comes_first(tmp_path: Path) -> 
         other[blamed[-1]] = expected[blamed[-1]]
     assert blamed == ["memory" if name == "*" else name for name in BLAME_ORDER]
     assert nearness("anything") == nearness("memory")
+    assert sorted(BLAME_ORDER) == sorted([*COMPONENTS, "*"])
 
 
 def test_counts_are_told_per_component(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from ckptrun.config.run import COMPONENTS
 from ckptrun.evidence.advice import advice
 from ckptrun.evidence.difference import Difference
 from ckptrun.evidence.mismatch import Mismatch
@@ -9,8 +10,6 @@ from ckptrun.evidence.verdict import Check, Status, Verdict, read_verdict, verdi
 from ckptrun.proof.own_job import OwnJob
 from ckptrun.proof.view import text_of
 from tests.support.configs import config_of
-
-COMPONENTS = ["model", "optimizer", "schedule", "scaler", "ema", "data", "rng", "progress", "mine"]
 
 
 @pytest.mark.parametrize(
@@ -34,7 +33,7 @@ def test_it_says_what_usually_causes_it_and_where_to_look(check, blame, what, wo
     assert words in advice(check, "x", blame=blame, first=Difference(details={"what": what}))
 
 
-@pytest.mark.parametrize("blame", COMPONENTS)
+@pytest.mark.parametrize("blame", [*COMPONENTS, "mine"])
 @pytest.mark.parametrize("check", ["loaded_equals_saved", "trajectory", "final_state", "second_resume"])
 def test_there_is_a_line_for_every_component(check, blame) -> None:
     said = advice(check, "x", blame=blame, first=Difference(component=blame))

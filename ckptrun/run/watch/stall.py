@@ -18,14 +18,18 @@ from typing import Any
 
 from ckptrun.run.watch.stacks import Activity
 
-__all__ = ["MAIN", "SAVE", "Culprit", "Heartbeat", "Peer", "Stall", "Track", "find_stall"]
+__all__ = ["MAIN", "SAVE", "SILENT_SHARE", "Culprit", "Heartbeat", "Peer", "Stall", "Track", "find_stall"]
 
 MAIN = "main"
 SAVE = "save"
+SILENT_SHARE = 0.6
+"""Of the limit: after this time without a word a rank, or the store, is taken for dead.
+
+A rank that stopped together with the others has been seen for less time than they have waited: they look at each other
+only when they wait, and what they hear is a little old.
+"""
 _NAMED_AT_MOST = 4
-# Of the limit. A rank that stopped together with the others has been seen for less time than they have waited: they
-# look at each other only when they wait, and what they hear is a little old.
-_SILENT_SHARE = 0.6
+# Of the limit, for the same reason.
 _STILL_SHARE = 0.85
 
 
@@ -177,7 +181,7 @@ def _decisive(heartbeat: Heartbeat, name: str) -> tuple[str, Track]:
 
 def _stopped(peers: Mapping[int, Peer], name: str, limit_seconds: float) -> Iterator[Culprit]:
     for rank, peer in sorted(peers.items()):
-        if peer.silent_seconds < _SILENT_SHARE * limit_seconds:
+        if peer.silent_seconds < SILENT_SHARE * limit_seconds:
             continue
         if peer.heartbeat is None:
             yield Culprit(rank=rank, stopped=True, name=name, track=None)

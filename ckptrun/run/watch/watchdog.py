@@ -26,16 +26,14 @@ from typing import TypeAlias
 from torch._C._distributed_c10d import Store
 
 from ckptrun.run.watch.stacks import Activity, activity_of, describe, is_of_checkpoint
-from ckptrun.run.watch.stall import Heartbeat, Peer, Stall, Track, find_stall
+from ckptrun.run.watch.stall import SILENT_SHARE, Heartbeat, Peer, Stall, Track, find_stall
 
 __all__ = ["Watchdog"]
 
 _LIMIT_SHARE = 0.8
-# Of the limit: how long a rank waits before it looks at the others, and how often it does; when it takes the store for
-# dead.
+# Of the limit: how long a rank waits before it looks at the others, and how often it does.
 _ATTENTIVE_SHARE = 0.2
 _READ_SHARE = 0.1
-_SILENT_SHARE = 0.6
 # After this time without a look of its own this rank was stopped, or had no processor, and so may the others.
 _BLIND_SHARE = 0.125
 _BLIND_SECONDS = 1.0
@@ -145,7 +143,7 @@ class Watchdog:
 
     def _stall(self, own: Heartbeat, now: float) -> Stall | None:
         asked_at = self._asked_at
-        if asked_at is not None and now - max(asked_at, self._awake_since) >= _SILENT_SHARE * self._limit:
+        if asked_at is not None and now - max(asked_at, self._awake_since) >= SILENT_SHARE * self._limit:
             track = own.main if own.main.activity.is_waiting else own.save
             return Stall(culprits=(), waiting=track, timeout_seconds=self._timeout, store_is_silent=True)
         peers = {}
