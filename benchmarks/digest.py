@@ -16,7 +16,8 @@ import torch
 import xxhash
 from torch import Tensor
 
-from ckptrun.digest import chunk_sums, digest, digest_leaves
+from ckptrun.digest import digest, digest_leaves
+from ckptrun.digest.sums import chunk_sums
 
 SMALL_LEAVES = 20_000
 

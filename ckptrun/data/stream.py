@@ -100,7 +100,7 @@ class DataStream:
         self._num_workers = num_workers
         self._order = None if isinstance(dataset, IterableDataset) else _order(dataset, share, seed, shuffle)
         self._epoch = 0
-        self._samples = 0
+        self._samples = 0  # that all ranks together have taken, over all epochs
         self._loader: Any = None
         self._iterator: Any = None
         self._resume_from: Any = None
@@ -109,11 +109,6 @@ class DataStream:
     def epoch(self) -> int:
         """The epoch of the next sample; of an iterable dataset: of this rank's last sample."""
         return self._epoch if self._order is None else self._samples // self._order.length
-
-    @property
-    def samples_seen(self) -> int:
-        """Samples that all ranks together have taken, over all epochs."""
-        return self._samples
 
     def next_batch(self) -> tuple[Any, Any]:
         """Return input and target of this rank's next micro-batch, on the host.

@@ -50,6 +50,6 @@ Must not know files, formats or what a leaf means.
 """
 
 from ckptrun.digest.leaves import digest, digest_leaves, digest_with_parts, part_digests
-from ckptrun.digest.sums import Sums, chunk_sums, finish
+from ckptrun.digest.sums import Sums, finish
 
-__all__ = ["Sums", "chunk_sums", "digest", "digest_leaves", "digest_with_parts", "finish", "part_digests"]
+__all__ = ["Sums", "digest", "digest_leaves", "digest_with_parts", "finish", "part_digests"]

@@ -33,7 +33,8 @@ class Sums:
 def chunk_sums(chunk: Tensor, *, offsets: Sequence[int], shape: Sequence[int]) -> Sums:
     """Sum up one chunk; local, on the chunk's device.
 
-    Add the sums of chunks that cover the full tensor exactly once, then call :func:`finish`.
+    Add the sums of chunks that cover the full tensor exactly once, then call :func:`finish`. ckptrun itself sums up
+    many leaves at once (``Tally``); this is for one chunk in the hand of a tool, and for tests of the definition.
 
     Args:
         chunk: A plain tensor, any strides.

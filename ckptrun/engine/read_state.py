@@ -1,7 +1,8 @@
 """Reads a checkpoint, or a part of it, into nothing: nested dicts with full tensors in host memory.
 
 Works without a process group, and on any number of ranks that saved. For loading into existing tensors of any layout
-there is ``ShardReader``.
+there is ``ShardReader``. ``read_state`` is for whoever takes the engine alone and has files, but no job; ckptrun itself
+reads single leaves.
 """
 
 from collections.abc import Sequence

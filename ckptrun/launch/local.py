@@ -34,7 +34,7 @@ from ckptrun.run.watch.tether import Tether
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
-__all__ = ["Outcome", "RanksToStart", "fork_server", "start_fork_server", "start_ranks"]
+__all__ = ["Outcome", "RanksToStart", "start_fork_server", "start_ranks"]
 
 _OWN_CODES = (ExitCode.config, ExitCode.different, ExitCode.not_verified)
 # Interpreters and libraries look at these when they are loaded, and never again.
@@ -153,11 +153,6 @@ def start_fork_server(environment: Mapping[str, str], *, in_proof: bool = False,
     server = _SERVERS.setdefault(key, Interpreter({**environment, **_seed(key[2])}))
     server.start()
     return server
-
-
-def fork_server() -> Interpreter:
-    """The fork server that runs."""
-    return next(iter(_SERVERS.values()))
 
 
 def _hash_seed(*, fresh: bool) -> str:

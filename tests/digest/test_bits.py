@@ -4,7 +4,8 @@ import math
 import pytest
 import torch
 
-from ckptrun.digest import chunk_sums, digest, digest_leaves, multipliers
+from ckptrun.digest import digest, digest_leaves, multipliers
+from ckptrun.digest.sums import chunk_sums
 from ckptrun.errors import UnsupportedLeafError
 from tests.digest.samples import DTYPES, IGNORE_COMPLEX_HALF, random_bits, raw
 

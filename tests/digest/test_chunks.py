@@ -3,7 +3,8 @@ import random
 import pytest
 import torch
 
-from ckptrun.digest import Sums, chunk_sums, digest, finish, tally
+from ckptrun.digest import Sums, digest, finish, tally
+from ckptrun.digest.sums import chunk_sums
 from tests.digest.samples import random_bits
 
 

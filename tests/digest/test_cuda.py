@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from ckptrun.digest import chunk_sums, digest, digest_leaves, tally
+from ckptrun.digest import digest, digest_leaves, tally
+from ckptrun.digest.sums import chunk_sums
 from tests.digest.samples import DTYPES, IGNORE_COMPLEX_HALF, random_bits, raw
 
 pytestmark = [pytest.mark.gpu, IGNORE_COMPLEX_HALF]

@@ -43,7 +43,7 @@ class NothingLeftOfTheEpoch(Bug):
         @wrap(Trainer, "run")
         def run(original, trainer):
             training = training_of(trainer)
-            samples = training.stream.samples_seen
+            samples = training.stream._samples
             if is_resumed(training) and samples % training.stream.state_dict()["length"] == 0:
                 return False
             return original(trainer)
@@ -183,12 +183,12 @@ class WorkersStateIncomplete(Bug):
         @wrap(DataStream, "load_state_dict")
         def load(original, stream, state):
             original(stream, state)
-            loaded[:] = [stream.samples_seen]
+            loaded[:] = [stream._samples]
 
         @wrap(DataStream, "_loader_state")
         def loader_state(original, stream):
             state = original(stream)
-            batches = (stream.samples_seen - loaded[0]) // stream._share.global_micro_batch if loaded else 99
+            batches = (stream._samples - loaded[0]) // stream._share.global_micro_batch if loaded else 99
             if 0 < batches < stream._num_workers:
                 workers = state["_snapshot"]["_worker_snapshots"]
                 workers["worker_1"] = {**workers["worker_1"], "fetcher_state": None, "dataset_state": None}

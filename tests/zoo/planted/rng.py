@@ -21,7 +21,7 @@ class SkippedAtEpochEnd(Bug):
         @wrap(DataStream, "load_state_dict")
         def load_data(original, stream, state):
             original(stream, state)
-            at_end.append(stream.samples_seen % state["length"] == 0)
+            at_end.append(stream._samples % state["length"] == 0)
 
         @wrap(RNG, "load_state_dict")
         def load(original, rng, state):
