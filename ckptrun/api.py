@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from ckptrun.carry_out import carry_out
 from ckptrun.config.compose import config_from
 from ckptrun.errors import RankFailedError
-from ckptrun.evidence.run_folder import VERDICT
+from ckptrun.evidence.run_folder import PROOF, VERDICT
 from ckptrun.evidence.starts import read_starts
 from ckptrun.evidence.verdict import Verdict, read_verdict
 from ckptrun.exit_codes import ExitCode
@@ -34,7 +34,7 @@ def prove(overrides: Sequence[str]) -> Verdict:
     verdict_file.unlink(missing_ok=True)
     code = carry_out(config, command=["ckptrun", *overrides])
     if code in (ExitCode.failed, ExitCode.config) or not verdict_file.is_file():
-        starts = read_starts(config.run_dir) or read_starts(config.run_dir / "proof" / "reference")
+        starts = read_starts(config.run_dir) or read_starts(config.run_dir / PROOF / "reference")
         failure = starts[-1].failure if starts else None
         what = f"rank {failure.rank}: {failure.text}" if failure is not None else f"exit code {code}"
         raise RankFailedError(f"The run in {config.run_dir} came to nothing: {what}")

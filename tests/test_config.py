@@ -174,6 +174,11 @@ def test_run_name_comes_from_what_makes_the_run_what_it_is() -> None:
     assert (
         default_run_name(["train.steps=9", "proof.reload=none", "checkpoint.path=/x y", "launch.nproc=2"]) == "default"
     )
+    # Keys are left out, choices are not: another way to save is another run.
+    assert (
+        default_run_name(["checkpoint=async", "checkpoint.keep_last=2", "proof=full"]) == "checkpoint=async,proof=full"
+    )
+    assert default_run_name(["launch=local", "launch.nproc=2"]) == "launch=local"
     assert "/" not in default_run_name(["data.files=[/a/b c.txt]"])
     first, second = default_run_name([f"data.files=[{'a' * 200}]"]), default_run_name([f"data.files=[{'a' * 201}]"])
     assert first != second

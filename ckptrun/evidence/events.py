@@ -16,7 +16,7 @@ import torch
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-from ckptrun.evidence.run_folder import CONFIG, EVENTS
+from ckptrun.evidence.run_folder import CONFIG, EVENTS, TENSORBOARD
 from ckptrun.evidence.starts import EventKind
 from ckptrun.files import json_text
 
@@ -36,7 +36,7 @@ class RunRecord:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._events: IO[str] = (folder / EVENTS).open("a", buffering=1)
-        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1) if has_board else None
+        self._tensorboard = SummaryWriter(str(folder / TENSORBOARD), purge_step=first_step + 1) if has_board else None
 
     def __enter__(self) -> Self:
         return self

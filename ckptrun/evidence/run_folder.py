@@ -1,4 +1,7 @@
-"""What lies in a run folder, and under which name: nobody else spells these names. Torch-free.
+"""What lies in a run folder, and under which name. Torch-free.
+
+Rooms from here on upwards take the names from here. Two that stand below spell one each, of what they make themselves:
+``checkpoints`` (``config/run.py``) and ``faults`` (``fault/record.py``).
 
 ::
 
@@ -9,9 +12,12 @@
     <run>/ledger/rank_00000.jsonl      each step, see ``ledger``
     <run>/trace/rank_00000.jsonl       each operation of the steps that are watched, see ``trace``
     <run>/trace/rank_00000.values      the bits of small tensors in that trace
+    <run>/tensorboard/                 curves
+    <run>/checkpoints/                 unless checkpoint.path says where
+    <run>/faults/                      what has fired, see ``fault.record``
     <run>/run.lock                     held while it runs
 
-The run under proof leaves more, see :mod:`ckptrun.run.leg`.
+A proof leaves more, see :mod:`ckptrun.run.leg`.
 """
 
 from pathlib import Path
@@ -19,13 +25,20 @@ from pathlib import Path
 from ckptrun.rank_names import rank_name
 
 __all__ = [
+    "CHECKPOINTS",
     "CONFIG",
     "ENVIRONMENT",
     "EVENTS",
+    "FAULTS",
+    "FILES",
     "LEDGER",
+    "LOGS",
+    "PROOF",
     "PROOF_LOCK",
     "PROOF_MARK",
     "RUN_LOCK",
+    "TENSORBOARD",
+    "TRACE",
     "VERDICT",
     "ledger_file",
     "trace_file",
@@ -37,11 +50,21 @@ ENVIRONMENT = "environment.json"
 EVENTS = "events.jsonl"
 VERDICT = "verdict.json"
 LEDGER = "ledger"
+TRACE = "trace"
+TENSORBOARD = "tensorboard"
+CHECKPOINTS = "checkpoints"
+FAULTS = "faults"
 RUN_LOCK = "run.lock"
 PROOF_LOCK = "proof.lock"
 """Held while a proof runs, of which the run is a part."""
 PROOF_MARK = "proof.json"
 """Says that the folder belongs to a proof, which may do it anew."""
+PROOF = "proof"
+"""The folders of the runs beside the one under proof, and what the proof notes for itself."""
+LOGS = "logs"
+"""What ranks of a proof printed."""
+FILES = "files"
+"""What ranks of a proof opened outside of the run folder."""
 
 
 def ledger_file(run_dir: Path, rank: int) -> Path:
@@ -51,9 +74,9 @@ def ledger_file(run_dir: Path, rank: int) -> Path:
 
 def trace_file(run_dir: Path, rank: int) -> Path:
     """Where the trace of ``rank`` lies."""
-    return run_dir / "trace" / f"{rank_name(rank)}.jsonl"
+    return run_dir / TRACE / f"{rank_name(rank)}.jsonl"
 
 
 def values_file(run_dir: Path, rank: int) -> Path:
     """Where the bits of small tensors in that trace lie."""
-    return run_dir / "trace" / f"{rank_name(rank)}.values"
+    return run_dir / TRACE / f"{rank_name(rank)}.values"

@@ -4,6 +4,7 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
+from ckptrun.evidence.run_folder import LOGS
 from ckptrun.evidence.starts import Failure
 from ckptrun.launch.local import Outcome
 from ckptrun.run.leg import Leg
@@ -41,7 +42,7 @@ def spoken_or_seen(said: Sequence[Failure], outcome: Outcome, *, run_dir: Path, 
 
 
 def _seen(outcome: Outcome, run_dir: Path, start: int) -> Failure | None:
-    leg = Leg(start=start, log=run_dir / "logs")
+    leg = Leg(start=start, log=run_dir / LOGS)
     for rank, number in sorted(outcome.killed.items()):
         name, why = _name(number), _WHY.get(signal.Signals(number) if _is_known(number) else signal.SIGTERM)
         text = f"was ended by {name}{f' ({why})' if why else ''} without a word of its own; {_log(leg, rank)}"

@@ -5,7 +5,20 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from ckptrun.evidence.run_folder import CONFIG, ENVIRONMENT, EVENTS, LEDGER, PROOF_MARK, VERDICT
+from ckptrun.evidence.run_folder import (
+    CHECKPOINTS,
+    CONFIG,
+    ENVIRONMENT,
+    EVENTS,
+    FAULTS,
+    FILES,
+    LEDGER,
+    LOGS,
+    PROOF,
+    PROOF_MARK,
+    TENSORBOARD,
+    VERDICT,
+)
 from ckptrun.files import write_json
 from ckptrun.proof.places import clear_checkpoints
 
@@ -14,16 +27,16 @@ __all__ = ["claim_folder", "keep_known"]
 _KNOWN = "outside"
 # What a proof leaves, and may remove when it is done anew; anything else is somebody else's.
 _OWN = (
-    "checkpoints",
+    CHECKPOINTS,
     CONFIG,
     ENVIRONMENT,
     EVENTS,
-    "faults",
-    "files",
+    FAULTS,
+    FILES,
     LEDGER,
-    "logs",
-    "proof",
-    "tensorboard",
+    LOGS,
+    PROOF,
+    TENSORBOARD,
     VERDICT,
     PROOF_MARK,
 )
@@ -42,7 +55,7 @@ def claim_folder(folder: Path, checkpoints: str | None) -> dict[str, int]:
     Raises:
         ConfigError: ``checkpoint.path`` holds something that no proof has left.
     """
-    root = checkpoints or str(folder / "checkpoints")
+    root = checkpoints or str(folder / CHECKPOINTS)
     mark = folder / PROOF_MARK
     is_ours = mark.is_file()
     known: dict[str, int] = json.loads(mark.read_text()).get(_KNOWN, {}) if is_ours else {}

@@ -15,6 +15,7 @@ from typing import assert_never
 from ckptrun.checks.outside import Access, Crossing, Window, check_outside, find_crossings, is_matched
 from ckptrun.config.checkpoint import is_remote
 from ckptrun.config.run import RunConfig
+from ckptrun.evidence.run_folder import FILES, PROOF
 from ckptrun.evidence.verdict import Check
 from ckptrun.files import append_line, read_lines
 from ckptrun.proof.folder import keep_known
@@ -69,12 +70,12 @@ class OutsideFiles:
     def begin(self, leg: str, start: int, run_dir: Path) -> FileWatch:
         """A start of ``leg`` begins, in ``run_dir``; return what its ranks shall note."""
         append_line(self._legs, {"leg": leg, "start": start, "began": time.time_ns()})
-        self._folders[leg] = run_dir / "files"
+        self._folders[leg] = run_dir / FILES
         return FileWatch(log=self._folders[leg], since=self._since, own=self._own)
 
     @property
     def _legs(self) -> Path:
-        self._config.run_dir.joinpath("proof").mkdir(parents=True, exist_ok=True)
+        self._config.run_dir.joinpath(PROOF).mkdir(parents=True, exist_ok=True)
         return self._config.run_dir / _LEGS
 
     def check(self) -> tuple[Check, list[str]]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from ckptrun.config.checkpoint import is_remote
 from ckptrun.config.run import RunConfig
 from ckptrun.errors import ConfigError
+from ckptrun.evidence.run_folder import PROOF
 from ckptrun.files import write_json
 
 __all__ = ["PrivateFiles", "check_private"]
@@ -145,8 +146,8 @@ def _full(place: Path) -> Path:
 
 
 def _mark(config: RunConfig) -> Path:
-    return config.run_dir / "proof" / "private.json"
+    return config.run_dir / PROOF / "private.json"
 
 
 def _copies(config: RunConfig) -> Path:
-    return config.run_dir / "proof" / "private"
+    return config.run_dir / PROOF / "private"

@@ -8,7 +8,7 @@ from ckptrun.config.data_files import data_files
 from ckptrun.config.run import RunConfig
 from ckptrun.engine.manifest import read_manifest
 from ckptrun.errors import ConfigError, ManifestError
-from ckptrun.evidence.run_folder import CONFIG, EVENTS, LEDGER, PROOF_LOCK, PROOF_MARK, RUN_LOCK
+from ckptrun.evidence.run_folder import CHECKPOINTS, CONFIG, EVENTS, LEDGER, PROOF_LOCK, PROOF_MARK, RUN_LOCK
 from ckptrun.run.conditions import check_identity
 from ckptrun.run.which_checkpoint import checkpoint_in, folders_to_resume, none_is_whole
 
@@ -18,7 +18,7 @@ __all__ = ["check_folder", "make_folder", "preflight"]
 _MARKS_OF_RUN = frozenset({EVENTS, RUN_LOCK, PROOF_MARK, PROOF_LOCK})
 _MARKS_OF_PROOF = frozenset({PROOF_MARK})
 # What may lie in a folder before: brought from elsewhere, to go on from; or left by a proof that got no further.
-_BEFORE_A_RUN = frozenset({"checkpoints", LEDGER})
+_BEFORE_A_RUN = frozenset({CHECKPOINTS, LEDGER})
 _BEFORE_A_PROOF = frozenset({RUN_LOCK, PROOF_LOCK})
 # Made and removed to see whether a folder can be written to. A kill in between leaves it, so it is nobody's.
 _PROBE = ".writable"

@@ -12,7 +12,7 @@ from ckptrun.engine.layout import step_folder
 from ckptrun.engine.locate import locate
 from ckptrun.engine.manifest import read_manifest
 from ckptrun.errors import CheckpointDamagedError, CheckpointExistsError, CheckpointNotFoundError, ConfigError
-from ckptrun.evidence.run_folder import CONFIG
+from ckptrun.evidence.run_folder import CHECKPOINTS, CONFIG
 
 __all__ = ["abandoned_steps", "checkpoint_in", "checkpoint_of", "folders_to_resume", "none_is_whole"]
 
@@ -67,7 +67,7 @@ def checkpoint_in(place: str, *, key: str) -> str:
     Raises:
         CheckpointNotFoundError: There is none.
     """
-    for root in (place, f"{place.rstrip('/')}/checkpoints"):
+    for root in (place, f"{place.rstrip('/')}/{CHECKPOINTS}"):
         steps = list_committed(root)
         if steps:
             return step_folder(root, steps[-1])
@@ -85,7 +85,7 @@ def checkpoint_in(place: str, *, key: str) -> str:
 def checkpoint_of(run_dir: Path, step: int) -> str:
     """The checkpoint of ``step`` of another run, which may have put its checkpoints anywhere; it need not exist."""
     config = yaml.safe_load((run_dir / CONFIG).read_text())
-    return step_folder(config["checkpoint"]["path"] or run_dir / "checkpoints", step)
+    return step_folder(config["checkpoint"]["path"] or run_dir / CHECKPOINTS, step)
 
 
 def none_is_whole(config: RunConfig, damaged: Mapping[str, str]) -> CheckpointDamagedError:

@@ -9,12 +9,11 @@ from ckptrun.engine.commit import is_committed, list_committed, list_in_flight, 
 from ckptrun.engine.layout import step_name
 from ckptrun.engine.locate import place_of
 from ckptrun.errors import CheckpointNotFoundError, ConfigError
-from ckptrun.evidence.run_folder import CONFIG
+from ckptrun.evidence.run_folder import CHECKPOINTS, CONFIG
 from ckptrun.text import joined
 
 __all__ = ["checkpoints_in", "is_foreign", "newest_of", "root_at", "runs_in", "steps_of"]
 
-_CHECKPOINTS = "checkpoints"
 _MAX_CONFIG_BYTES = 2**20
 _SHOWN = 8
 # outputs, experiment, sweep, cell
@@ -48,7 +47,7 @@ def root_at(place: Location) -> Location | None:
 
 
 def _root_of(place: Location) -> Location | None:
-    places = [place, place.child(_CHECKPOINTS)]
+    places = [place, place.child(CHECKPOINTS)]
     elsewhere = _elsewhere(place)
     if elsewhere is not None:
         with contextlib.suppress(ConfigError):
