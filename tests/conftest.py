@@ -24,6 +24,7 @@ FIRST = (
     "zoo/test_sound",
     "engine/test_crash_matrix",
     "jobs/",
+    "sweep/",
     "package/",
     "parallelism/",
 )

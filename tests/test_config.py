@@ -142,7 +142,7 @@ def test_a_bad_value_names_key_value_and_way_out(overrides: list[str], words: li
     ],
 )
 def test_a_wrong_command_line_ends_with_exit_code_2_and_no_stack(arguments, words, monkeypatch, capsys) -> None:
-    # As processes of their own: those of tests/jobs/test_sweep.py.
+    # As processes of their own: those of tests/sweep/test_sweep.py.
     monkeypatch.setattr(sys, "argv", ["ckptrun", *arguments])
     with pytest.raises(SystemExit) as ended:
         sys.exit(main())

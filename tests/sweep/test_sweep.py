@@ -21,7 +21,7 @@ from ckptrun.sweep.sweep import put_cell
 from tests.support.configs import config_of
 from tests.support.jobs import TINY, events, start, stop, verdict, wait_for_event
 
-MINE = f"{Path(__file__).parent / 'user code' / 'mine.py'}"
+MINE = f"{Path(__file__).parents[1] / 'jobs/user code/mine.py'}"
 USER_CODE = ("model=custom", "model.loss=mse", "data=custom", f"data._target_='{MINE}:Pairs'", "train.micro_batch=4")
 SHORT = ("train.steps=4", "checkpoint.interval_steps=2", "launch.nproc=2")
 
