@@ -1,4 +1,7 @@
-"""The composition root: the only place that turns a config into objects."""
+"""The composition root of what trains: the only place that makes its objects from a config, and their state.
+
+What saves and loads that state is made in ``run/job.py``, which has what it needs beside the config: groups, faults.
+"""
 
 import fnmatch
 import inspect

@@ -1,8 +1,9 @@
 """Every system call by which a save or load touches a local file system, one method each.
 
-The lowest seam: tests and faults put their own in its place, to count calls, to kill the process between two of them,
-to let one fail, or to record them and replay what is left after a power cut. So nothing else in the package that saves
-or loads may touch a local file. No method does anything beside its call.
+The lowest seam: tests put their own in its place, to count calls, to kill the process between two of them, to let one
+fail, or to record them and replay what is left after a power cut. So nothing else in the engine may touch a local file
+of a checkpoint. Planned faults strike one level higher, in place of the backend. No method does anything beside its
+call.
 """
 
 import ctypes
