@@ -1,7 +1,7 @@
 """What lies in a run folder, and under which name. Torch-free.
 
-Rooms from here on upwards take the names from here. Two that stand below spell one each, of what they make themselves:
-``checkpoints`` (``config/run.py``) and ``faults`` (``fault/record.py``).
+The names are here for all rooms that stand above. Some that stand below spell one themselves: ``checkpoints``
+(``config/run.py``, ``formats/open_source.py``) and ``faults`` (``fault/record.py``).
 
 ::
 
