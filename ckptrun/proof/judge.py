@@ -36,17 +36,21 @@ from ckptrun.files import read_lines
 from ckptrun.proof.diagnose import Diagnosis, Suspect, diagnose
 from ckptrun.proof.material import Material
 from ckptrun.proof.occurred import occurred
+from ckptrun.proof.outside_files import OutsideFiles
 from ckptrun.proof.places import leaf_names
 from ckptrun.proof.subject import StartRun
 
 __all__ = ["judge", "judge_failed"]
 
 
-def judge(material: Material, *, start_run: StartRun, controls: Callable[[], Sequence[Start]]) -> Verdict:
-    """Make every check, and look for the cause of a difference.
+def judge(
+    material: Material, *, outside: OutsideFiles, start_run: StartRun, controls: Callable[[], Sequence[Start]]
+) -> Verdict:
+    """Make every check of a run of ours, and look for the cause of a difference.
 
     Args:
         material: What there is.
+        outside: Knows which files legs have in common.
         start_run: Starts another leg.
         controls: Runs the controls.
     """
@@ -63,12 +67,12 @@ def judge(material: Material, *, start_run: StartRun, controls: Callable[[], Seq
     differ = check_saves_differ(_committed(material), _ledgers(material), counts=counts)
     checks.append(differ or _only_one_save())
     checks = [_in_interpreter(check, material) for check in checks]
-    outside, not_covered = material.outside.check()
-    checks.append(outside)
+    shared, not_covered = outside.check()
+    checks.append(shared)
     found = _against_reference(material)
     compared = _compared(material, found)
     replicas = check_starts_replicas(material.starts)
-    if outside.status is Status.equal:
+    if shared.status is Status.equal:
         compared = _diagnosed(material, found, compared, others=[*checks, replicas], start_run=start_run)
     else:
         compared = [_unjudged(check) for check in compared]

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from ckptrun.evidence.starts import Start
 from ckptrun.fault import Fired, PlannedFault
-from ckptrun.proof.outside_files import OutsideFiles
 from ckptrun.proof.subject import Run, Subject
 
 __all__ = ["Material"]
@@ -27,8 +26,6 @@ class Material:
     """A start that ended in a way that was not planned."""
     kept: Mapping[str, str]
     """Checkpoint -> a copy that nobody removes."""
-    outside: OutsideFiles
-    """Knows which files legs have in common."""
 
     @property
     def resumes(self) -> list[Start]:

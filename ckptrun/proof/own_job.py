@@ -1,21 +1,29 @@
-"""A run of ours as the subject of a proof: what a config describes, in a folder of its own. Torch-free."""
+"""A run of ours as the subject of a proof: what a config describes, in a folder of its own."""
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ckptrun.config.checkpoint import CheckpointConfig, SaveMode
 from ckptrun.config.custom import Custom
 from ckptrun.config.proof import ReloadCheck
 from ckptrun.config.run import RunConfig
-from ckptrun.fault import stop_steps
+from ckptrun.engine.commit import list_committed
+from ckptrun.evidence.starts import Start
+from ckptrun.evidence.verdict import Verdict
+from ckptrun.fault import PlannedFault, stop_steps
 from ckptrun.launch.local import start_fork_server, start_ranks
 from ckptrun.launch.own_ranks import environment_of, own_ranks
-from ckptrun.proof.places import clear_place, place_beside
-from ckptrun.proof.subject import Run, TimedOutcome
+from ckptrun.proof.judge import judge
+from ckptrun.proof.material import Material
+from ckptrun.proof.outside_files import OutsideFiles
+from ckptrun.proof.places import clear_place, leaf_names, place_beside
+from ckptrun.proof.private_files import PrivateFiles
+from ckptrun.proof.subject import Run, StartRun, TimedOutcome
 from ckptrun.run.leg import Leg
 from ckptrun.run.preflight import preflight
+from ckptrun.text import counted
 
 __all__ = ["OwnJob"]
 
@@ -28,12 +36,27 @@ class OwnJob:
     Args:
         config: Of the proof, checked.
         after: The same once the run was resumed: on another mesh, if ``proof.resume_*`` says so.
+        plan: What fails; empty with ``proof=full``, where starts end by themselves.
+        outside: Knows which files legs have in common.
+        private: Puts each leg's own copies in place.
         command: The command line, for the record.
     """
 
-    def __init__(self, config: RunConfig, after: RunConfig, *, command: Sequence[str]) -> None:
+    def __init__(  # one caller passes all of them by name
+        self,
+        config: RunConfig,
+        after: RunConfig,
+        *,
+        plan: tuple[PlannedFault, ...],
+        outside: OutsideFiles,
+        private: PrivateFiles,
+        command: Sequence[str],
+    ) -> None:
         self._config = config
         self._after = after
+        self._plan = plan
+        self._outside = outside
+        self._private = private
         self._command = list(command)
         self.steps = config.train.steps
         self.reshapes = config.proof.reshapes
@@ -44,6 +67,16 @@ class OwnJob:
     def stops(self) -> Sequence[int]:
         """See ``Subject``."""
         return stop_steps(self._config)
+
+    @property
+    def title(self) -> str:
+        """See ``Subject``."""
+        what = "; then ".join(str(fault) for fault in self._plan) or "fresh processes go on from the middle, twice"
+        return f"Proof of {self.steps} steps on {counted(self._config.ranks, 'rank')}: {what}"
+
+    def plan(self) -> tuple[PlannedFault, ...]:
+        """See ``Subject``."""
+        return self._plan
 
     def run(self, name: str, *, is_later: bool = False, saves: bool = True, resume_from: str | None = None) -> Run:
         """See ``Subject``."""
@@ -67,6 +100,8 @@ class OwnJob:
 
     def start(self, run: Run, leg: Leg) -> TimedOutcome:
         """See ``Subject``."""
+        self._private.begin(run.name, leg.start, begins_as=leg.begins_as)
+        leg = replace(leg, files=self._outside.begin(run.name, leg.start, run.folder))
         config = self._config_of(run)
         if run.name != _UNDER_PROOF and run.saves:
             clear_place(run.checkpoints)
@@ -75,6 +110,18 @@ class OwnJob:
         preflight(config, world_size=config.ranks)
         outcome = start_ranks(own_ranks(config, command=self._command, leg=leg))
         return TimedOutcome(outcome=outcome, seconds=time.monotonic() - began)
+
+    def has_checkpoint(self, run: Run) -> bool:
+        """See ``Subject``."""
+        return bool(list_committed(run.checkpoints))
+
+    def leaf_names(self, run: Run) -> Sequence[str]:
+        """See ``Subject``."""
+        return leaf_names(run.checkpoint(self.steps))
+
+    def judge(self, material: Material, *, start_run: StartRun, controls: Callable[[], Sequence[Start]]) -> Verdict:
+        """See ``Subject``."""
+        return judge(material, outside=self._outside, start_run=start_run, controls=controls)
 
     def code_of(self, component: str | None) -> str:
         """See ``Subject``."""

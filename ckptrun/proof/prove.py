@@ -14,14 +14,12 @@ Every leg is a set of fresh processes. This process starts them, waits, and comp
 import signal
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
 
 from ckptrun.checks.ignored import Ignored
 from ckptrun.checks.whole_runs import second_resumes
 from ckptrun.config.proof import ProofConfig
 from ckptrun.config.run import RunConfig
 from ckptrun.console import say_error
-from ckptrun.engine.commit import list_committed
 from ckptrun.engine.locate import locate
 from ckptrun.evidence.run_folder import PROOF_LOCK
 from ckptrun.evidence.starts import EventKind, Start, read_failures, read_starts
@@ -30,13 +28,13 @@ from ckptrun.exit_codes import ExitCode
 from ckptrun.fault import FaultRecord, PlannedFault
 from ckptrun.launch.silent_end import spoken_or_seen
 from ckptrun.proof.folder import claim_folder
-from ckptrun.proof.judge import judge, judge_failed
+from ckptrun.proof.judge import judge_failed
 from ckptrun.proof.leg_end import why_incomplete
 from ckptrun.proof.leg_progress import leg_progress
 from ckptrun.proof.material import Material
 from ckptrun.proof.outside_files import OutsideFiles
 from ckptrun.proof.own_job import OwnJob
-from ckptrun.proof.places import keep_copies, leaf_names
+from ckptrun.proof.places import keep_copies
 from ckptrun.proof.preflight import reshaped
 from ckptrun.proof.private_files import PrivateFiles, check_private
 from ckptrun.proof.subject import Run, Subject, TimedOutcome
@@ -45,7 +43,7 @@ from ckptrun.run.leg import Controls, Leg
 from ckptrun.run.lock import RunLock
 from ckptrun.run.preflight import check_folder, make_folder
 
-__all__ = ["run_proof"]
+__all__ = ["prove_subject", "run_proof"]
 
 # Beyond those that faults cause: the first, and two that load what a resumed one has saved.
 _MOST_FURTHER_STARTS = 3
@@ -70,22 +68,29 @@ def run_proof(config: RunConfig, *, plan: tuple[PlannedFault, ...], command: Seq
         ConfigError: The folder belongs to something else, and nothing has been started; or a leaf to ignore is none of
             the reference.
     """
-    subject = OwnJob(config, reshaped(config) if config.proof.reshapes else config, command=command)
     check_folder(config.run_dir, in_proof=True)
     check_private(config)
     make_folder("run.dir", config)
     with closing(RunLock(config.run_dir, PROOF_LOCK)):
         outside = OutsideFiles(config, known=claim_folder(config.run_dir, config.checkpoint.path))
         private = PrivateFiles(config)
+        after = reshaped(config) if config.proof.reshapes else config
+        subject = OwnJob(config, after, plan=plan, outside=outside, private=private, command=command)
         try:
             private.keep()
-            return _Proof(subject, config.proof, plan=plan, outside=outside, private=private).run()
-        except (Interrupted, KeyboardInterrupt) as ended:
-            by = f" by {ended}" if isinstance(ended, Interrupted) else ""
-            say_error(f"ckptrun: the proof was interrupted{by}. Run the same command again to do it anew.")
-            return ExitCode.failed
+            return prove_subject(subject, config.proof)
         finally:
             private.put_back()
+
+
+def prove_subject(subject: Subject, options: ProofConfig) -> int:
+    """Prove a job whose folder is claimed; write ``verdict.json``; return the exit code."""
+    try:
+        return _Proof(subject, options).run()
+    except (Interrupted, KeyboardInterrupt) as ended:
+        by = f" by {ended}" if isinstance(ended, Interrupted) else ""
+        say_error(f"ckptrun: the proof was interrupted{by}. Run the same command again to do it anew.")
+        return ExitCode.failed
 
 
 class _Proof:
@@ -94,29 +99,16 @@ class _Proof:
     Args:
         subject: What is proved.
         options: What is asked to be checked.
-        plan: What fails; empty with ``proof=full``, where starts end by themselves.
-        outside: Knows which files legs have in common.
-        private: Puts each leg's own copies in place.
     """
 
-    def __init__(
-        self,
-        subject: Subject,
-        options: ProofConfig,
-        *,
-        plan: tuple[PlannedFault, ...],
-        outside: OutsideFiles,
-        private: PrivateFiles,
-    ) -> None:
+    def __init__(self, subject: Subject, options: ProofConfig) -> None:
         self._subject = subject
         self._options = options
-        self._private = private
-        self._outside = outside
-        self._plan = plan
+        self._plan: tuple[PlannedFault, ...] = ()
         self._run = subject.run("run")
         self._reference = subject.run("reference")
         self._record = FaultRecord(self._run.folder)
-        self._view = ProofView(subject, plan=plan)
+        self._view = ProofView(subject)
         self._kept: dict[str, str] = {}
         self._other_mesh: str | None = None
 
@@ -124,14 +116,15 @@ class _Proof:
         """Run all legs, judge, and say what came out."""
         self._view.begin()
         self._subject.prepare()
-        steps = self._subject.steps
         ended = self._start(self._reference, saves_at_end_only=True, samples=self._subject.reshapes)
+        steps = self._subject.steps
         why = why_incomplete(self._reference, ended, last_step=steps)
         if why is not None:
             what = "the reference, in which nothing was to fail,"
             return self._failed(read_starts(self._reference.folder), ended, what, why=why)
         if self._options.ignore:
-            Ignored(self._options.ignore).check_matched(leaf_names(self._reference.checkpoint(steps)))
+            Ignored(self._options.ignore).check_matched(self._subject.leaf_names(self._reference))
+        self._plan = self._subject.plan()
         failure = self._run_under_proof()
         if failure is None and self._other_mesh is not None:
             what = "the uninterrupted run on the other mesh, in which nothing was to fail,"
@@ -150,9 +143,8 @@ class _Proof:
             fired=self._record.fired(),
             failure=failure,
             kept=self._kept,
-            outside=self._outside,
         )
-        verdict = judge(material, start_run=self._start, controls=lambda: self._controls(starts))
+        verdict = self._subject.judge(material, start_run=self._start, controls=lambda: self._controls(starts))
         return self._finish(verdict, starts)
 
     def _run_under_proof(self) -> Start | None:
@@ -190,7 +182,7 @@ class _Proof:
         """Whether a start is the first that has something to go on from."""
         if index == 0 or any(start.fresh for start in read_starts(self._run.folder)):
             return False
-        return bool(list_committed(self._run.checkpoints))
+        return self._subject.has_checkpoint(self._run)
 
     def _wants_another(self, starts: Sequence[Start], ended: TimedOutcome) -> bool:
         """Whether the run, which is complete, shall be started once more only to load its end."""
@@ -202,7 +194,7 @@ class _Proof:
         root = self._run.checkpoints
         if self._subject.keep_last is not None:
             self._kept.update(keep_copies(root, self._subject.run("kept").folder))
-        if is_first and self._subject.reshapes and list_committed(root):
+        if is_first and self._subject.reshapes and self._subject.has_checkpoint(self._run):
             again = self._subject.run("resumed_reference", is_later=True, resume_from=root)
             ended = self._start(again, saves_at_end_only=True, samples=True, begins_as=1)
             # The resume may fail of the same: that is what the proof is about, and is told first.
@@ -229,8 +221,6 @@ class _Proof:
     def _start(self, run: Run, **what: object) -> TimedOutcome:
         """Start the ranks of one leg; what they print goes to a file."""
         leg = Leg(name=run.name, in_proof=True, log=run.folder / "logs", **what)  # type: ignore[arg-type]
-        self._private.begin(run.name, leg.start, begins_as=leg.begins_as)
-        leg = replace(leg, files=self._outside.begin(run.name, leg.start, run.folder))
         with leg_progress(run.name, run.folder, steps=self._subject.steps):
             ended = self._subject.start(run, leg)
         if ended.outcome.interrupted_by is not None:

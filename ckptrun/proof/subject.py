@@ -7,12 +7,18 @@ The rest of ``proof/`` knows no more of a job than this, so that whose loop it i
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ckptrun.config.precision import PrecisionConfig
 from ckptrun.engine.layout import step_folder
+from ckptrun.evidence.starts import Start
+from ckptrun.evidence.verdict import Verdict
+from ckptrun.fault import PlannedFault
 from ckptrun.launch.local import Outcome
 from ckptrun.run.leg import Leg
+
+if TYPE_CHECKING:
+    from ckptrun.proof.material import Material
 
 __all__ = ["Run", "StartRun", "Subject", "TimedOutcome"]
 
@@ -76,6 +82,17 @@ class Subject(Protocol):
     def stops(self) -> Sequence[int]:
         """After which steps its starts end by themselves in a proof without a fault."""
 
+    @property
+    def title(self) -> str:
+        """A sentence for people: what is proved, and what is going to happen to it, as far as that is known before."""
+
+    def plan(self) -> tuple[PlannedFault, ...]:
+        """Return what fails, in order; called once the reference has come to its end.
+
+        Raises:
+            ConfigError: A fault can never strike.
+        """
+
     def run(self, name: str, *, is_later: bool = False, saves: bool = True, resume_from: str | None = None) -> Run:
         """Return a run of the job; nothing is started or made. Called ``run`` it is the one under proof.
 
@@ -93,6 +110,23 @@ class Subject(Protocol):
         """Start all ranks of one leg and wait until they have ended.
 
         A run beside the one under proof begins in an empty place.
+        """
+
+    def has_checkpoint(self, run: Run) -> bool:
+        """Whether there is something that a start of ``run`` can go on from."""
+
+    def leaf_names(self, run: Run) -> Sequence[str]:
+        """Return what the state of a run that has ended is made of."""
+
+    def judge(
+        self, material: "Material", *, start_run: "StartRun", controls: "Callable[[], Sequence[Start]]"
+    ) -> Verdict:
+        """Make every check that there is of such a job, and look for the cause of a difference.
+
+        Args:
+            material: What its legs have left.
+            start_run: Starts another leg.
+            controls: Runs the controls.
         """
 
     def code_of(self, component: str | None) -> str:

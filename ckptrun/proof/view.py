@@ -9,10 +9,9 @@ from ckptrun.evidence.difference import Difference
 from ckptrun.evidence.starts import EventKind, Start
 from ckptrun.evidence.verdict import Check, Status, Verdict
 from ckptrun.exit_codes import ExitCode
-from ckptrun.fault import Fired, PlannedFault
+from ckptrun.fault import Fired
 from ckptrun.proof.leg_progress import has_colour
 from ckptrun.proof.subject import Subject, TimedOutcome
-from ckptrun.text import counted
 
 __all__ = ["ProofView", "text_of"]
 
@@ -30,19 +29,14 @@ class ProofView:
 
     Args:
         subject: What is proved.
-        plan: What is going to fail.
     """
 
-    def __init__(self, subject: Subject, *, plan: Sequence[PlannedFault]) -> None:
+    def __init__(self, subject: Subject) -> None:
         self._subject = subject
-        self._plan = plan
 
     def begin(self) -> None:
         """Say what is going to happen."""
-        what = "; then ".join(str(fault) for fault in self._plan) or "fresh processes go on from the middle, twice"
-        ranks = counted(self._subject.run("run").ranks, "rank")
-        text = f"Proof of {self._subject.steps} steps on {ranks}: {what}"
-        say("\n".join(textwrap.wrap(text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)))
+        say("\n".join(textwrap.wrap(self._subject.title, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)))
 
     def leg(self, name: str, ended: TimedOutcome) -> None:
         """A leg that is not the run under proof has ended."""

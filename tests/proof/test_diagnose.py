@@ -14,10 +14,9 @@ from ckptrun.launch.local import Outcome
 from ckptrun.proof.diagnose import Suspect, diagnose
 from ckptrun.proof.leg_end import why_incomplete
 from ckptrun.proof.material import Material
-from ckptrun.proof.outside_files import OutsideFiles
-from ckptrun.proof.own_job import OwnJob
 from ckptrun.proof.subject import TimedOutcome
 from tests.support.configs import config_of
+from tests.support.hand_made import own_job
 
 STEPS = 6
 
@@ -45,7 +44,7 @@ def ended(code: int) -> TimedOutcome:
 
 def material_in(folder: Path) -> Material:
     config = config_of(f"run.dir={folder}", "fault=sigkill", "parallelism=none", f"train.steps={STEPS}")
-    subject = OwnJob(config, config, command=["ckptrun"])
+    subject = own_job(config)
     write_ledger(subject.run("reference").folder, STEPS)
     starts = [Start(index=0), Start(index=1, step=3, resumed_from=f"{folder}/checkpoints/step_00000003")]
     return Material(
@@ -57,7 +56,6 @@ def material_in(folder: Path) -> Material:
         fired=(),
         failure=None,
         kept={},
-        outside=OutsideFiles(config, known={}),
     )
 
 
@@ -114,7 +112,7 @@ def test_a_start_that_fails_when_it_is_watched_leaves_the_difference_without_a_n
 
 def test_a_leg_is_whole_only_with_every_step_of_every_rank(tmp_path) -> None:
     config = config_of(f"run.dir={tmp_path}", "parallelism=ddp", "launch.nproc=2")
-    run = OwnJob(config, config, command=[]).run("run")
+    run = own_job(config).run("run")
     write_ledger(tmp_path, STEPS)
     assert why_incomplete(run, ended(0), last_step=STEPS) == "rank 1 ended with exit code 0 after step 0 of 6"
     (tmp_path / "ledger/rank_00001.jsonl").write_text((tmp_path / "ledger/rank_00000.jsonl").read_text())

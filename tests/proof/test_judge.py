@@ -96,9 +96,8 @@ class Case:
             fired=self.fired,
             failure=self.failure,
             kept={},
-            outside=self.outside,
         )
-        return judge(material, start_run=_starts_nothing, controls=controls)
+        return judge(material, outside=self.outside, start_run=_starts_nothing, controls=controls)
 
 
 def _starts_nothing(*_: Any, **__: Any) -> Any:

@@ -12,12 +12,11 @@ from ckptrun.config.choices import CONF_DIR
 from ckptrun.config.proof import ReloadCheck
 from ckptrun.config.run import RunConfig, to_plain
 from ckptrun.launch.local import Outcome, RanksToStart
-from ckptrun.proof.own_job import OwnJob
 from ckptrun.proof.preflight import reshaped
 from ckptrun.run.conditions import deciding_keys
 from ckptrun.run.leg import Leg
 from tests.support.configs import config_of
-from tests.support.hand_made import put_checkpoint
+from tests.support.hand_made import own_job, put_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is (disabled|unavailable)")
 
@@ -32,7 +31,7 @@ class Job:
         self.config.run.dir = str(folder / "run")
         self.config.checkpoint = replace(self.config.checkpoint, **checkpoint)
         after = reshaped(self.config) if self.config.proof.reshapes else self.config
-        self.subject = OwnJob(self.config, after, command=["ckptrun", "fault=sigkill"])
+        self.subject = own_job(self.config, after, command=["ckptrun", "fault=sigkill"])
         self.asked: list[RanksToStart] = []
         monkeypatch.setattr("ckptrun.proof.own_job.start_ranks", self._start)
 
@@ -58,7 +57,10 @@ def test_ranks_are_started_with_the_leg_and_the_command_line(job: Job) -> None:
     leg = Leg(name="run", start=2, in_proof=True, fresh=True, stop_at=4)
     job.given("run", leg)
     (what,) = job.asked
-    assert what.arguments[1:] == (["ckptrun", "fault=sigkill"], leg)
+    command, given = what.arguments[1:]
+    assert command == ["ckptrun", "fault=sigkill"]
+    assert given.files is not None
+    assert replace(given, files=None) == leg
     assert (what.count, what.in_proof, what.fresh, what.run_dir) == (2, True, True, job.config.run_dir)
 
 

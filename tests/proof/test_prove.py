@@ -55,7 +55,7 @@ class Proof:
         self._plan = plan
 
     def run(self, monkeypatch: pytest.MonkeyPatch) -> int:
-        monkeypatch.setattr("ckptrun.proof.prove.OwnJob", lambda *_, **__: self.job)
+        monkeypatch.setattr("ckptrun.proof.prove.OwnJob", lambda *_, **given: self.job.given(**given))
         return int(run_proof(self._config, plan=self._plan, command=["ckptrun"]))
 
     @property

@@ -4,20 +4,27 @@ import functools
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ckptrun.config.precision import PrecisionConfig
+from ckptrun.config.run import RunConfig
 from ckptrun.engine.commit import list_committed
 from ckptrun.engine.layout import parse_step
 from ckptrun.evidence.run_folder import EVENTS, ledger_file
-from ckptrun.evidence.starts import read_starts
-from ckptrun.evidence.verdict import Check, Status
-from ckptrun.fault import FaultRecord
+from ckptrun.evidence.starts import Start, read_starts
+from ckptrun.evidence.verdict import Check, Status, Verdict
+from ckptrun.fault import FaultRecord, PlannedFault
 from ckptrun.files import append_line
 from ckptrun.launch.local import Outcome
-from ckptrun.proof.subject import Run, TimedOutcome
+from ckptrun.proof.judge import judge
+from ckptrun.proof.material import Material
+from ckptrun.proof.outside_files import OutsideFiles
+from ckptrun.proof.own_job import OwnJob
+from ckptrun.proof.places import leaf_names
+from ckptrun.proof.private_files import PrivateFiles
+from ckptrun.proof.subject import Run, StartRun, TimedOutcome
 from ckptrun.run.leg import Leg
 from tests.support.saves import live_state, save
 
@@ -66,6 +73,18 @@ def event(run: Run, kind: str, **facts: Any) -> None:
 def say_failure(run: Run, text: str, **facts: Any) -> None:
     """What a rank says before it ends."""
     event(run, "failure", **{"rank": 0, "text": text, "leaves": [], "component": None, **facts})
+
+
+def own_job(config: RunConfig, after: RunConfig | None = None, *, command: Sequence[str] = ("ckptrun",)) -> OwnJob:
+    """A run of ours as a subject, in a folder that nobody has claimed."""
+    return OwnJob(
+        config,
+        after or config,
+        plan=(),
+        outside=OutsideFiles(config, known={}),
+        private=PrivateFiles(config),
+        command=command,
+    )
 
 
 def begin(run: Run, leg: Leg) -> int:
@@ -171,6 +190,9 @@ class HandMade:
         self.keep_last = keep_last
         self.is_prepared_before: int | None = None
         """How many starts had been asked for then."""
+        self.planned: tuple[PlannedFault, ...] = ()
+        self.outside: Any = None
+        self.private: Any = None
         self._folder = folder
         self._acts = {"controls": does_controls, **(acts or {})}
 
@@ -183,6 +205,22 @@ class HandMade:
         """The start of that name."""
         (found,) = (asked for asked in self.asked if asked.name == name)
         return found
+
+    def given(
+        self, *, plan: tuple[PlannedFault, ...] = (), outside: Any = None, private: Any = None, **_: Any
+    ) -> "HandMade":
+        """Take what a run of ours is made with."""
+        self.planned, self.outside, self.private = plan, outside, private
+        return self
+
+    @property
+    def title(self) -> str:
+        """See ``Subject``."""
+        return f"Proof of {STEPS} steps: {'; then '.join(map(str, self.planned))}"
+
+    def plan(self) -> tuple[PlannedFault, ...]:
+        """See ``Subject``."""
+        return self.planned
 
     def run(self, name: str, *, is_later: bool = False, saves: bool = True, resume_from: str | None = None) -> Run:
         """See ``Subject``."""
@@ -203,11 +241,27 @@ class HandMade:
 
     def start(self, run: Run, leg: Leg) -> TimedOutcome:
         """See ``Subject``."""
+        if self.private is not None:
+            self.private.begin(run.name, leg.start, begins_as=leg.begins_as)
+        if self.outside is not None:
+            leg = replace(leg, files=self.outside.begin(run.name, leg.start, run.folder))
         asked = Asked(run, leg)
         self.asked.append(asked)
         assert len(self.asked) < 20, "it goes on for ever"
         outcome = self._acts.get(asked.name, does_it_right)(self, run, leg)
         return TimedOutcome(outcome=outcome, seconds=0.1)
+
+    def has_checkpoint(self, run: Run) -> bool:
+        """See ``Subject``."""
+        return bool(list_committed(run.checkpoints))
+
+    def leaf_names(self, run: Run) -> Sequence[str]:
+        """See ``Subject``."""
+        return leaf_names(run.checkpoint(STEPS))
+
+    def judge(self, material: Material, *, start_run: StartRun, controls: Callable[[], Sequence[Start]]) -> Verdict:
+        """See ``Subject``."""
+        return judge(material, outside=self.outside, start_run=start_run, controls=controls)
 
     def code_of(self, component: str | None) -> str:
         """See ``Subject``."""
