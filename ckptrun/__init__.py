@@ -3,7 +3,7 @@
 The layers, each importing only from those above it in this list:
 
 =====  ============================================================================================================
-L0     console, elements, errors, files, forks, local_part, processes, public_names, rank_names, text
+L0     console, elements, errors, files, forks, local_part, probe, processes, public_names, rank_names, text
 L1     config, exit_codes, memory, ranks, targets, values
 L2     data, digest, embedded, model, parallelism, precision, process_groups, schedule
 L3     engine, optimizer, state
@@ -13,9 +13,10 @@ L6     build, checks
 L7     run, tools
 L8     command_line, launch
 L9     proof, sweep
-L10    carry_out
-L11    api, app
-L12    __main__, pytest_plugin
+L10    foreign
+L11    carry_out
+L12    api, app
+L13    __main__, pytest_plugin
 =====  ============================================================================================================
 
 The public names are imported on first use, so that ``import ckptrun`` and ``ckptrun --help`` load no torch.

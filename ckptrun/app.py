@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from ckptrun.command_line import CommandLine, read_command_line
+from ckptrun.command_line import CommandLine, overrides_of_prove, read_command_line
 from ckptrun.config.choices import CONF_DIR, EXPERIMENT
 from ckptrun.config.compose import checked, composed, register
 from ckptrun.config.mistakes import FAULTS_OF_A_CONFIG, explained
@@ -23,6 +23,7 @@ from ckptrun.config.target_source import check_targets
 from ckptrun.console import say_error
 from ckptrun.errors import CkptrunError
 from ckptrun.exit_codes import ExitCode, exit_code_of
+from ckptrun.foreign.preflight import check_command_proof, is_command
 from ckptrun.proof.preflight import check_proof, check_under_launcher, is_proof
 from ckptrun.sweep.sweep import Sweep
 
@@ -34,7 +35,7 @@ _RAISE = "HYDRA_FULL_ERROR"
 def main() -> None:
     """Run the command line; ends the process with the exit codes of the README."""
     try:
-        line = read_command_line(sys.argv[1:])
+        line = read_command_line(overrides_of_prove(sys.argv[1:]))
         code = _run(composed(line.overrides, line.hydra_overrides)) if line.is_plain else _by_hydra(line)
     except CkptrunError as error:
         code = _report(error)
@@ -114,7 +115,7 @@ def _composed_by_hydra(composed: DictConfig) -> RunConfig:
 
 def _prepared(config: RunConfig) -> RunConfig:
     """``config``, once it is known to fit what starts the ranks."""
-    if _is_rank():
+    if _is_rank() and not is_command(config):
         check_world(config, int(os.environ["WORLD_SIZE"]))
         check_under_launcher(config)
         check_targets(config)
@@ -123,7 +124,9 @@ def _prepared(config: RunConfig) -> RunConfig:
 
 def _checked_cell(config: RunConfig) -> RunConfig:
     """``config`` of a cell, once it is known to make sense: a proof that cannot be is not begun."""
-    if is_proof(_prepared(config)) and not _is_rank():
+    if is_command(config):
+        check_command_proof(config)
+    elif is_proof(_prepared(config)) and not _is_rank():
         check_proof(config)
     return config
 
@@ -151,7 +154,7 @@ def _start(config: RunConfig) -> int:
     # torch reads this when it is first imported: its remarks on how to tune it are not for the user of a run.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # Imported here: torch takes seconds, and --help, --cfg and bad configs should not.
-    if _is_rank():
+    if _is_rank() and not is_command(config):
         from ckptrun.launch.rank import run_rank
 
         return run_rank(config, command=sys.argv)

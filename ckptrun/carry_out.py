@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from ckptrun.config.run import RunConfig
 from ckptrun.config.target_source import check_targets
 from ckptrun.console import say_error, say_interrupted
+from ckptrun.foreign.preflight import is_command
 from ckptrun.launch.local import start_fork_server, start_ranks
 from ckptrun.launch.own_ranks import environment_of, own_ranks
 from ckptrun.proof.preflight import check_proof, is_proof
@@ -21,6 +22,11 @@ def carry_out(config: RunConfig, *, command: Sequence[str]) -> int:
     Raises:
         ConfigError: Something that needs no rank to be seen is wrong.
     """
+    if is_command(config):
+        # Imported here: what judges loads torch, and ``--help`` should not.
+        from ckptrun.foreign.prove import prove_command
+
+        return prove_command(config)
     check_targets(config)
     plan = check_proof(config) if is_proof(config) else None
     start_fork_server(environment_of(config), in_proof=plan is not None)

@@ -7,12 +7,38 @@ from pathlib import Path
 from typing import NoReturn
 
 from ckptrun.config.compose import plain_overrides
+from ckptrun.config.job import quoted
 from ckptrun.config.mistakes import check_overrides, no_assignment
 from ckptrun.config.nearest import did_you_mean
 from ckptrun.errors import ConfigError
 from ckptrun.tools.cli import COMMANDS
 
-__all__ = ["CommandLine", "read_command_line"]
+__all__ = ["CommandLine", "overrides_of_prove", "read_command_line"]
+
+_PROVE = "prove"
+_EXAMPLE = "ckptrun prove fault=sigkill -- python train.py --output_dir {run}"
+
+
+def overrides_of_prove(arguments: Sequence[str]) -> list[str]:
+    """Turn ``prove [OVERRIDES] -- COMMAND`` into the overrides that it is short for; return anything else as it is.
+
+    Raises:
+        ConfigError: There is no ``--``, or nothing on one side of it that makes sense.
+    """
+    if list(arguments[:1]) != [_PROVE]:
+        return list(arguments)
+    if "--" not in arguments:
+        raise ConfigError(f"ckptrun prove needs -- before the command that trains: {_EXAMPLE}")
+    place = list(arguments).index("--")
+    own, command = list(arguments[1:place]), list(arguments[place + 1 :])
+    if not command:
+        raise ConfigError(f"ckptrun prove: there is no command after --: {_EXAMPLE}")
+    keys = {text.lstrip("+~").partition("=")[0] for text in own}
+    for key in ("job", "job.command"):
+        if key in keys:
+            raise ConfigError(f"ckptrun prove: {key} is given by the command after --. Leave {key}=... out.")
+    fault = [] if "fault" in keys else ["fault=sigkill"]
+    return [*own, *fault, "job=command", f"job.command=[{','.join(map(quoted, command))}]"]
 
 
 class _Parser(argparse.ArgumentParser):

@@ -36,8 +36,8 @@ COMPOSED = [
     "fault=sigint parallelism=tp",
     "fault=sigkill proof=full",
     "fault=sigstop optimizer=adafactor",
-    "fault=sigterm",
-    "fault=slow_storage",
+    "fault=sigterm job=command job.command=train:{run}",
+    "fault=slow_storage job=ckptrun",
     "fault=torn_write",
 ]
 

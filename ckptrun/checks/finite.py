@@ -27,7 +27,8 @@ def check_finite(lines: Sequence[LedgerLine]) -> list[Check]:
     if not void or (len(void) == 1 and void[0]["skipped"]):
         return []
     first, last = void[0], lines[-1]
-    what = f"loss {_number(first, 'loss')}, gradient norm {_number(first, 'gradient_norm')}"
+    numbers = {field: _number(first, field) for field in ("loss", "gradient_norm")}
+    what = ", ".join(f"{field.replace('_', ' ')} {n:.6g}" for field, n in numbers.items() if n is not None)
     steps = f"step {first['step']}" if first is last else f"steps {first['step']} to {last['step']}"
     detail = (
         f"from step {first['step']} on ({what}) every step looks the same, whatever was lost: {steps} prove nothing. "
@@ -38,9 +39,11 @@ def check_finite(lines: Sequence[LedgerLine]) -> list[Check]:
 
 
 def _is_void(line: LedgerLine) -> bool:
-    norm = float.fromhex(line["gradient_norm"])
-    return not math.isfinite(float.fromhex(line["loss"])) or (math.isnan(norm) and not line["skipped"])
+    loss, norm = _number(line, "loss"), _number(line, "gradient_norm")
+    is_lost = norm is not None and math.isnan(norm) and not line["skipped"]
+    return (loss is not None and not math.isfinite(loss)) or is_lost
 
 
-def _number(line: LedgerLine, field: str) -> str:
-    return f"{float.fromhex(line[field]):.6g}"
+def _number(line: LedgerLine, field: str) -> float | None:
+    """A number of a step; None of a job that has none, or more than one."""
+    return None if line[field] is None else float.fromhex(line[field])

@@ -29,6 +29,8 @@ __all__ = [
     "second_resumes",
 ]
 
+_COMPARED = "loss, gradient norm, learning rate, batches, random streams"
+
 
 def check_loads(starts: Sequence[Start]) -> Check:
     """``loaded_equals_saved``: what every start has loaded, and what fresh objects gave back at the end."""
@@ -67,7 +69,9 @@ def check_starts_replicas(starts: Sequence[Start]) -> Check:
     return Check(name="replicas", status=Status.equal, detail=detail, covered=covered)
 
 
-def check_steps(found: LedgerComparison, *, wanted: int, after: int, is_complete: bool = True) -> Check:
+def check_steps(
+    found: LedgerComparison, *, wanted: int, after: int, is_complete: bool = True, compared: str = _COMPARED
+) -> Check:
     """``trajectory``: the run, all its starts together, repeats the reference step by step.
 
     Args:
@@ -75,6 +79,7 @@ def check_steps(found: LedgerComparison, *, wanted: int, after: int, is_complete
         wanted: How many steps there must be to compare.
         after: How many of them came after the first resume.
         is_complete: Whether the run says that it has taken all its steps.
+        compared: What a line of the ledgers holds, in words.
     """
     covered = {"steps": found.steps, "ranks": found.ranks, "repeated_steps": found.repeated, "lines": found.lines}
     if found.first is not None:
@@ -94,7 +99,7 @@ def check_steps(found: LedgerComparison, *, wanted: int, after: int, is_complete
         return Check(name="trajectory", status=Status.not_verified, detail=detail, covered=covered)
     detail = (
         f"{found.steps} steps on {counted(found.ranks, 'rank')} repeat the reference ({after} of them after the first "
-        f"resume, {found.repeated} done more than once): loss, gradient norm, learning rate, batches, random streams"
+        f"resume, {found.repeated} done more than once): {compared}"
     )
     return Check(name="trajectory", status=Status.equal, detail=detail, covered=covered)
 

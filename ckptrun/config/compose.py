@@ -8,13 +8,14 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from ckptrun.config.choices import CONF_DIR, EXPERIMENT
+from ckptrun.config.job import quoted_override
 from ckptrun.config.mistakes import FAULTS_OF_A_CONFIG, check_keys, check_overrides, explained
 from ckptrun.config.run import RunConfig, from_hydra
 from ckptrun.config.schemas import SCHEMAS
 
 __all__ = ["checked", "composed", "config_from", "plain_overrides", "register"]
 
-_OPEN_DICT = re.compile(r"(model|optimizer|schedule|data)\.args[.=]|model\.tensor_plan[.=]|components[.=]")
+_OPEN_DICT = re.compile(r"(model|optimizer|schedule|data)\.args[.=]|model\.tensor_plan[.=]|components[.=]|job\.env[.=]")
 
 
 def config_from(overrides: Sequence[str]) -> RunConfig:
@@ -88,6 +89,7 @@ def plain_overrides(overrides: Sequence[str], *, added_groups: Collection[str] =
 def _plain(text: str, added_groups: Collection[str]) -> str:
     bare = text.lstrip("+")
     key = bare.partition("=")[0]
+    bare = quoted_override(bare)
     if _OPEN_DICT.match(bare):
         return f"++{bare}"
     return text if "@" in key or key in added_groups or key.startswith(("hydra.", "hydra/")) else bare

@@ -28,6 +28,7 @@ from omegaconf.errors import (
 )
 
 from ckptrun.config.choices import EXPERIMENT, choices_of
+from ckptrun.config.job import quoted_override
 from ckptrun.config.keys import all_keys, plain_sections, type_of
 from ckptrun.config.nearest import did_you_mean, no_such_choice
 from ckptrun.config.schemas import SCHEMAS
@@ -86,7 +87,7 @@ def _parsed(overrides: Iterable[str]) -> list[Override]:
         if not text.partition("=")[0].strip("+~"):
             raise ConfigError(f"{_short(text)} has a value and no key; write KEY=VALUE.")
         try:
-            found.append(parser.parse_override(text))
+            found.append(parser.parse_override(quoted_override(text)))
         except (OverrideParseException, HydraException, ValueError) as error:
             key, _, value = text.partition("=")
             shown = f"'{key}=\"{value}\"'" if _is_quotable(value) else "'KEY=\"a value\"'"

@@ -14,6 +14,7 @@ from ckptrun.config.checkpoint import CheckpointConfig
 from ckptrun.config.custom import Custom
 from ckptrun.config.data import CustomDataConfig, DataConfig, PythonSourceConfig, RandomConfig, ShapesConfig, TextConfig
 from ckptrun.config.fault import FaultConfig, FaultKind
+from ckptrun.config.job import JobConfig
 from ckptrun.config.launch import LaunchConfig
 from ckptrun.config.model import CNNConfig, CustomModelConfig, GPTConfig, MLPConfig, ModelConfig
 from ckptrun.config.optimizer import AdafactorConfig, MuonConfig, OptimizerConfig
@@ -74,6 +75,7 @@ class RunConfig:
     fault: FaultConfig = field(default_factory=FaultConfig)
     proof: ProofConfig = field(default_factory=ProofConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
+    job: JobConfig = field(default_factory=JobConfig)
     components: dict[str, Any] = field(default_factory=dict)
     """Components of the user's own: name -> ``{_target_: ..., args: {...}}``; objects with ``state_dict`` and
     ``load_state_dict``, told of each step if they have ``on_step(step=, loss=)``."""
@@ -106,7 +108,10 @@ _NOT_IN_NAME = (
     "train.steps",
     "train.log_interval_steps",
     "checkpoint.",
+    "job=command",
+    "job.timeout_seconds",
 )
+_COMMAND = "job.command="
 _LONGEST_NAME = 100
 
 
@@ -120,8 +125,20 @@ def default_run_name(overrides: Sequence[str]) -> str:
 
 
 def telling(overrides: Iterable[str]) -> list[str]:
-    """The overrides without those that a user may change between two starts of one run."""
-    return [text for text in overrides if not text.lstrip("+~").startswith(_NOT_IN_NAME)]
+    """The overrides without those that a user may change between two starts of one run; a command by its program."""
+    return [
+        _short_command(text) if text.startswith(_COMMAND) else text
+        for text in overrides
+        if not text.lstrip("+~").startswith(_NOT_IN_NAME)
+    ]
+
+
+def _short_command(override: str) -> str:
+    """``job.command=...`` by the first script or program that it names, and a mark of all of it."""
+    words = re.split(r"[\s,'\"\[\]]+", override.removeprefix(_COMMAND))
+    script = next((Path(word).stem for word in words if word.endswith(".py")), None)
+    name = script or next((Path(word).name for word in words if word), "command")
+    return f"{name}-{hashlib.sha256(override.encode()).hexdigest()[:8]}"
 
 
 def folder_name(overrides: Iterable[str], *, distinct: bool = False) -> str:

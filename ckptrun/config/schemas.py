@@ -1,6 +1,18 @@
 """Which dataclass types the choices of each group: ``conf/<group>/<choice>.yaml`` builds on one of them. Torch-free."""
 
-from ckptrun.config import checkpoint, data, fault, launch, model, optimizer, parallelism, precision, proof, schedule
+from ckptrun.config import (
+    checkpoint,
+    data,
+    fault,
+    job,
+    launch,
+    model,
+    optimizer,
+    parallelism,
+    precision,
+    proof,
+    schedule,
+)
 
 __all__ = ["SCHEMAS"]
 
@@ -40,5 +52,6 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "fault": {"fault": fault.FaultConfig},
     "proof": {"proof": proof.ProofConfig},
     "launch": {"launch": launch.LaunchConfig},
+    "job": {"job": job.JobConfig},
 }
 """Group -> name of the schema -> its dataclass."""

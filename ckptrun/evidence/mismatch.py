@@ -48,7 +48,7 @@ class Mismatch:
 
         Of float32, where both are such numbers, as losses are; else of float64.
         """
-        if self.field not in _FLOATS:
+        if self.field not in _FLOATS or None in (self.expected, self.got):
             return None
         one, other = float.fromhex(self.expected), float.fromhex(self.got)
         if not (math.isfinite(one) and math.isfinite(other)):

@@ -143,8 +143,10 @@ def cell_verdict(exit_code: int, left: LeftByStart) -> tuple[CellVerdict, str]:
 
 
 def save_figures(folder: Path) -> SaveFigures | None:
-    """Add up the commits that the ``events.jsonl`` of a run tells of; None when there is none."""
-    commits = [event for event in read_lines(folder / EVENTS) if event["event"] == EventKind.commit]
+    """Add up the commits that the ``events.jsonl`` of a run tells of; None when there is none, or none was measured."""
+    events = [event for event in read_lines(folder / EVENTS) if event["event"] == EventKind.commit]
+    # What a save of somebody else's job costs is not known.
+    commits = [event for event in events if "blocked_seconds" in event]
     if not commits:
         return None
     return SaveFigures(

@@ -25,6 +25,7 @@ _HEAD = """\
 ckptrun proves that a training job survives being killed.
 
 Usage: ckptrun KEY=VALUE ...             a run, or with fault=... a proof; ckptrun starts the ranks
+       ckptrun prove KEY=VALUE ... -- COMMAND                    a proof of a command that trains
        ckptrun -m KEY=A,B KEY=C,D ...    a sweep: every combination, one table
        torchrun --nproc-per-node 4 -m ckptrun KEY=VALUE ...      the same under torchrun
        ckptrun inspect|verify|diff|convert ...                   on checkpoints; ckptrun verify --help

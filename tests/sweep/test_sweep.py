@@ -249,6 +249,9 @@ def test_figures_of_saves_survive_a_line_that_a_kill_has_cut(tmp_path) -> None:
     assert save_figures(tmp_path).bytes_per_second == 50.0
     (tmp_path / "events.jsonl").write_text(cut)
     assert save_figures(tmp_path) is None
+    # Of a command only the step is known.
+    (tmp_path / "events.jsonl").write_text('{"event": "commit", "folder": "last.pt", "step": 2}\n')
+    assert save_figures(tmp_path) is None
 
 
 def test_cells_are_named_by_what_they_differ_in_whatever_that_is() -> None:

@@ -1,0 +1,77 @@
+"""Which checkpoints the starts of a job have left, from the saves of its ranks. Torch-free."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptrun.foreign.records import Heard, Save
+
+__all__ = ["SavedStep", "saved_steps"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedStep:
+    """What all ranks saved after one step."""
+
+    step: int
+    place: Path
+    """The file, or the folder that all the files of it lie in."""
+    is_complete: bool
+    """Whether every file of it was written, and every rank has gone on after that."""
+    sizes: dict[Path, int]
+    """Of its files, where they are known, in bytes."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in the events: files that are written again and again hold another step each time."""
+        return f"{self.place} (step {self.step})"
+
+
+def saved_steps(start: Heard, *, first_step: int, output: Path) -> list[SavedStep]:
+    """What one start saved and could be resumed from, by step.
+
+    Args:
+        start: What its ranks did.
+        first_step: What it went on from.
+        output: The folder that the job was told to write to.
+    """
+    by_step: dict[int, list[Save]] = {}
+    renames = [pair for rank in start.ranks for pair in rank.renames]
+    for rank in start.ranks:
+        for save in rank.saves:
+            by_step.setdefault(first_step + save.step, []).append(save)
+    found = []
+    for step, saves in sorted(by_step.items()):
+        # Weights alone (a best model, an export) are nothing to go on from.
+        if not any(save.is_resumable for save in saves):
+            continue
+        found.append(
+            SavedStep(
+                step=step,
+                place=_place([_renamed(save.path, renames) for save in saves], output),
+                is_complete=all(save.is_done and save.is_followed for save in saves),
+                sizes={save.path: save.size for save in saves if save.size is not None},
+            )
+        )
+    return found
+
+
+def _place(paths: Sequence[Path], output: Path) -> Path:
+    """The folder of several files; of files that lie in the job's folder itself, the first."""
+    if len(set(paths)) == 1:
+        return paths[0]
+    parents = [path.parent for path in paths]
+    common = next(folder for folder in [parents[0], *parents[0].parents] if all(_is_in(p, folder) for p in parents))
+    return paths[0] if common == output else common
+
+
+def _is_in(path: Path, folder: Path) -> bool:
+    return path == folder or folder in path.parents
+
+
+def _renamed(path: Path, renames: Sequence[tuple[Path, Path]]) -> Path:
+    """What a file is called in the end, when it or a folder of it was renamed."""
+    for before, after in renames:
+        if path == before or before in path.parents:
+            path = after / path.relative_to(before)
+    return path

@@ -1,0 +1,377 @@
+"""A command as the subject of a proof: started in a folder, listened to, and told of as a run of ours. Torch-free."""
+
+import os
+import shlex
+import shutil
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ckptrun.config.fault import FaultConfig
+from ckptrun.config.job import JobConfig
+from ckptrun.errors import ConfigError
+from ckptrun.evidence.ledger_comparison import compare_ledgers
+from ckptrun.evidence.mismatch import Mismatch
+from ckptrun.evidence.run_folder import ledger_file
+from ckptrun.evidence.starts import Start
+from ckptrun.evidence.verdict import Verdict
+from ckptrun.exit_codes import ExitCode
+from ckptrun.fault import FaultRecord, PlannedFault, armed
+from ckptrun.files import read_lines, write_json
+from ckptrun.foreign.alignment import Aligned, Source, align
+from ckptrun.foreign.checkpoints import SavedStep, saved_steps
+from ckptrun.foreign.judge import StartFacts, judge_command
+from ckptrun.foreign.plan import JobFacts, plan_job_faults
+from ckptrun.foreign.process import Command, CommandEnd, last_lines, run_command
+from ckptrun.foreign.records import Heard, read_heard
+from ckptrun.foreign.translation import ToldStart, check_loaded, write_events, write_ledgers
+from ckptrun.launch.local import Outcome
+from ckptrun.probe import PLAN_VARIABLE, site_folder
+from ckptrun.proof.material import Material
+from ckptrun.proof.subject import Run, StartRun, TimedOutcome
+from ckptrun.run.leg import Leg
+from ckptrun.text import counted
+
+__all__ = ["CommandJob", "Observed"]
+
+_UNDER_PROOF = "run"
+_OUTPUT = "output"
+
+
+@dataclass(slots=True, kw_only=True)
+class Observed:
+    """What one start of the command was seen to do."""
+
+    heard: Heard
+    aligned: Aligned
+    saved: Sequence[SavedStep]
+    end: CommandEnd
+    newest_before: SavedStep | None
+    """The newest complete checkpoint that there was when it began."""
+
+
+class CommandJob:
+    """See :class:`~ckptrun.proof.subject.Subject`.
+
+    Args:
+        job: What is started.
+        fault: What is to fail.
+        run_dir: The folder of the proof.
+        digest_every_steps: Digests are taken at every so many steps.
+    """
+
+    reshapes = False
+    keep_last = None
+    precision = None
+    stops: Sequence[int] = ()
+
+    def __init__(self, job: JobConfig, fault: FaultConfig, run_dir: Path, *, digest_every_steps: int = 1) -> None:
+        self._job = job
+        self._fault_config = fault
+        self._run_dir = run_dir.resolve()
+        self._every = digest_every_steps
+        self.steps = 0
+        self.ranks = 1
+        self.reference: Observed | None = None
+        self.starts: list[Observed] = []
+        """Of the run under proof, in order."""
+
+    def run(self, name: str, *, is_later: bool = False, saves: bool = True, resume_from: str | None = None) -> Run:
+        """See ``Subject``."""
+        folder = self._run_dir if name == _UNDER_PROOF else self._run_dir / "proof" / name
+        return Run(
+            name=name,
+            folder=folder,
+            checkpoints=str(folder / _OUTPUT),
+            ranks=self.ranks,
+            is_later=is_later,
+            saves=saves,
+            resume_from=resume_from,
+        )
+
+    def prepare(self) -> None:
+        """See ``Subject``."""
+
+    @property
+    def title(self) -> str:
+        """See ``Subject``."""
+        command = shlex.join(self._job.command)
+        return f"Proof of {command}: {self._fault_config.kind}"
+
+    def plan(self) -> tuple[PlannedFault, ...]:
+        """See ``Subject``. The reference has shown when the job saves."""
+        facts = self.facts
+        if self.reference is not None and not facts.steps:
+            raise ConfigError(_takes_no_step(self.reference))
+        output = Path(self.run("reference").checkpoints)
+        elsewhere = _saved_elsewhere(self.reference, output)
+        if elsewhere is not None:
+            raise ConfigError(
+                f"The job saves to {elsewhere}, which is not in {{run}}: runs of a proof would find each other's "
+                "checkpoints. Let the command write to {run}."
+            )
+        if not facts.saves:
+            raise ConfigError(_saves_nothing(self.reference))
+        return plan_job_faults(self._fault_config, facts)
+
+    def has_checkpoint(self, run: Run) -> bool:
+        """See ``Subject``."""
+        return False
+
+    def leaf_names(self, run: Run) -> Sequence[str]:
+        """See ``Subject``."""
+        lines = read_lines(ledger_file(run.folder, 0))
+        return sorted(lines[-1]["leaves"]) if lines else []
+
+    def judge(self, material: Material, *, start_run: StartRun, controls: Callable[[], Sequence[Start]]) -> Verdict:
+        """See ``Subject``."""
+        found = compare_ledgers(material.reference.folder, material.run.folder, ranks=self.ranks).first
+        again = None
+        if found is not None and found.start > 0 and not self._is_repeated(found, material):
+            run = self.run("reference_again")
+            start_run(run)
+            again = run.folder
+        return judge_command(material, self._facts_of_starts(), again=again, notes=self._notes())
+
+    def _is_repeated(self, found: Mismatch, material: Material) -> bool:
+        """Whether the first start, which had loaded nothing, took the step that came out otherwise, and equally."""
+        first = compare_ledgers(material.reference.folder, material.run.folder, ranks=self.ranks, starts=range(1))
+        return first.first is None and first.steps >= found.step
+
+    def _facts_of_starts(self) -> list[StartFacts]:
+        return [
+            StartFacts(
+                aligned=one.aligned,
+                newest_before=one.newest_before,
+                steps=one.heard.steps,
+                errors=one.heard.errors,
+            )
+            for one in self.starts
+        ]
+
+    def _notes(self) -> list[str]:
+        """What contradicts itself, and decides nothing."""
+        return [one.aligned.contradiction for one in self.starts if one.aligned.contradiction][:1]
+
+    @property
+    def facts(self) -> JobFacts:
+        """What the reference has shown."""
+        saved = [] if self.reference is None else [one.step for one in self.reference.saved if one.is_complete]
+        return JobFacts(steps=self.steps, ranks=self.ranks, saves=saved)
+
+    def start(self, run: Run, leg: Leg) -> TimedOutcome:
+        """See ``Subject``."""
+        output = Path(run.checkpoints)
+        if run.name != _UNDER_PROOF:
+            shutil.rmtree(run.folder, ignore_errors=True)
+        output.mkdir(parents=True, exist_ok=True)
+        records = run.folder / "probe" / f"start_{leg.start:05d}"
+        records.mkdir(parents=True, exist_ok=True)
+        newest = self._newest() if run.name == _UNDER_PROOF else None
+        fired = FaultRecord(run.folder)
+        known = {fault.index for fault in fired.fired()}
+        plan = self._write_plan(run, leg, records, output, known, first_step=newest.step if newest else 0)
+        command = Command(
+            argv=self._argv(leg.start > 0, output, newest),
+            folder=None if self._job.cwd is None else Path(_filled(self._job.cwd, output, newest)),
+            environment=self._environment(output, newest),
+            mark=(PLAN_VARIABLE, str(plan)),
+            log=_log(run, leg),
+            timeout_seconds=self._job.timeout_seconds,
+        )
+        end = run_command(
+            command, struck=lambda: next((str(f.kind) for f in fired.fired() if f.index not in known), None)
+        )
+        is_struck = any(fault.index not in known for fault in fired.fired())
+        heard, *more = read_heard(records)
+        if more:
+            raise ConfigError(
+                f"The command's launcher has started ranks anew by itself, {counted(len(more), 'time')}: which start a "
+                "rank belongs to is not known then. Switch that off (torchrun --max-restarts 0); ckptrun starts the "
+                "command again."
+            )
+        observed = self._observed(heard, run, leg, newest, end)
+        self._tell(observed, run, leg, is_struck=is_struck)
+        if run.name == "reference":
+            self.reference, self.steps = observed, observed.heard.steps
+            self.ranks = max(1, len(observed.heard.ranks))
+        elif run.name == _UNDER_PROOF:
+            self.starts.append(observed)
+        code = ExitCode.done if end.exit_code == 0 else ExitCode.failed
+        return TimedOutcome(outcome=Outcome(exit_code=code, interrupted_by=end.interrupted_by), seconds=end.seconds)
+
+    def code_of(self, component: str | None) -> str:
+        """See ``Subject``."""
+        return ""
+
+    # --- the command ---
+
+    def _argv(self, is_resume: bool, output: Path, newest: SavedStep | None) -> list[str]:
+        command = self._job.resume if is_resume and newest is not None and self._job.resume else self._job.command
+        return [_filled(part, output, newest) for part in command]
+
+    def _environment(self, output: Path, newest: SavedStep | None) -> dict[str, str]:
+        own = {name: _filled(str(value), output, newest) for name, value in self._job.env.items()}
+        environment = {**os.environ, **own}
+        path = [str(site_folder()), *filter(None, [environment.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(path)
+        if self._job.deterministic:
+            environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        return environment
+
+    def _write_plan(self, run: Run, leg: Leg, records: Path, output: Path, known: set[int], *, first_step: int) -> Path:
+        """Tell the probe what this start is about; the path is also what its processes are known by."""
+        path = records.parent / f"plan-{uuid.uuid4().hex[:12]}.json"
+        faults = [self._fault(fault, run) for fault in armed(leg.faults, known)]
+        write_json(
+            path,
+            {
+                "records": str(records),
+                "output": str(output),
+                "fired": str(run.folder / "faults"),
+                "faults": faults,
+                "first_step": first_step,
+                "digest_every_steps": self._every,
+                "deterministic": self._job.deterministic,
+            },
+        )
+        return path
+
+    def _fault(self, fault: PlannedFault, run: Run) -> dict[str, Any]:
+        saved = [] if self.reference is None else self.reference.saved
+        place = Path(self.run("reference").checkpoints)
+        sizes = {
+            str(path.relative_to(place)): size
+            for one in saved
+            if one.step == fault.step
+            for path, size in one.sizes.items()
+            if place in path.parents
+        }
+        return {
+            "index": fault.index,
+            "kind": str(fault.kind),
+            "point": str(fault.point),
+            "step": fault.step,
+            "ranks": list(fault.ranks),
+            "share": fault.share,
+            "sizes": sizes,
+        }
+
+    # --- what it did ---
+
+    def _newest(self) -> SavedStep | None:
+        """The newest complete checkpoint of the run under proof."""
+        complete = [one for start in self.starts for one in start.saved if one.is_complete]
+        return max(complete, key=lambda one: one.step, default=None)
+
+    def _observed(self, heard: Heard, run: Run, leg: Leg, newest: SavedStep | None, end: CommandEnd) -> Observed:
+        """Find where a start stands among the steps of the job, and what it has saved."""
+        aligned = Aligned(step=0, how="beginning")
+        if leg.start:
+            has_loaded = any(rank.loads for rank in heard.ranks)
+            aligned = align(heard, self._sources, newest=newest.step if newest is not None and has_loaded else 0)
+        saved = saved_steps(heard, first_step=aligned.step, output=Path(run.checkpoints))
+        return Observed(heard=heard, aligned=aligned, saved=saved, end=end, newest_before=newest)
+
+    @property
+    def _sources(self) -> list[Source]:
+        """Who may have saved what the next start loads: earlier starts, the last one first, and the reference."""
+        known = [*reversed(self.starts), *([self.reference] if self.reference is not None else [])]
+        return [Source(heard=one.heard, first_step=one.aligned.step) for one in known]
+
+    def _tell(self, observed: Observed, run: Run, leg: Leg, *, is_struck: bool) -> None:
+        """Write down what a start did as a run of ours would have."""
+        heard, aligned, end = observed.heard, observed.aligned, observed.end
+        loaded = check_loaded(heard, self._sources, aligned) if aligned.step else None
+        reference = None if self.reference is None else self.reference.heard
+        write_ledgers(run.folder, heard, start=leg.start, first_step=aligned.step, reference=reference)
+        told = ToldStart(
+            start=leg.start,
+            ranks=len(heard.ranks),
+            aligned=aligned,
+            resumed_from=self._place_of(aligned.step) if aligned.step else None,
+            saved=observed.saved,
+            checks=[] if loaded is None else [loaded],
+            ended=self._ended(observed, run, is_struck=is_struck),
+            failure=None if is_struck or end.exit_code == 0 else _failure(heard, end, _log(run, leg), self._job),
+        )
+        write_events(run.folder, told)
+
+    def _place_of(self, step: int) -> str:
+        """What the checkpoint of ``step`` is called in the events."""
+        saved = [one for start in self.starts for one in start.saved if one.step == step]
+        return saved[-1].name if saved else f"step {step}"
+
+    def _ended(self, observed: Observed, run: Run, *, is_struck: bool) -> str | None:
+        """How a start came to its end; None: not by itself."""
+        if observed.end.exit_code != 0:
+            return None
+        if run.name == "reference":
+            return "end"
+        taken = observed.aligned.step + observed.heard.steps
+        if taken >= self.steps:
+            return "end"
+        return "preempted" if is_struck else None
+
+
+def _log(run: Run, leg: Leg) -> Path:
+    """Where a start prints to."""
+    return (leg.log or run.folder / "logs") / f"start_{leg.start:05d}.log"
+
+
+def _filled(text: str, output: Path, newest: SavedStep | None) -> str:
+    text = text.replace("{run}", str(output))
+    if newest is not None:
+        text = text.replace("{checkpoint}", str(newest.place)).replace("{step}", str(newest.step))
+    return text
+
+
+def _failure(heard: Heard, end: CommandEnd, log: Path, job: JobConfig) -> Mapping[str, Any]:
+    """Why a start came to nothing, in the job's own words."""
+    if end.timed_out:
+        text = f"was killed after job.timeout_seconds={job.timeout_seconds:g} s"
+    else:
+        text = f"ended with exit code {end.exit_code}"
+    said = heard.exceptions[0] if heard.exceptions else ""
+    lines = last_lines(log)
+    text += f": {said}" if said else ""
+    text += f"; the end of its log:\n{lines}" if lines and not said else ""
+    return {"rank": 0, "text": text, "leaves": [], "component": None}
+
+
+def _takes_no_step(reference: Observed) -> str:
+    """Why nothing was heard of a command that ended well."""
+    if not reference.heard.processes:
+        return (
+            "The command ended with exit code 0, and no process of it has used torch where ckptrun could hear it. It "
+            "listens through PYTHONPATH and sitecustomize: does the command replace PYTHONPATH, or start Python with "
+            "-I, -E or -S? Does it train with torch at all?"
+        )
+    return (
+        "The command ended with exit code 0 and has taken no optimizer step: there is nothing to prove. Let it train, "
+        "with an optimizer of torch."
+    )
+
+
+def _saved_elsewhere(reference: Observed | None, output: Path) -> Path | None:
+    """A checkpoint that is not in the folder of the run."""
+    saves = [] if reference is None else [save for rank in reference.heard.ranks for save in rank.saves]
+    root = output.resolve()
+    return next((s.path for s in saves if s.is_resumable and root not in s.path.resolve().parents), None)
+
+
+def _saves_nothing(reference: Observed | None) -> str:
+    """Why there is nothing to resume from."""
+    heard = [] if reference is None else [save for rank in reference.heard.ranks for save in rank.saves]
+    if heard:
+        return (
+            f"The job has saved {heard[0].path.name}, in which there is nothing of an optimizer: nothing to resume "
+            "from. Let it save checkpoints."
+        )
+    steps = reference.heard.steps if reference is not None else 0
+    return (
+        f"The job has taken {steps} steps and saved nothing: there is nothing to resume from. Let it save checkpoints "
+        "before its end, to {run}."
+    )

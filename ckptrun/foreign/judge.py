@@ -1,0 +1,274 @@
+"""Comes to the verdict of a proof of a command: what came back, what was lost, what came out otherwise, and by what."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ckptrun.checks.faults import check_faults
+from ckptrun.checks.finite import check_finite
+from ckptrun.checks.whole_runs import check_second_resume, check_steps
+from ckptrun.evidence.difference import Difference
+from ckptrun.evidence.ledger_comparison import LedgerComparison, compare_ledgers
+from ckptrun.evidence.mismatch import LedgerLine, Mismatch
+from ckptrun.evidence.run_folder import ledger_file
+from ckptrun.evidence.starts import Start
+from ckptrun.evidence.verdict import Check, Status, Verdict, verdict_of
+from ckptrun.files import read_lines
+from ckptrun.foreign.alignment import Aligned
+from ckptrun.foreign.checkpoints import SavedStep
+from ckptrun.proof.material import Material
+from ckptrun.text import counted
+
+_COMPARED = "losses, batches, gradients, options, parameters, moments, buffers"
+
+_ADVICE = (
+    "Something that decides the step is in no checkpoint: a counter, a cache or a running value in an attribute, a "
+    "global or a closure, of the model, the loss, a hook or the trainer."
+)
+_ADVICE_ON_CHECKS = {
+    "resume": "What the kill left behind cannot be loaded, or the resume itself fails: its own words stand above.",
+    "lost_work": (
+        "The resume does not take the newest complete checkpoint: look at how it is chosen (the order of names, a "
+        "marker that is written too late or never read, a path that is another one after a restart)."
+    ),
+}
+_ADVICE_ON_COMPONENTS = {
+    "model": "Weights were cast, left out, or overwritten after the load: look at load_state_dict and what follows it.",
+    "optimizer": (
+        "Moments or options were not saved, not loaded, or loaded before the optimizer was built anew: look at the "
+        "optimizer's state_dict and load_state_dict, and at their order."
+    ),
+    "schedule": (
+        "The schedule was not loaded, steps once more or once less, or the learning rate is set again after the load."
+    ),
+    "scaler": "The loss scaler was not saved or not loaded: look at its state_dict and load_state_dict.",
+    "buffers": "Buffers (running statistics) are not in the checkpoint, or a forward pass ran before they were loaded.",
+    "rng": (
+        "Random streams were not saved or not put back, or something draws between the load and the first step: "
+        "seed_everything(), set_seed(), a loader's iterator, a sampler, skipped batches that augment."
+    ),
+    "data": (
+        "The resumed epoch has another order, another place, or is augmented anew: look at the sampler's seed and "
+        "epoch, at how batches are skipped, and at what is drawn while they are."
+    ),
+}
+_ADVICE_ON_DETERMINISM = (
+    "The job does not repeat itself, resumed or not: look for time, process numbers, unseeded generators, the order of "
+    "sets, threads, and kernels that are not deterministic (job.deterministic=true)."
+)
+# What a step comes to; it is in no checkpoint.
+_NO_COMPONENTS = ("gradients", "loss")
+
+__all__ = ["StartFacts", "check_lost_work", "check_observed", "judge_command", "streams_apart"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartFacts:
+    """What is known of a start beside its events."""
+
+    aligned: Aligned
+    newest_before: SavedStep | None
+    """The newest complete checkpoint that there was when it began."""
+    steps: int
+    """How many it has taken."""
+    errors: Sequence[str]
+    """What went wrong in the probe."""
+
+
+def judge_command(
+    material: Material, facts: Sequence[StartFacts], *, again: Path | None, notes: Sequence[str]
+) -> Verdict:
+    """Make every check.
+
+    Args:
+        material: What the legs have left.
+        facts: Of each start of the run under proof.
+        again: The run folder of a second reference, where there is one.
+        notes: Sentences on what was not looked at.
+    """
+    starts, steps = material.starts, material.subject.steps
+    reference, run = material.reference.folder, material.run.folder
+    checks = [check_faults(material.planned, material.fired)] if material.planned else []
+    checks += check_finite(read_lines(ledger_file(reference, 0)))
+    checks.append(check_observed(facts))
+    checks += _failed(material)
+    checks.append(check_lost_work(starts, facts))
+    found = compare_ledgers(reference, run, ranks=material.run.ranks)
+    resumed_at = next((start.step for start in starts if start.resumed_from is not None), steps)
+    trajectory = check_steps(
+        found,
+        wanted=steps,
+        after=steps - resumed_at,
+        is_complete=starts[-1].is_complete if starts else False,
+        compared=_COMPARED,
+    )
+    differs = _not_deterministic(reference, again, found.first, ranks=material.run.ranks)
+    loaded = _loaded(starts)
+    if differs is not None:
+        checks += [_unjudged(loaded, differs), _unjudged(trajectory, differs)]
+    else:
+        known = [check for check in checks if check.status is Status.different]
+        checks += [loaded, _explained(trajectory, found, reference, run, facts, is_known=bool(known))]
+    if material.failure is None:
+        checks.append(check_second_resume(starts, checks))
+    verdict = verdict_of(checks, moment_of=lambda check: check.start if check.start is not None else len(starts))
+    return replace(verdict, path=str(run), advice=_advice(verdict), not_exercised=[*_not_exercised(material), *notes])
+
+
+def _advice(verdict: Verdict) -> str:
+    """What usually causes it, and where to look in a job that is not ours."""
+    if verdict.status is Status.different:
+        decided = verdict.reason.partition(":")[0]
+        return _ADVICE_ON_CHECKS.get(decided) or _ADVICE_ON_COMPONENTS.get(verdict.blame or "", _ADVICE)
+    return _ADVICE_ON_DETERMINISM if "not deterministic" in verdict.reason else verdict.advice
+
+
+def _loaded(starts: Sequence[Start]) -> Check:
+    """``loaded_equals_saved``, of all starts."""
+    made = [replace(c, start=s.index) for s in starts for c in s.checks if c.name == "loaded_equals_saved"]
+    worst = next((check for check in made if check.status is Status.different), None)
+    if worst is not None:
+        return worst
+    if not made:
+        detail = "no start has taken a step after it had loaded a checkpoint"
+        return Check(name="loaded_equals_saved", status=Status.not_verified, detail=detail)
+    leaves = max(check.covered["leaves"] for check in made)
+    resumed = ", ".join(str(start.step) for start in starts if start.resumed_from is not None)
+    detail = f"{leaves} leaves had the bits from before the kill after each of {len(made)} resumes (at step {resumed})"
+    return Check(
+        name="loaded_equals_saved", status=Status.equal, detail=detail, covered={"leaves": leaves, "loads": len(made)}
+    )
+
+
+def _failed(material: Material) -> list[Check]:
+    """A resume that ends in an error."""
+    start = material.failure
+    if start is None:
+        return []
+    text = start.failure.text if start.failure is not None else "it ended with exit code 0 before it was done"
+    first = Difference(step=start.step or None, expected="a run that goes on", got=text)
+    detail = f"start {start.index + 1} could not go on: {text}"
+    return [Check(name="resume", status=Status.different, detail=detail, first_difference=first, start=start.index)]
+
+
+def check_observed(facts: Sequence[StartFacts]) -> Check:
+    """``observed``: the probe has heard all that it listens to; where it failed, something may have gone unseen."""
+    errors = [error for start in facts for error in start.errors]
+    if errors:
+        detail = f"the probe failed {counted(len(errors), 'time')} in the job's processes, first at {errors[0]}"
+        return Check(name="observed", status=Status.not_verified, detail=detail)
+    heard = sum(start.steps for start in facts)
+    detail = f"{heard} steps were heard in {counted(len(facts), 'start')}, on every rank"
+    return Check(name="observed", status=Status.equal, detail=detail, covered={"steps": heard})
+
+
+def check_lost_work(starts: Sequence[Start], facts: Sequence[StartFacts]) -> Check:
+    """``lost_work``: every start went on from the newest complete checkpoint that there was."""
+    compared = 0
+    for start, known in zip(starts, facts, strict=False):
+        newest = known.newest_before
+        if newest is None or start.failure is not None or not known.steps:
+            continue
+        compared += 1
+        if known.aligned.step < newest.step:
+            where = "from the beginning" if not known.aligned.step else f"from step {known.aligned.step}"
+            detail = (
+                f"start {start.index + 1} went on {where}, although the checkpoint of step {newest.step} was complete: "
+                f"{newest.place.name}"
+            )
+            return Check(
+                name="lost_work",
+                status=Status.different,
+                detail=detail,
+                first_difference=Difference(
+                    step=newest.step, leaf="step", component="progress", expected=newest.step, got=known.aligned.step
+                ),
+                start=start.index,
+            )
+    if not compared:
+        detail = "there was no complete checkpoint that a start could have gone on from"
+        return Check(name="lost_work", status=Status.not_verified, detail=detail)
+    detail = f"{counted(compared, 'start')} went on from the newest complete checkpoint"
+    return Check(name="lost_work", status=Status.equal, detail=detail, covered={"starts": compared})
+
+
+def _not_deterministic(reference: Path, again: Path | None, first: Mismatch | None, *, ranks: int) -> Mismatch | None:
+    """The first thing that two runs to which nothing happened do not agree on, up to where the run differs."""
+    if first is None or first.start == 0:
+        # Nothing had happened to the first start either.
+        return first
+    if again is None:
+        return None
+    return compare_ledgers(reference, again, ranks=ranks, last_step=first.step).first
+
+
+def _unjudged(check: Check, differs: Mismatch) -> Check:
+    if check.status is not Status.different:
+        return check
+    detail = f"not deterministic: two runs that nothing happened to differ at {differs}. Try job.deterministic=true"
+    return replace(
+        check, status=Status.not_verified, detail=detail, first_difference=differs.as_difference(), blame=None
+    )
+
+
+def _explained(
+    check: Check, found: LedgerComparison, reference: Path, run: Path, facts: Sequence[StartFacts], *, is_known: bool
+) -> Check:
+    """A difference in the steps, with what led to it."""
+    first = found.first
+    if first is None or is_known:
+        return check
+    blame, why = first.component, ""
+    if first.field == "batch":
+        why = "the data are at another place, or drawn anew"
+    if first.component not in ("schedule", "optimizer", "scaler"):
+        streams = _streams_apart(reference, run, first)
+        if streams and blame in (None, "data", "model", "buffers", *_NO_COMPONENTS):
+            blame, why = "rng", f"random streams stand elsewhere than in the reference: {', '.join(streams)}"
+    if blame in _NO_COMPONENTS:
+        blame = None
+    if blame is None:
+        why = why or (
+            "parameters, moments, batch and random streams were the same: the step goes by something that no "
+            "checkpoint holds"
+        )
+    difference = None if check.first_difference is None else replace(check.first_difference, component=blame)
+    detail = f"{check.detail}; {why}" if why else check.detail
+    return replace(check, detail=detail, blame=blame, first_difference=difference)
+
+
+def streams_apart(reference: Sequence[LedgerLine], mine: Sequence[LedgerLine], *, step: int, start: int) -> list[str]:
+    """Streams that stand elsewhere after ``step`` than in the reference, and did so from the resume on.
+
+    Of those that are seeded at all. One that stood where it should when a loader began has come back; what was drawn
+    from it afterwards is another matter.
+    """
+    theirs = {line["step"]: line["streams"] for line in reference}
+    before = [line for line in mine if line["start"] == 0]
+    seeded = {
+        name
+        for name in theirs.get(step, {})
+        if before and all(line["streams"].get(name) == theirs.get(line["step"], {}).get(name) for line in before)
+    }
+    line = next((line for line in mine if (line["step"], line["start"]) == (step, start)), None)
+    if line is None:
+        return []
+    resumed = theirs.get(step - 1, {})
+    came_back = {name for one in line["iterators"] for name in seeded if one.get(name) == resumed.get(name)}
+    return sorted(name for name in seeded - came_back if line["streams"].get(name) != theirs[step].get(name))
+
+
+def _streams_apart(reference: Path, run: Path, first: Mismatch) -> list[str]:
+    files = [read_lines(ledger_file(folder, first.rank)) for folder in (reference, run)]
+    return streams_apart(files[0], files[1], step=first.step, start=first.start)
+
+
+def _not_exercised(material: Material) -> list[str]:
+    found = []
+    resumed = [start for start in material.starts if start.resumed_from is not None]
+    if len(resumed) < 2:
+        found.append("second restart: the run was resumed once" if resumed else "restart: the run was never resumed")
+    if not any(fault.point in ("at_request", "writing") for fault in material.fired):
+        found.append("a failure during a save")
+    found.append("controls: ckptrun cannot leave a component out of a checkpoint that is not its own")
+    return found

@@ -1,0 +1,265 @@
+"""What the probe has heard in the processes of one start, put together by rank. Torch-free."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Batch", "Heard", "HeardRank", "HeardStep", "Load", "Save", "read_heard"]
+
+_DIGITS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What a loader handed out."""
+
+    label: str
+    """Of the loader: type and length of its dataset."""
+    digest: str
+    streams: Mapping[str, str]
+    """Where the random streams stood then."""
+
+
+@dataclass(slots=True, kw_only=True)
+class HeardStep:
+    """One step of a rank: an update of its first optimizer, and those of others until the next one."""
+
+    number: int
+    """Counted from 1 in this process."""
+    updates: list[int] = field(default_factory=list)
+    """Which optimizers were stepped, in order."""
+    losses: list[str] = field(default_factory=list)
+    batches: list[Batch] = field(default_factory=list)
+    plain: dict[str, str] = field(default_factory=dict)
+    """Options of groups and learning rates, by name."""
+    before: dict[str, str] = field(default_factory=dict)
+    """Digests of parameters and buffers right before the first update."""
+    moments_before: dict[str, str] | None = None
+    """Of moments; only before the first update of a process."""
+    gradients: dict[str, str] = field(default_factory=dict)
+    after: dict[str, str] = field(default_factory=dict)
+    """Of parameters, after the last update of each."""
+    moments: dict[str, str] = field(default_factory=dict)
+    streams: dict[str, str] = field(default_factory=dict)
+    iterators: list[dict[str, str]] = field(default_factory=list)
+    """Where the streams stood each time a loader began since the step before."""
+    skipped: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class Save:
+    """A file, or a folder, that was written by a function that saves."""
+
+    path: Path
+    how: str
+    step: int
+    """How many steps the process had taken."""
+    is_resumable: bool
+    """Whether there is something of an optimizer in it."""
+    is_done: bool = False
+    size: int | None = None
+    is_followed: bool = False
+    """Whether the process has gone on to another step, or to its end, after it was done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """A file, or a folder, that was read."""
+
+    path: Path
+    step: int
+
+
+@dataclass(slots=True, kw_only=True)
+class HeardRank:
+    """What a rank did in one start."""
+
+    rank: int
+    ranks: int
+    steps: list[HeardStep] = field(default_factory=list)
+    saves: list[Save] = field(default_factory=list)
+    loads: list[Load] = field(default_factory=list)
+    counters: list[tuple[str, int]] = field(default_factory=list)
+    """Who counts, and the number that there was before the first step of this process."""
+    renames: list[tuple[Path, Path]] = field(default_factory=list)
+    """What was renamed, and to what, in order."""
+    exception: str | None = None
+    has_ended: bool = False
+    """Whether its interpreter came to its end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """What the ranks of one start did."""
+
+    ranks: Sequence[HeardRank]
+    """In order; of those that took a step, saved or loaded."""
+    processes: int
+    """How many processes have said anything."""
+    exceptions: Sequence[str]
+    errors: Sequence[str]
+    """What went wrong in the probe itself."""
+
+    @property
+    def steps(self) -> int:
+        """How many steps every rank has taken."""
+        return min((len(rank.steps) for rank in self.ranks), default=0)
+
+
+def read_heard(folder: Path) -> list[Heard]:
+    """Read what the processes of one start have said.
+
+    Args:
+        folder: A file per process.
+
+    Returns:
+        More than one where a launcher has started ranks anew by itself, in order.
+    """
+    generations: list[dict[int, HeardRank]] = []
+    exceptions: list[str] = []
+    errors: list[str] = []
+    processes = 0
+    for file in sorted(folder.glob("*.jsonl")):
+        process = _Process(file)
+        processes += 1
+        errors += process.errors
+        exceptions += [process.heard.exception] if process.heard.exception else []
+        if process.heard.steps or process.heard.saves or process.heard.loads:
+            _place(generations, process.heard)
+    if not generations:
+        return [Heard(ranks=(), processes=processes, exceptions=exceptions, errors=errors)]
+    return [
+        Heard(
+            ranks=[ranks[number] for number in sorted(ranks)],
+            processes=processes,
+            exceptions=exceptions,
+            errors=errors,
+        )
+        for ranks in generations
+    ]
+
+
+def _place(generations: list[dict[int, HeardRank]], heard: HeardRank) -> None:
+    """Put a process to its rank. One of a rank that there is already was started anew, or only helps to save."""
+    for ranks in generations:
+        known = ranks.get(heard.rank)
+        if known is None:
+            ranks[heard.rank] = heard
+            return
+        if not heard.steps or not known.steps:
+            known.saves += heard.saves
+            known.loads += heard.loads
+            known.steps = known.steps or heard.steps
+            return
+    generations.append({heard.rank: heard})
+
+
+class _Process:
+    """The file of one process."""
+
+    def __init__(self, file: Path) -> None:
+        self.heard = HeardRank(rank=0, ranks=1)
+        self.errors: list[str] = []
+        self._tables: dict[int, Sequence[str]] = {}
+        self._waiting: dict[str, Save] = {}
+        for event in _events(file):
+            self._add(event)
+
+    def _add(self, event: Mapping[str, Any]) -> None:
+        if "rank" in event:
+            self.heard.rank = event["rank"]
+        hear = {
+            "names": self._names,
+            "update": self._update,
+            "save": self._save,
+            "saved": self._saved,
+            "load": self._load,
+            "file": self._file,
+            "counter": self._counter,
+            "exception": self._exception,
+            "probe_error": self._error,
+            "end": self._end,
+        }.get(event["event"])
+        if hear is not None:
+            hear(event)
+
+    def _names(self, event: Mapping[str, Any]) -> None:
+        self._tables[event["table"]] = event["names"]
+
+    def _save(self, event: Mapping[str, Any]) -> None:
+        save = Save(path=Path(event["path"]), how=event["how"], step=event["step"], is_resumable=event["resumable"])
+        self._waiting[event["path"]] = save
+        self.heard.saves.append(save)
+
+    def _saved(self, event: Mapping[str, Any]) -> None:
+        save = self._waiting.pop(event["path"], None)
+        if save is not None:
+            save.is_done, save.size = not event["failed"], event["size"]
+
+    def _load(self, event: Mapping[str, Any]) -> None:
+        self.heard.loads.append(Load(path=Path(event["path"]), step=event["step"]))
+
+    def _file(self, event: Mapping[str, Any]) -> None:
+        if event["what"] == "os.rename":
+            before, after = map(Path, event["names"])
+            self.heard.renames.append((before, after))
+
+    def _counter(self, event: Mapping[str, Any]) -> None:
+        self.heard.counters.append((event["who"], event["number"] - event["step"]))
+
+    def _exception(self, event: Mapping[str, Any]) -> None:
+        self.heard.exception = event["text"]
+
+    def _error(self, event: Mapping[str, Any]) -> None:
+        self.errors.append(f"{event['where']}: {event['text'].strip().splitlines()[-1]}")
+
+    def _end(self, _: Mapping[str, Any]) -> None:
+        self.heard.has_ended = True
+        self._follow()
+
+    def _follow(self) -> None:
+        for save in self.heard.saves:
+            save.is_followed = save.is_followed or save.is_done
+
+    def _update(self, event: Mapping[str, Any]) -> None:
+        self._follow()
+        heard = self.heard
+        heard.ranks = event["ranks"]
+        number = event["step"]
+        if not heard.steps or heard.steps[-1].number != number:
+            heard.steps.append(HeardStep(number=number))
+        step = heard.steps[-1]
+        step.updates.append(event["optimizer"])
+        step.losses += event["losses"]
+        step.batches += [
+            Batch(label=label, digest=digest, streams=streams) for label, digest, streams in event["batches"]
+        ]
+        step.plain |= event["plain"] | event.get("scaler", {})
+        # What stands before the first of several updates is what the step began with.
+        step.before = self._named(event, "before") | step.before
+        step.gradients |= self._named(event, "gradients")
+        step.after |= self._named(event, "after")
+        step.moments |= self._named(event, "moments")
+        if "moments_before" in event:
+            step.moments_before = (step.moments_before or {}) | self._named(event, "moments_before")
+        step.streams = event["rng"]
+        step.iterators += event["iterators"]
+        step.skipped = step.skipped or event["skipped"]
+
+    def _named(self, event: Mapping[str, Any], section: str) -> dict[str, str]:
+        if section not in event:
+            return {}
+        table, digests = event[section]
+        names = self._tables[table]
+        return {name: digests[i * _DIGITS : (i + 1) * _DIGITS] for i, name in enumerate(names)}
+
+
+def _events(file: Path) -> Iterator[Mapping[str, Any]]:
+    """The lines of a file; one that a kill has cut is none."""
+    for line in file.read_bytes().splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            return

@@ -1,0 +1,189 @@
+"""Writes what a start of a job did as a run of ours would have: its ledger, its events, what it has loaded. Torch-free.
+
+A line of the ledger has the same fields, and as ``leaves`` the digest of everything that the probe saw: learning rates
+of all groups, options, buffers, gradients, parameters, moments. Random streams stand apart (``streams``): where they
+stand is no result of a step, and counts only where something else comes out otherwise.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ckptrun.evidence.difference import Difference
+from ckptrun.evidence.run_folder import EVENTS, ledger_file
+from ckptrun.evidence.verdict import Check, Status
+from ckptrun.files import append_line
+from ckptrun.foreign.alignment import Aligned, Source, state_at, state_before, used_batches
+from ckptrun.foreign.checkpoints import SavedStep
+from ckptrun.foreign.records import Heard, HeardRank, HeardStep
+from ckptrun.text import counted
+
+__all__ = ["ToldStart", "check_loaded", "write_events", "write_ledgers"]
+
+_RATE = "schedule.learning_rate.0"
+
+
+def write_ledgers(folder: Path, heard: Heard, *, start: int, first_step: int, reference: Heard | None) -> None:
+    """Append what every rank did to its ledger.
+
+    Args:
+        folder: The run folder.
+        heard: What the ranks did.
+        start: How often the run had been started before.
+        first_step: The step that they went on from.
+        reference: The run that nothing happened to; None: this is it.
+    """
+    others = {rank.rank: rank for rank in reference.ranks} if reference is not None else {}
+    for rank in heard.ranks:
+        file = ledger_file(folder, rank.rank)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        for step in _whole_steps(rank, first_step, others.get(rank.rank)):
+            append_line(file, _line(step, first_step, others.get(rank.rank)) | {"start": start})
+
+
+def _whole_steps(rank: HeardRank, first_step: int, reference: HeardRank | None) -> list[HeardStep]:
+    """The steps of a rank, without a last one that it was killed in: not all of its optimizers have been stepped."""
+    if rank.has_ended or reference is None or not rank.steps:
+        return rank.steps
+    last = rank.steps[-1]
+    number = first_step + last.number
+    wanted = reference.steps[number - 1].updates if number <= len(reference.steps) else last.updates
+    is_cut = len(last.updates) < len(wanted) and wanted[: len(last.updates)] == last.updates
+    return rank.steps[:-1] if is_cut else rank.steps
+
+
+def _line(step: HeardStep, first_step: int, reference: HeardRank | None) -> dict[str, Any]:
+    number = first_step + step.number
+    batch = _batches(step)
+    if step.number == 1 and first_step and reference is not None and number <= len(reference.steps):
+        batch = _first_batches(step, reference, number)
+    further = {f"loss.{index}": loss for index, loss in enumerate(step.losses) if index}
+    rates = {name: value for name, value in step.plain.items() if name.startswith("schedule.") and name != _RATE}
+    others = {name: value for name, value in step.plain.items() if not name.startswith("schedule.")}
+    buffers = {name: digest for name, digest in step.before.items() if name.startswith("buffers.")}
+    return {
+        "step": number,
+        "loss": next((loss for loss in step.losses if not loss.startswith("digest")), None),
+        "gradient_norm": None,
+        "learning_rate": step.plain.get(_RATE),
+        "skipped": step.skipped,
+        "batch": batch,
+        "rng": {},
+        "streams": step.streams,
+        "iterators": step.iterators,
+        "leaves": rates | others | buffers | further | step.gradients | step.after | step.moments,
+    }
+
+
+def _batches(step: HeardStep) -> str:
+    return hashlib.blake2b(" ".join(batch.digest for batch in step.batches).encode(), digest_size=8).hexdigest()
+
+
+def _first_batches(step: HeardStep, reference: HeardRank, number: int) -> str:
+    """What the ledger says of the batches before the first update of a later start.
+
+    A loader begins anew there: batches that were used before are skipped, those that it was ahead come once more. What
+    the step can have used is compared with what the loader of the same dataset had handed out last in the reference;
+    where that is the same the line says what the line of the reference says.
+    """
+    there = reference.steps[number - 1]
+    if not step.batches:
+        return _batches(step) if there.batches else _batches(there)
+    label = step.batches[-1].label
+    window = used_batches(step, reference.steps)
+    mine = [batch.digest for batch in step.batches if batch.label == label][-window:]
+    theirs = [batch.digest for line in reference.steps[:number] for batch in line.batches if batch.label == label]
+    is_same = mine == theirs[len(theirs) - len(mine) :]
+    return _batches(there) if is_same else " ".join(["first", *mine])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToldStart:
+    """What a start says of itself."""
+
+    start: int
+    """How often the run had been started before."""
+    ranks: int
+    aligned: Aligned
+    resumed_from: str | None
+    saved: Sequence[SavedStep]
+    checks: Sequence[Check]
+    ended: str | None
+    failure: Mapping[str, Any] | None
+
+
+def write_events(folder: Path, told: ToldStart) -> None:
+    """Append what a start says of itself to ``events.jsonl``."""
+    began = {"step": told.aligned.step, "resumed_from": told.resumed_from, "known_by": told.aligned.how}
+    events: list[dict[str, Any]] = [
+        {"event": "launch", "start": told.start},
+        {"event": "start", "world_size": told.ranks, **began},
+    ]
+    events += [{"event": "check", **check.as_json()} for check in told.checks]
+    events += [{"event": "commit", "folder": one.name, "step": one.step} for one in told.saved if one.is_complete]
+    events += [{"event": "failure", **told.failure}] if told.failure is not None else []
+    events += [{"event": told.ended}] if told.ended is not None else []
+    for event in events:
+        append_line(folder / EVENTS, event)
+
+
+def check_loaded(heard: Heard, sources: Sequence[Source], aligned: Aligned) -> Check | None:
+    """``loaded_equals_saved``: a start had before its first update what was there after the step that it goes on from.
+
+    Parameters and moments; the rest shows in what the next step does. None: the start has taken no step, or nobody is
+    known to have taken that one.
+
+    Args:
+        heard: What the ranks of the start did.
+        sources: Who may have saved what it loaded: earlier starts, the last one first, and the reference.
+        aligned: What it went on from.
+    """
+    leaves = ranks = 0
+    for rank in heard.ranks:
+        expected = _saved_state(sources, rank.rank, aligned.step) if rank.steps else None
+        if expected is None:
+            continue
+        got = state_before(rank)
+        ranks, leaves = ranks + 1, max(leaves, len(expected))
+        wrong = [name for name in expected if got.get(name) != expected[name]]
+        if wrong:
+            return _not_loaded(wrong, expected, got, rank=rank.rank, step=aligned.step)
+    if not ranks:
+        return None
+    return Check(
+        name="loaded_equals_saved",
+        status=Status.equal,
+        detail=f"{leaves} leaves on {counted(ranks, 'rank')} had the bits that they had after that step",
+        covered={"leaves": leaves, "ranks": ranks},
+    )
+
+
+def _saved_state(sources: Sequence[Source], number: int, step: int) -> dict[str, str] | None:
+    for source in sources:
+        rank = next((one for one in source.heard.ranks if one.rank == number), None)
+        index = step - source.first_step
+        found = state_at(rank, index) if rank is not None and index > 0 else None
+        if found is not None:
+            return found
+    return None
+
+
+def _not_loaded(
+    wrong: Sequence[str], expected: Mapping[str, str], got: Mapping[str, str], *, rank: int, step: int
+) -> Check:
+    name = wrong[0]
+    what = "has other bits than" if name in got else "is absent, unlike"
+    return Check(
+        name="loaded_equals_saved",
+        status=Status.different,
+        detail=(
+            f"resumed at step {step}, rank {rank}: '{name}' {what} after that step before the kill ({len(wrong)} of "
+            f"{len(expected)} leaves)"
+        ),
+        first_difference=Difference.of_leaf(
+            name, step=step, rank=rank, expected=expected[name], got=got.get(name, "absent")
+        ),
+        covered={"leaves": len(expected)},
+    )

@@ -1,0 +1,64 @@
+"""What the job does with files in its folder, as Python's audit events tell it: opened to be written, renamed, removed.
+
+Some trainers save to memory first and write that with a function of their own: what a save in memory was for is the
+file that is opened next.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from _ckptrun_probe.record import quietly
+
+__all__ = ["watch_files"]
+
+_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+
+def watch_files(listener: Any) -> None:
+    """Listen to the files of this process from here on."""
+    is_inside = _Inside(listener.plan.output)
+
+    def hear(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open":
+            path, _, flags = arguments
+            if isinstance(flags, int) and flags & _WRITES and is_inside(path):
+                listener.on_file_written(_absolute(path))
+            return
+        if event == "os.rename" and is_inside(arguments[1]) and not is_inside(arguments[0]):
+            # It was written elsewhere, and is put in its place.
+            listener.on_file_written(_absolute(arguments[1]))
+        listener.on_file_changed(event, [_absolute(path) for path in arguments[: 2 if event == "os.rename" else 1]])
+
+    def audit(event: str, arguments: tuple[Any, ...]) -> None:
+        if event not in ("open", "os.rename", "os.remove", "shutil.rmtree"):
+            return
+        paths = arguments[: 2 if event == "os.rename" else 1]
+        if any(is_inside(path) for path in paths):
+            quietly(listener.record, event, hear, event, arguments)
+            if event != "open" and listener.plan.faults:
+                listener.reached("before_commit" if event == "os.rename" else "removing", begins=False)
+
+    sys.addaudithook(audit)
+
+
+def _absolute(path: Any) -> str:
+    return os.path.abspath(os.fsdecode(path))  # noqa: PTH100
+
+
+class _Inside:
+    """Says whether a path lies in a folder, whatever links lead there."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = os.path.join(os.path.realpath(folder), "")  # noqa: PTH118
+        self._known: dict[str, bool] = {}
+
+    def __call__(self, path: Any) -> bool:
+        if not isinstance(path, (str, bytes, os.PathLike)):
+            return False
+        parent, name = os.path.split(os.path.abspath(os.fsdecode(path)))  # noqa: PTH100
+        if parent not in self._known:
+            self._known[parent] = os.path.join(os.path.realpath(parent), "").startswith(self._folder)  # noqa: PTH118
+        return self._known[parent] and bool(name)

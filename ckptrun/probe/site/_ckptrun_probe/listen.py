@@ -1,0 +1,444 @@
+"""The probe itself: what it hooks into, and what it notes of each update of an optimizer.
+
+An *update* is one call of an optimizer's ``step``, a *step* of the job one update of the optimizer that was stepped
+first: in a GAN the second one's update belongs to the step of the first. Several backward passes before an update are
+accumulation, and belong to it; so do the batches that loaders have handed out since the update before. A call without
+any backward pass, on gradients that are all zero, trains nothing: state is made that way before it is loaded.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from types import ModuleType, TracebackType
+from typing import Any
+
+from _ckptrun_probe.imports import AfterImport
+from _ckptrun_probe.plan import Plan
+from _ckptrun_probe.record import Record, quietly
+from _ckptrun_probe.strikes import Strikes
+
+__all__ = ["Listener", "begin", "mark"]
+
+_listener: Listener | None = None
+
+
+class Listener:
+    """Everything that this process has been seen to do since its last update.
+
+    Args:
+        plan: What this start is about.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.record = Record(plan.records)
+        self.strikes = Strikes(plan)
+        self.taken = 0
+        """How many steps this process has begun to take."""
+        self._optimizers: list[Any] = []
+        self._names: Any = None
+        self._nested: list[Any] = []
+        self._in_backward = threading.local()
+        self._losses: list[Any] = []
+        self._batches: list[Any] = []
+        self._iterators: list[dict[str, str]] = []
+        self._points: set[str] = set()
+        self._tables: dict[tuple[str, ...], int] = {}
+        self._scaler: Callable[[], Any] = lambda: None
+        self._facts: dict[str, Any] = {}
+        self._is_idle = False
+        self._has_closure = False
+        self._in_memory: bool | None = None
+        self._unfinished: list[dict[str, Any]] = []
+
+    # --- who and where ---
+
+    @property
+    def step(self) -> int:
+        """The number of the last step, among all starts as far as that is known."""
+        return self.plan.first_step + self.taken
+
+    @staticmethod
+    def rank() -> int:
+        """Of this process, in its job."""
+        distributed = sys.modules.get("torch.distributed")
+        if distributed is not None and distributed.is_available() and distributed.is_initialized():
+            return int(distributed.get_rank())
+        return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) or 0)
+
+    @staticmethod
+    def ranks() -> int:
+        """How many there are."""
+        distributed = sys.modules.get("torch.distributed")
+        if distributed is not None and distributed.is_available() and distributed.is_initialized():
+            return int(distributed.get_world_size())
+        return int(os.environ.get("WORLD_SIZE", "1") or 1)
+
+    def reached(self, point: str, *, begins: bool = True) -> None:
+        """The job comes by a point of the step that it is about to take (``begins``) or has taken: fail if planned."""
+        if not self.plan.faults:
+            return
+        step = self.step + 1 if begins else self.step
+        self.strikes.at(point, step=step, rank=self.rank())
+
+    def reached_first(self, point: str) -> None:
+        """Like ``reached``, the first time since the last update."""
+        if point not in self._points:
+            self._points.add(point)
+            # Within a closure the step that it belongs to is counted already.
+            self.reached(point, begins=not self._has_closure)
+
+    # --- updates ---
+
+    def before_update(self, optimizer: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        """An optimizer is about to step; a hook. With a closure, forward and backward come within the step."""
+        has_closure = any(callable(given) for given in [*arguments[1:], *options.values()])
+        quietly(self.record, "before an update", self._before, optimizer, has_closure)
+        if len(self._nested) == 1 and self._index(optimizer) == 0 and not (self._is_idle or has_closure):
+            self.reached("after_backward", begins=False)
+
+    def after_update(self, optimizer: Any, *_: Any) -> None:
+        """It has; a hook."""
+        is_outermost = bool(self._nested) and self._nested[0] is optimizer
+        quietly(self.record, "after an update", self._after, optimizer)
+        if is_outermost and self._index(optimizer) == 0 and not self._is_idle:
+            self._points.clear()
+            self.reached("after_optimizer", begins=False)
+
+    def _before(self, optimizer: Any, has_closure: bool) -> None:
+        from _ckptrun_probe.optimizers import gradients, moments, options
+
+        if optimizer in self._nested:
+            # A step that raised has not come to its end.
+            del self._nested[self._nested.index(optimizer) :]
+        self._nested.append(optimizer)
+        if len(self._nested) > 1:
+            return
+        self._is_idle = not (self._losses or has_closure) and _has_only_zeros(optimizer)
+        if self._is_idle:
+            return
+        is_first = self._register(optimizer)
+        index = self._index(optimizer)
+        self.taken += index == 0
+        prefix, schedule = self._prefixes(index)
+        self._has_closure = has_closure
+        self._facts = {"optimizer": index, "class": type(optimizer).__name__}
+        self._facts["plain"] = dict(options(optimizer, prefix, schedule))
+        if not self._is_due() and not is_first:
+            return
+        self._facts["before"] = self._digests(self._names.tensors())
+        if not has_closure:
+            self._facts["gradients"] = self._digests(gradients(optimizer, self._names))
+        if is_first:
+            self._facts["moments_before"] = self._digests(moments(optimizer, self._names, prefix))
+
+    def _after(self, optimizer: Any) -> None:
+        from _ckptrun_probe.optimizers import gradients, moments
+        from _ckptrun_probe.streams import stream_digests
+
+        if not self._nested or self._nested[0] is not optimizer:
+            return
+        inner, self._nested = self._nested[1:], []
+        if self._is_idle:
+            return
+        index = self._index(optimizer)
+        prefix, _ = self._prefixes(index)
+        facts, self._facts = self._facts, {}
+        facts.update(self._seen())
+        self._has_closure = False
+        if self._is_due() or "moments_before" in facts:
+            facts.setdefault("gradients", self._digests(gradients(optimizer, self._names)))
+            parameters = self._names.parameters
+            held = [p for group in optimizer.param_groups for p in group["params"]]
+            facts["after"] = self._digests((f"model.{parameters.get(id(p), '?')}", p) for p in held)
+            found = dict(moments(optimizer, self._names, prefix))
+            for other in inner:
+                found.update(moments(other, self._names, prefix))
+            facts["moments"] = self._digests(found.items())
+        facts["rng"] = stream_digests()
+        facts["skipped"] = False
+        self.record.event("update", **facts)
+
+    def skipped(self, optimizer: Any) -> None:
+        """The loss scaler has found gradients that overflow: there is no update, and yet a step is done."""
+        quietly(self.record, "a skipped update", self._skip, optimizer)
+        self._points.clear()
+
+    def _skip(self, optimizer: Any) -> None:
+        from _ckptrun_probe.streams import stream_digests
+
+        self._register(optimizer)
+        index = self._index(optimizer)
+        self.taken += index == 0
+        facts = {"optimizer": index, "class": type(optimizer).__name__, "plain": {}, **self._seen()}
+        self.record.event("update", **facts, rng=stream_digests(), skipped=True)
+
+    def _seen(self) -> dict[str, Any]:
+        """What led to an update, which is told once."""
+        self.finish_files()
+        losses, self._losses = self._losses, []
+        batches, self._batches = self._batches, []
+        facts = {"step": self.taken, "rank": self.rank(), "ranks": self.ranks(), "batches": batches}
+        facts["iterators"], self._iterators = self._iterators, []
+        facts["losses"] = [loss if isinstance(loss, str) else _value(loss) for loss in losses]
+        scaler = self._scaler()
+        if scaler is not None:
+            facts["scaler"] = {
+                "scaler.scale": float(scaler.get_scale()).hex(),
+                "scaler.growth_tracker": str(scaler._get_growth_tracker()),
+            }
+        return facts
+
+    def _is_due(self) -> bool:
+        return self.step % self.plan.every == 0
+
+    def _register(self, optimizer: Any) -> bool:
+        """Note an optimizer; return whether it is new, in which case the modules of the process are looked for."""
+        if self._index(optimizer) >= 0 and self._knows(optimizer):
+            return False
+        from _ckptrun_probe.names import find_names
+
+        is_new = self._index(optimizer) < 0
+        if is_new:
+            self._optimizers.append(weakref.ref(optimizer))
+        self._names = find_names([one for one in (ref() for ref in self._optimizers) if one is not None])
+        return is_new
+
+    def _knows(self, optimizer: Any) -> bool:
+        """Whether every parameter of it has a name."""
+        known = self._names.parameters
+        return all(id(p) in known for group in optimizer.param_groups for p in group["params"])
+
+    def _index(self, optimizer: Any) -> int:
+        for index, reference in enumerate(self._optimizers):
+            if reference() is optimizer:
+                return index
+        return -1
+
+    @staticmethod
+    def _prefixes(index: int) -> tuple[str, str]:
+        """Of the names of an optimizer's state, and of its learning rates."""
+        return ("optimizer", "schedule") if not index else (f"optimizer.{index}", f"schedule.{index}")
+
+    def _digests(self, named: Any) -> list[Any]:
+        """What stands in a line for values with names: the number of the table of names, and all digests in one."""
+        import torch
+
+        from _ckptrun_probe.digest import digests_of
+
+        pairs = list(named)
+        names = tuple(name for name, _ in pairs)
+        if names not in self._tables:
+            self._tables[names] = len(self._tables)
+            self.record.event("names", table=self._tables[names], names=names)
+        with torch.no_grad():
+            tensors = [value for _, value in pairs if isinstance(value, torch.Tensor)]
+            whole = digests_of(tensors) if tensors else ""
+        if len(tensors) == len(pairs):
+            return [self._tables[names], whole]
+        each = iter(whole[i : i + 16] for i in range(0, len(whole), 16))
+        return [
+            self._tables[names],
+            "".join(next(each) if isinstance(value, torch.Tensor) else _short(value) for _, value in pairs),
+        ]
+
+    # --- what leads to an update ---
+
+    def on_backward(self, roots: Any) -> bool:
+        """``backward`` is called; returns whether it is no call within another one."""
+        if getattr(self._in_backward, "is", False):
+            return False
+        quietly(self.record, "backward", self._loss, roots)
+        self.reached_first("before_step")
+        if "after_forward" in self._points:
+            self.reached_first("mid_accumulation")
+        self.reached_first("after_forward")
+        return True
+
+    def _loss(self, roots: Any) -> None:
+        import torch
+
+        from _ckptrun_probe.digest import digest_of
+
+        with torch.no_grad():
+            for root in [roots] if isinstance(roots, torch.Tensor) else roots:
+                if root.numel() != 1:
+                    self._losses.append(f"digest {digest_of(root)}")
+                elif root.device.type == "cpu":
+                    self._losses.append(_value(root.detach()))
+                else:
+                    # A copy of one number: it is read when the device is waited for anyway.
+                    self._losses.append(root.detach().clone())
+
+    def on_batch(self, label: str, batch: Any) -> None:
+        """A loader hands out a batch."""
+        from _ckptrun_probe.batches import batch_digest
+        from _ckptrun_probe.streams import stream_digests
+
+        self._batches.append([label, batch_digest(batch), stream_digests()])
+
+    def on_iterator(self) -> None:
+        """A loader is about to begin."""
+        from _ckptrun_probe.streams import stream_digests
+
+        self._iterators.append(stream_digests())
+
+    def on_scaler(self, scaler: Any) -> None:
+        """A loss scaler is in use."""
+        self._scaler = weakref.ref(scaler)
+
+    # --- files ---
+
+    def on_saved_in_memory(self, *, resumable: bool) -> None:
+        """Something was saved to memory: the next file that is written is what it is for."""
+        self._in_memory = resumable
+
+    def on_file_written(self, path: str) -> None:
+        """A file in the job's folder is opened to be written, or comes there whole."""
+        if self._in_memory is None:
+            return
+        facts = {"path": path, "how": "torch.save in memory", "step": self.taken, "rank": self.rank()}
+        self.record.event("save", **facts, resumable=self._in_memory)
+        self._unfinished.append(facts)
+        self._in_memory = None
+
+    def on_file_changed(self, event: str, names: list[str]) -> None:
+        """A file or folder there is about to be renamed or removed."""
+        self.record.event("file", what=event, names=names, step=self.taken, rank=self.rank())
+
+    def finish_files(self) -> None:
+        """The job has gone on: what it wrote with functions of its own is written."""
+        unfinished, self._unfinished = self._unfinished, []
+        for facts in unfinished:
+            path = facts["path"]
+            size = os.path.getsize(path) if os.path.isfile(path) else None  # noqa: PTH113, PTH202
+            self.record.event("saved", **facts, size=size, failed=False)
+
+    # --- what is hooked ---
+
+    def hook_optimizers(self, module: ModuleType) -> None:
+        """``torch.optim.optimizer`` is there."""
+        module.register_optimizer_step_pre_hook(self.before_update)
+        module.register_optimizer_step_post_hook(self.after_update)
+
+    def hook_backward(self, module: ModuleType) -> None:
+        """``torch.autograd`` is there."""
+        original = module.backward
+
+        @functools.wraps(original)
+        def backward(tensors: Any, *arguments: Any, **options: Any) -> Any:
+            is_outermost = self.on_backward(tensors)
+            self._in_backward.__dict__["is"] = True
+            try:
+                return original(tensors, *arguments, **options)
+            finally:
+                if is_outermost:
+                    self._in_backward.__dict__["is"] = False
+                    if self._has_closure:
+                        self.reached_first("after_backward")
+
+        module.backward = backward  # type: ignore[attr-defined]
+
+    def hook_scaler(self, module: ModuleType) -> None:
+        """``torch.amp.grad_scaler`` is there."""
+        original = module.GradScaler.step
+
+        @functools.wraps(original)
+        def step(scaler: Any, optimizer: Any, *arguments: Any, **options: Any) -> Any:
+            self.on_scaler(scaler)
+            before = self.taken
+            result = original(scaler, optimizer, *arguments, **options)
+            if scaler.is_enabled() and self.taken == before and self._index(optimizer) <= 0:
+                self.skipped(optimizer)
+            return result
+
+        module.GradScaler.step = step  # type: ignore[method-assign]
+
+    def hook_torch(self, module: ModuleType) -> None:
+        """All of torch is there."""
+        if self.plan.is_deterministic:
+            module.use_deterministic_algorithms(True, warn_only=True)
+            module.backends.cudnn.benchmark = False
+
+
+def _has_only_zeros(optimizer: Any) -> bool:
+    """Whether there are gradients, and nothing in them."""
+    found = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return bool(found) and not any(bool(_local(gradient).any()) for gradient in found)
+
+
+def _local(tensor: Any) -> Any:
+    return getattr(tensor.detach(), "_local_tensor", tensor.detach())
+
+
+def _value(scalar: Any) -> str:
+    return float(scalar.item()).hex() if not scalar.is_complex() else str(scalar.item())
+
+
+def _short(value: Any) -> str:
+    import hashlib
+
+    return hashlib.blake2b(repr(value).encode(), digest_size=8).hexdigest()
+
+
+def begin(path: str) -> None:
+    """Listen in this process from here on; called before the job's own code runs."""
+    global _listener  # one per process
+    try:
+        plan = Plan(path)
+    except (OSError, ValueError, KeyError):
+        # The proof is over, and what it has started goes on.
+        return
+    listener = _listener = Listener(plan)
+    record = listener.record
+    calls: dict[str, Callable[[ModuleType], None]] = {
+        "torch": listener.hook_torch,
+        "torch.optim.optimizer": listener.hook_optimizers,
+        "torch.autograd": listener.hook_backward,
+        "torch.amp.grad_scaler": listener.hook_scaler,
+    }
+    from _ckptrun_probe.batches import batch_hooks
+    from _ckptrun_probe.files import watch_files
+    from _ckptrun_probe.saves import save_hooks
+    from _ckptrun_probe.trainers import trainer_hooks
+
+    calls.update(batch_hooks(listener))
+    calls.update(save_hooks(listener))
+    calls.update(trainer_hooks(listener))
+    AfterImport({name: functools.partial(quietly, record, name, call) for name, call in calls.items()}).install()
+    quietly(record, "files", watch_files, listener)
+    _note_the_end(listener)
+
+
+def _note_the_end(listener: Listener) -> None:
+    def ended() -> None:
+        if listener.taken:
+            quietly(listener.record, "the end", listener.finish_files)
+            quietly(listener.record, "the end", lambda: listener.record.event("end", step=listener.taken))
+
+    atexit.register(ended)
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, at: TracebackType | None) -> None:
+        text = f"{kind.__name__}: {error}"
+        quietly(listener.record, "an exception", lambda: listener.record.event("exception", text=text[:2000]))
+        before(kind, error, at)
+
+    sys.excepthook = hook
+
+
+def mark(number: int) -> None:
+    """See ``ckptrun.probe.step``."""
+    listener = _listener
+    if listener is not None:
+        quietly(
+            listener.record,
+            "a step that the job counts",
+            lambda: listener.record.event("counter", who="ckptrun.probe.step", number=int(number), step=listener.taken),
+        )

@@ -1,0 +1,46 @@
+"""What the probe is told: a JSON file, written before the job is started."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+__all__ = ["Fault", "Plan"]
+
+
+class Fault:
+    """One failure and its place; see ``ckptrun.fault.plan.PlannedFault``, of which this is the part that is needed."""
+
+    def __init__(self, facts: dict[str, Any]) -> None:
+        self.index: int = facts["index"]
+        self.kind: str = facts["kind"]
+        self.point: str = facts["point"]
+        self.step: int | None = facts["step"]
+        self.ranks: list[int] = facts["ranks"]
+        self.share: float = facts["share"]
+        self.sizes: dict[str, int] = facts.get("sizes", {})
+        """Of the files of the save that it strikes, by path in the job's folder; in bytes."""
+
+
+class Plan:
+    """Everything that one start is about.
+
+    Args:
+        path: Of the JSON file.
+    """
+
+    def __init__(self, path: str) -> None:
+        with open(path, encoding="utf-8") as file:  # noqa: PTH123
+            facts = json.load(file)
+        self.records: str = facts["records"]
+        """Folder: a file per process."""
+        self.output: str = facts["output"]
+        """The folder that the job is told to write to."""
+        self.fired: str = facts["fired"]
+        """Folder: a file per fault and rank that has struck."""
+        self.faults = [Fault(fault) for fault in facts["faults"]]
+        self.first_step: int = facts["first_step"]
+        """What faults count steps from: the step that this start goes on from, as far as that is known before."""
+        self.every: int = facts["digest_every_steps"]
+        """Digests are taken at every so many steps."""
+        self.is_deterministic: bool = facts["deterministic"]

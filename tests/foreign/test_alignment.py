@@ -1,0 +1,112 @@
+"""Which step a start went on from, told by hand-made digests."""
+
+from collections.abc import Sequence
+
+from ckptrun.foreign.alignment import Aligned, Source, align, used_batches
+from ckptrun.foreign.records import Batch, Heard, HeardRank, HeardStep
+from ckptrun.foreign.translation import check_loaded
+
+
+def step_of(number: int, state: int, *, moments: int | None = None, first: bool = False) -> HeardStep:
+    """A step on weights that have been changed ``state`` times, as its moments have."""
+    held = state if moments is None else moments
+    return HeardStep(
+        number=number,
+        updates=[0],
+        before={"model.w": f"w{state}", "buffers.b": "anything"},
+        after={"model.w": f"w{state + 1}"},
+        moments={"optimizer.w.m": f"m{held + 1}"},
+        moments_before=({"optimizer.w.m": f"m{held}"} if held else {}) if first else None,
+    )
+
+
+def heard_of(*ranks: Sequence[HeardStep], counters: Sequence[tuple[str, int]] = ()) -> Heard:
+    found = [HeardRank(rank=i, ranks=len(ranks), steps=list(s), counters=list(counters)) for i, s in enumerate(ranks)]
+    return Heard(ranks=found, processes=len(ranks), exceptions=(), errors=())
+
+
+def straight(steps: int = 6, first_step: int = 0, ranks: int = 1) -> Source:
+    lines = [step_of(i + 1, first_step + i, first=i == 0) for i in range(steps)]
+    return Source(heard=heard_of(*[lines] * ranks), first_step=first_step)
+
+
+def test_the_state_says_which_step_it_was():
+    for step in range(6):
+        start = heard_of([step_of(1, step, first=True)])
+        assert align(start, [straight()], newest=0) == Aligned(step=step, how="state")
+
+
+def test_the_end_is_a_step_too():
+    start = heard_of([step_of(1, 6, first=True)])
+    assert align(start, [straight()], newest=0).step == 6
+
+
+def test_every_rank_must_have_it():
+    torn = heard_of([step_of(1, 4, first=True)], [step_of(1, 2, first=True)])
+    assert align(torn, [straight(ranks=2)], newest=4) == Aligned(step=4, how="save")
+
+
+def test_steps_with_equal_weights_are_told_apart_by_their_moments():
+    # A learning rate of 0 at the first two steps.
+    lines = [
+        step_of(1, 0, moments=0, first=True),
+        step_of(2, 0, moments=1),
+        step_of(3, 0, moments=2),
+        step_of(4, 1, moments=3),
+    ]
+    source = Source(heard=heard_of(lines), first_step=0)
+    start = heard_of([step_of(1, 0, moments=2, first=True)])
+    assert align(start, [source], newest=1).step == 2
+
+
+def test_without_moments_the_counter_decides_and_then_the_newest_save():
+    lines = [step_of(i + 1, 0, moments=0, first=i == 0) for i in range(4)]
+    for line in lines:
+        line.moments = {}
+    source = Source(heard=heard_of(lines), first_step=0)
+    first = step_of(1, 0, moments=0, first=True)
+    assert align(heard_of([first], counters=[("a trainer", 3)]), [source], newest=2).step == 3
+    assert align(heard_of([first]), [source], newest=2).step == 2
+
+
+def test_a_counter_that_contradicts_the_state_is_told():
+    start = heard_of([step_of(1, 4, first=True)], counters=[("a trainer", 3)])
+    found = align(start, [straight()], newest=4)
+    assert found.step == 4
+    assert found.contradiction == "a trainer says step 3, and the state is that after step 4"
+
+
+def test_a_state_that_nobody_had_is_placed_by_the_counter_or_the_save():
+    changed = step_of(1, 99, first=True)
+    assert align(heard_of([changed], counters=[("a trainer", 3)]), [straight()], newest=4) == Aligned(
+        step=3, how="counter"
+    )
+    assert align(heard_of([changed]), [straight()], newest=4) == Aligned(step=4, how="save")
+    assert align(heard_of([changed]), [straight()], newest=0) == Aligned(step=0, how="beginning")
+
+
+def test_a_run_that_has_left_the_reference_is_held_against_itself():
+    # After a first resume all its weights are others: what it loads next is what it has saved.
+    other = Source(heard=heard_of([step_of(i + 1, 50 + i, first=i == 0) for i in range(4)]), first_step=2)
+    start = heard_of([step_of(1, 52, first=True)])
+    found = align(start, [other, straight()], newest=4)
+    assert found == Aligned(step=4, how="state")
+    assert check_loaded(start, [other, straight()], found).status == "equal"
+
+
+def test_what_was_not_loaded_is_named():
+    start = heard_of([step_of(1, 4, moments=0, first=True)])
+    found = align(start, [straight()], newest=4)
+    check = check_loaded(start, [straight()], found)
+    assert (found.step, check.status) == (4, "different")
+    assert check.first_difference.leaf == "optimizer.w.m"
+    assert check.first_difference.component == "optimizer"
+    assert (check.first_difference.expected, check.first_difference.got) == ("m4", "absent")
+
+
+def test_a_loader_that_is_ahead_is_seen_at_the_first_step_of_the_reference():
+    batches = [Batch(label="set", digest=str(i), streams={}) for i in range(5)]
+    first = HeardStep(number=1, losses=["a"], batches=batches[:2])
+    assert used_batches(HeardStep(number=1, losses=["b"], batches=batches), [first]) == 2
+    alone = HeardStep(number=1, losses=["a"], batches=batches[:1])
+    assert used_batches(HeardStep(number=1, losses=["b", "c"], batches=batches), [alone]) == 2

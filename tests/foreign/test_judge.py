@@ -1,0 +1,159 @@
+"""What a verdict on a command says, from ledgers and facts that are made by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ckptrun.evidence.run_folder import ledger_file
+from ckptrun.evidence.starts import Start
+from ckptrun.evidence.verdict import Check, Status, Verdict
+from ckptrun.files import append_line
+from ckptrun.foreign.alignment import Aligned
+from ckptrun.foreign.checkpoints import SavedStep
+from ckptrun.foreign.judge import StartFacts, judge_command
+from ckptrun.proof.material import Material
+from ckptrun.proof.subject import Run
+
+STEPS = 6
+LOADED = Check(name="loaded_equals_saved", status=Status.equal, detail="by hand", covered={"leaves": 3, "ranks": 1})
+
+
+class Job:
+    """As much of a subject as is looked at."""
+
+    steps = STEPS
+    reshapes = False
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def run(self, name: str, **_: Any) -> Run:
+        folder = self.folder / name
+        return Run(name=name, folder=folder, checkpoints=str(folder / "output"), ranks=1)
+
+
+def line(step: int, start: int, name: str, **changed: Any) -> dict[str, Any]:
+    facts = {"loss": float(step).hex(), "gradient_norm": None, "learning_rate": "0x1.0p-3", "skipped": False}
+    facts |= {"batch": f"batch {step}", "rng": {}, "streams": {"torch": f"t{step}", "python": f"{name} {start} {step}"}}
+    leaves = {"gradients.w": f"g{step}", "model.w": f"w{step}"} | changed.pop("leaves", {})
+    return {"step": step, "start": start, **facts, "iterators": [], "leaves": leaves, **changed}
+
+
+class Case:
+    """A run that was killed at step 3, after a save at 2, and went on; lines of its second start can be changed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.job = Job(folder)
+        self.again: Path | None = None
+        self.resumed_at = 2
+        self.changed: dict[int, dict[str, Any]] = {}
+        self.loaded = LOADED
+        self.errors: list[str] = []
+        self.lines("reference", range(1, STEPS + 1))
+
+    def lines(self, name: str, steps: range, start: int = 0, changed: dict[int, dict[str, Any]] | None = None) -> Path:
+        folder = self.job.run(name).folder
+        file = ledger_file(folder, 0)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        for step in steps:
+            append_line(file, line(step, start, name, **(changed or {}).get(step, {})))
+        return folder
+
+    def judge(self, first: dict[int, dict[str, Any]] | None = None) -> Verdict:
+        self.lines("run", range(1, 4), changed=first)
+        self.lines("run", range(self.resumed_at + 1, STEPS + 1), 1, self.changed)
+        saved = SavedStep(step=2, place=Path("checkpoint-2"), is_complete=True, sizes={})
+        resumed_from = saved.name if self.resumed_at == 2 else None
+        starts = [
+            Start(index=0, committed=[saved.name]),
+            Start(index=1, step=self.resumed_at, resumed_from=resumed_from, checks=[self.loaded], ended="end"),
+        ]
+        facts = [
+            StartFacts(aligned=Aligned(step=0, how="beginning"), newest_before=None, steps=3, errors=self.errors),
+            StartFacts(aligned=Aligned(step=self.resumed_at, how="state"), newest_before=saved, steps=4, errors=()),
+        ]
+        material = Material(
+            subject=self.job,  # type: ignore[arg-type]
+            ignore=(),
+            has_controls=False,
+            starts=starts,
+            planned=(),
+            fired=(),
+            failure=None,
+            kept={},
+        )
+        return judge_command(material, facts, again=self.again, notes=())
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    return Case(tmp_path)
+
+
+def statuses(verdict: Verdict) -> dict[str, str]:
+    return {check.name: str(check.status) for check in verdict.checks}
+
+
+def test_what_repeats_the_reference_is_equal_but_for_what_was_not_resumed_twice(case):
+    verdict = case.judge()
+    equal = ("observed", "lost_work", "loaded_equals_saved", "trajectory")
+    assert statuses(verdict) == dict.fromkeys(equal, "equal") | {"second_resume": "not_verified"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "blame"),
+    [
+        ({"batch": "another"}, "data"),
+        ({"learning_rate": "0x1.0p-4"}, "schedule"),
+        ({"skipped": True}, "scaler"),
+        ({"leaves": {"gradients.w": "other"}}, None),
+        ({"loss": "0x1.8p+1"}, None),
+        ({"loss": "0x1.8p+1", "streams": {"torch": "elsewhere"}}, "rng"),
+        ({"batch": "another", "streams": {"torch": "elsewhere"}}, "rng"),
+        # It stood where it should when the loader began: what is drawn from it since is another matter.
+        ({"batch": "another", "streams": {"torch": "elsewhere"}, "iterators": [{"torch": "t2"}]}, "data"),
+        # Never seeded: another one in every start.
+        ({"loss": "0x1.8p+1", "streams": {"torch": "t3", "python": "any"}}, None),
+    ],
+)
+def test_the_first_thing_that_differs_is_blamed_on_whose_it_is(case, changed, blame):
+    case.changed = {3: changed}
+    verdict = case.judge()
+    assert (str(verdict.status), verdict.blame) == ("different", blame)
+    assert verdict.reason.startswith("trajectory: step 3, rank 0: ")
+    assert verdict.advice
+
+
+def test_a_stream_that_is_elsewhere_and_changes_nothing_is_no_difference(case):
+    case.changed = {step: {"streams": {"torch": "elsewhere"}} for step in range(3, 7)}
+    assert statuses(case.judge())["trajectory"] == "equal"
+
+
+def test_work_that_was_lost_is_told_with_both_steps(case):
+    case.resumed_at = 0
+    verdict = case.judge()
+    assert verdict.reason.startswith("lost_work: start 2 went on from the beginning, although the checkpoint of step 2")
+    assert (verdict.first_difference.expected, verdict.first_difference.got) == (2, 0)
+
+
+def test_a_first_start_that_differs_is_not_deterministic(case):
+    verdict = case.judge(first={2: {"loss": "0x1.8p+1"}})
+    assert str(verdict.status) == "not_verified"
+    assert "not deterministic: two runs that nothing happened to differ at step 2" in verdict.reason
+
+
+@pytest.mark.parametrize(("differs", "status"), [(True, "not_verified"), (False, "different")])
+def test_a_second_reference_decides_on_later_steps(case, differs, status):
+    case.changed = {5: {"loss": "0x1.8p+1"}}
+    case.again = case.lines("again", range(1, STEPS + 1), changed={4: {"loss": "0x1.1p+1"}} if differs else None)
+    assert str(case.judge().status) == status
+
+
+def test_what_the_probe_missed_is_not_verified(case):
+    case.errors = ["a batch: ValueError: odd"]
+    verdict = case.judge()
+    assert (str(verdict.status), verdict.reason) == (
+        "not_verified",
+        "observed: the probe failed 1 time in the job's processes, first at a batch: ValueError: odd",
+    )

@@ -1,0 +1,76 @@
+"""Where a command is made to fail, from what its reference has shown."""
+
+import pytest
+
+from ckptrun.config.fault import FaultConfig, FaultKind, FaultPoint
+from ckptrun.errors import ConfigError
+from ckptrun.foreign.plan import JobFacts, check_fault, plan_job_faults
+
+FACTS = JobFacts(steps=24, ranks=2, saves=[4, 8, 12, 16, 20, 24])
+
+
+def steps_of(facts: JobFacts = FACTS, kind: str = "sigkill", **keys: object) -> list[tuple[str, int | None]]:
+    fault = FaultConfig(kind=FaultKind(kind), **keys)
+    return [(str(one.point), one.step) for one in plan_job_faults(fault, facts)]
+
+
+def test_it_strikes_after_a_save_and_again_after_one_of_the_resumed_run():
+    assert steps_of() == [("after_optimizer", 6), ("after_optimizer", 10)]
+
+
+def test_the_step_that_is_asked_for_is_taken():
+    assert steps_of(step=13) == [("after_optimizer", 13), ("after_optimizer", 18)]
+
+
+@pytest.mark.parametrize("point", ["at_request", "writing"])
+def test_a_save_that_it_strikes_in_has_one_before_it(point):
+    assert steps_of(point=FaultPoint(point)) == [(point, 8), (point, 12)]
+
+
+def test_a_load_is_struck_after_a_kill():
+    assert steps_of(point=FaultPoint.loading) == [("after_optimizer", 6), ("loading", None)]
+
+
+def test_with_saves_at_the_end_of_two_epochs_it_strikes_once():
+    assert steps_of(JobFacts(steps=24, ranks=1, saves=[12, 24])) == [("after_optimizer", 18)]
+
+
+def test_with_one_save_at_the_end_it_strikes_before_it():
+    assert steps_of(JobFacts(steps=24, ranks=1, saves=[24])) == [("after_optimizer", 12)]
+
+
+def test_more_faults_come_in_their_order():
+    more = [{"kind": "exception", "step": 15}]
+    assert steps_of(step=6, more=more) == [("after_optimizer", 6), ("after_optimizer", 15)]
+
+
+def test_ranks_are_those_that_are_asked_for():
+    fault = FaultConfig(kind=FaultKind.sigkill, rank="all")
+    assert {one.ranks for one in plan_job_faults(fault, FACTS)} == {(0, 1)}
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"step": 25}, "fault.step=25 is after the last step: the job takes 24 steps"),
+        ({"rank": 2}, "fault.rank=2: the job has 2 ranks, 0 to 1"),
+        ({"step": 5, "point": FaultPoint.at_request}, "never fires: saved are the steps 4, 8, 12"),
+    ],
+)
+def test_what_can_never_strike_is_refused_with_what_was_seen(keys, says):
+    with pytest.raises(ConfigError, match=says):
+        steps_of(**keys)
+
+
+@pytest.mark.parametrize(
+    ("kind", "point", "says"),
+    [
+        ("bit_flip", None, "fault=bit_flip strikes only ckptrun's own runs"),
+        ("chaos", None, "fault=chaos strikes only ckptrun's own runs"),
+        ("sigkill", "staging", "is a point of ckptrun's own saves"),
+        ("sigterm", "writing", "can only be killed"),
+    ],
+)
+def test_what_only_our_own_runs_can_be_struck_by_is_refused(kind, point, says):
+    with pytest.raises(ConfigError, match=says):
+        check_fault(FaultConfig(kind=FaultKind(kind), point=None if point is None else FaultPoint(point)))

@@ -1,0 +1,273 @@
+"""The probe in a job's processes: it hears what they do, and they do not notice."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ckptrun.foreign.records import read_heard
+from tests.support.listened import Piece, listen, listen_to_pieces, write_plan
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "jobs"
+
+STEP = """
+import torch
+p = torch.nn.Parameter(torch.ones(2)); o = torch.optim.SGD([p], lr=1.0)
+def step():
+    p.sum().backward(); o.step(); o.zero_grad()
+"""
+
+PIECES = {
+    "unnamed": f"{STEP}\nstep()",
+    "closure": """
+import torch
+m = torch.nn.Linear(2, 1); o = torch.optim.LBFGS(m.parameters(), max_iter=3)
+def closure():
+    o.zero_grad(); l = m(torch.ones(1, 2)).square().sum(); l.backward(); return l
+o.step(closure); o.step(closure)
+""",
+    "accumulation": f"{STEP}\nfor i in range(2):\n    p.sum().backward(); p.prod().backward(); step()",
+    "gan": """
+import torch
+a, b = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+oa, ob = torch.optim.Adam(a.parameters()), torch.optim.Adam(b.parameters())
+for i in range(3):
+    for m, o in ((a, oa), (b, ob)):
+        m(torch.ones(1, 2)).sum().backward(); o.step(); o.zero_grad()
+""",
+    "overflow": """
+import torch
+m = torch.nn.Linear(2, 1); o = torch.optim.SGD(m.parameters(), lr=1.0)
+s = torch.amp.GradScaler('cpu', init_scale=4.0)
+for i in range(3):
+    x = torch.full((1, 2), float('inf') if i == 1 else 1.0)
+    s.scale(m(x).sum()).backward(); s.step(o); s.update(); o.zero_grad()
+""",
+    "made_before_it_is_loaded": f"""{STEP}
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+m = torch.nn.Linear(2, 2); o2 = torch.optim.Adam(m.parameters())
+get_optimizer_state_dict(m, o2)
+m(torch.ones(1, 2)).sum().backward(); o2.step()
+""",
+    "odd_state": f"""{STEP}
+class Odd(dict):
+    def items(self): raise RuntimeError('odd')
+o.state[p] = Odd(); step(); print('done')
+""",
+    "quiet": f"{STEP}\nstep()\ntorch.save(o.state_dict(), 'x.pt'); torch.load('x.pt')",
+    "in_memory": f"""{STEP}
+import io
+step(); memory = io.BytesIO(); torch.save(o.state_dict(), memory)
+with open('state.part', 'wb') as file: file.write(memory.getvalue())
+import os; os.replace('state.part', 'state.ckpt')
+step()
+""",
+    "wrapped": """
+import torch
+m = torch.compile(torch.nn.Sequential(torch.nn.Linear(2, 2)), backend='eager'); o = torch.optim.SGD(m.parameters(), lr=1.0)
+m(torch.ones(1, 2)).sum().backward(); o.step()
+""",
+    "batches": """
+import torch
+from torch.utils.data import DataLoader
+class Pairs(torch.utils.data.Dataset):
+    def __len__(self): return 6
+    def __getitem__(self, i): return {'x': torch.full((2,), float(i)), 'name': f'sample {i}', 'n': i}
+m = torch.nn.Linear(2, 1); o = torch.optim.SGD(m.parameters(), lr=1.0)
+for workers in (0, 1):
+    for batch in DataLoader(Pairs(), batch_size=2, num_workers=workers):
+        m(batch['x']).sum().backward(); o.step()
+""",
+    "odd_batches": """
+import dataclasses, torch
+from torch.utils.data import DataLoader
+@dataclasses.dataclass
+class Sample:
+    x: torch.Tensor
+    itself: object = None
+def collate(samples):
+    found = Sample(torch.stack([torch.full((2,), float(i)) for i in samples]))
+    found.itself = found
+    return found
+m = torch.nn.Linear(2, 1); o = torch.optim.SGD(m.parameters(), lr=1.0)
+for batch in DataLoader(range(6), batch_size=2, collate_fn=collate):
+    m(batch.x).sum().backward(); o.step()
+""",
+    "counted": f"{STEP}\nfrom ckptrun.probe import step as count\nstep(); count(8)",
+}
+KILLS = {"sigkill": -9, "exit": 1, "exception": 1}
+SAVE = f"{STEP}\nstep(); torch.save({{'optim': torch.ones(50_000)}}, 'state.pt')"
+
+
+def fault(kind: str, point: str = "after_optimizer", step: int = 2, **rest: object) -> dict[str, object]:
+    return {"index": 0, "kind": kind, "point": point, "step": step, "ranks": [0], "share": 0.25, **rest}
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory) -> dict[str, Piece]:
+    killed = {kind: f"{STEP}\nfor i in range(4): step()" for kind in KILLS}
+    folder = tmp_path_factory.mktemp("pieces")
+    return listen_to_pieces(folder, {**PIECES, **killed, "whole_save": SAVE}, {kind: fault(kind) for kind in KILLS})
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Path:
+    """A whole job, and in ``alone`` the same without the probe."""
+    folder = tmp_path_factory.mktemp("plain")
+    command = (sys.executable, str(EXAMPLES / "plain.py"), "--output_dir")
+    alone = subprocess.Popen([*command, folder / "alone"], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    ended = listen(write_plan(folder), *command, str(folder / "output"))
+    assert ended.returncode == 0, ended.stderr
+    assert alone.wait() == 0
+    return folder
+
+
+def test_every_step_is_heard(plain):
+    (heard,) = read_heard(plain / "records")
+    (rank,) = heard.ranks
+    assert [step.number for step in rank.steps] == list(range(1, 25))
+    assert rank.has_ended
+    assert heard.errors == []
+    first = rank.steps[0]
+    weights = {"0.weight", "0.bias", "1.weight", "1.bias", "4.weight", "4.bias"}
+    assert set(first.after) == {f"model.{name}" for name in weights}
+    assert set(first.gradients) == {f"gradients.{name}" for name in weights}
+    assert {"buffers.1.running_mean", "buffers.1.running_var"} < set(first.before)
+    assert {"optimizer.4.bias.exp_avg", "optimizer.4.bias.step"} < set(first.moments)
+    assert float.fromhex(first.plain["schedule.learning_rate.0"]) == 1e-2
+    assert all(len(step.losses) == len(step.batches) == 1 for step in rank.steps)
+    assert len({step.batches[0].digest for step in rank.steps}) == 24
+
+
+def test_saves_are_heard_with_their_step(plain):
+    (heard,) = read_heard(plain / "records")
+    saves = heard.ranks[0].saves
+    assert [save.step for save in saves] == [4, 8, 12, 16, 20, 24]
+    assert all(save.is_done and save.is_resumable and save.is_followed for save in saves)
+    assert saves[0].path == plain / "output" / "checkpoint-4.tmp"
+    assert heard.ranks[0].renames[0] == (saves[0].path, plain / "output" / "checkpoint-4.pt")
+
+
+def test_the_job_computes_the_same_bits_without_it(plain):
+    for step in range(4, 25, 4):
+        name = f"checkpoint-{step}.pt"
+        assert (plain / "alone" / name).read_bytes() == (plain / "output" / name).read_bytes()
+
+
+def test_a_job_without_torch_does_not_load_it(tmp_path):
+    code = "import sys; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    ended = listen(write_plan(tmp_path), sys.executable, "-c", code)
+    assert (ended.stdout.split(), ended.stderr) == (["False", "False"], "")
+    assert not list((tmp_path / "records").iterdir())
+
+
+def test_the_jobs_own_sitecustomize_runs(tmp_path):
+    own = tmp_path / "own" / "sitecustomize.py"
+    own.parent.mkdir()
+    own.write_text("import builtins; builtins.mine = 'here'")
+    code = "import sitecustomize; print(mine, sitecustomize.__file__)"
+    ended = listen(write_plan(tmp_path), sys.executable, "-c", code, PYTHONPATH=str(own.parent))
+    assert ended.stdout.split() == ["here", str(own)]
+
+
+def test_a_child_of_a_child_is_heard(tmp_path):
+    middle = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {STEP + 'step()'!r}], check=True)"
+    outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {middle!r}], check=True)"
+    assert listen(write_plan(tmp_path), sys.executable, "-c", outer).returncode == 0
+    (heard,) = read_heard(tmp_path / "records")
+    assert heard.steps == 1
+
+
+def test_a_proof_that_is_over_disturbs_nobody(tmp_path):
+    ended = listen(tmp_path / "gone.json", sys.executable, "-c", "print('fine')")
+    assert (ended.stdout, ended.stderr) == ("fine\n", "")
+
+
+def test_a_parameter_that_no_module_has_is_named_by_its_place(pieces):
+    assert list(pieces["unnamed"].heard.ranks[0].steps[0].after) == ["model.parameter[0]"]
+
+
+@pytest.mark.parametrize(("piece", "losses"), [("closure", [3, 1]), ("accumulation", [3, 3])])
+def test_several_backward_passes_are_one_step(pieces, piece, losses):
+    (rank,) = pieces[piece].heard.ranks
+    assert [len(step.losses) for step in rank.steps] == losses
+    assert all(step.gradients for step in rank.steps)
+
+
+def test_two_optimizers_are_one_step(pieces):
+    (rank,) = pieces["gan"].heard.ranks
+    assert [step.updates for step in rank.steps] == [[0, 1]] * 3
+    assert len(rank.steps[2].after) == 4
+    assert {name.split(".")[1] for name in rank.steps[2].moments} >= {"1"}
+
+
+def test_a_step_that_the_loss_scaler_leaves_out_has_its_place(pieces):
+    steps = pieces["overflow"].heard.ranks[0].steps
+    assert [step.skipped for step in steps] == [False, True, False]
+    assert float.fromhex(steps[2].plain["scaler.scale"]) == 2.0
+
+
+def test_state_that_is_made_to_be_loaded_is_no_step(pieces):
+    (rank,) = pieces["made_before_it_is_loaded"].heard.ranks
+    assert len(rank.steps) == 1
+    assert len(rank.steps[0].losses) == 1
+
+
+def test_what_goes_wrong_in_the_probe_does_not_reach_the_job(pieces):
+    assert pieces["odd_state"].printed == "done\n"
+    assert any("odd" in error for error in pieces["odd_state"].heard.errors)
+
+
+def test_nothing_is_printed(pieces):
+    assert (pieces["quiet"].printed, pieces["quiet"].exit_code) == ("", 0)
+    assert pieces["quiet"].heard.ranks[0].loads[0].path == pieces["quiet"].folder / "x.pt"
+
+
+def test_what_is_saved_in_memory_is_the_file_that_is_written_next(pieces):
+    piece = pieces["in_memory"]
+    (rank,) = piece.heard.ranks
+    (save,) = rank.saves
+    assert (save.path, save.step, save.is_done) == (piece.folder / "state.part", 1, True)
+    assert rank.renames == [(piece.folder / "state.part", piece.folder / "state.ckpt")]
+
+
+def test_wrappers_leave_no_trace_in_names(pieces):
+    assert set(pieces["wrapped"].heard.ranks[0].steps[0].after) == {"model.0.weight", "model.0.bias"}
+
+
+def test_batches_are_told_by_what_is_in_them(pieces):
+    steps = pieces["batches"].heard.ranks[0].steps
+    digests = [step.batches[0].digest for step in steps]
+    assert len(digests) == 6
+    assert digests[:3] == digests[3:]
+    assert len(set(digests)) == 3
+    assert {batch.label for step in steps for batch in step.batches} == {"Pairs[6]"}
+
+
+def test_a_batch_may_be_an_object_that_holds_itself(pieces):
+    heard = pieces["odd_batches"].heard
+    assert heard.errors == []
+    assert len({step.batches[0].digest for step in heard.ranks[0].steps}) == 3
+
+
+def test_a_job_may_say_which_step_it_has_taken(pieces):
+    assert pieces["counted"].heard.ranks[0].counters == [("ckptrun.probe.step", 7)]
+
+
+@pytest.mark.parametrize(("kind", "code"), KILLS.items())
+def test_a_fault_strikes_at_its_step(pieces, kind, code):
+    assert pieces[kind].exit_code == code
+    assert pieces[kind].heard.steps == 2
+    assert (pieces[kind].folder / "faults" / "00000.rank_00000.json").is_file()
+
+
+def test_a_write_is_cut_at_its_share(pieces, tmp_path):
+    whole = pieces["whole_save"].folder / "state.pt"
+    size = whole.stat().st_size
+    # The folder of a piece is part of the path in the job's folder.
+    cut = fault("sigkill", "writing", 1, sizes={"cut/state.pt": size})
+    piece = listen_to_pieces(tmp_path, {"cut": SAVE}, {"cut": cut})["cut"]
+    assert piece.exit_code < 0
+    assert (piece.folder / "state.pt").stat().st_size == size // 4
