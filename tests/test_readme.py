@@ -25,7 +25,7 @@ import torch
 
 import ckptrun
 from ckptrun.__main__ import main
-from ckptrun.command_line import read_command_line
+from ckptrun.command_line import overrides_of_prove, read_command_line
 from ckptrun.config.compose import config_from
 from ckptrun.config.mistakes import check_overrides
 from ckptrun.tools.cli import COMMANDS
@@ -72,6 +72,8 @@ def overrides_of(command: str) -> list[str]:
     """The arguments of ``ckptrun`` in ``command``, with ``...`` filled in."""
     words = shlex.split(command.replace(" -m ckptrun", " ckptrun"))
     arguments = words[words.index("ckptrun") + 1 :]
+    if arguments[:1] == ["prove"]:
+        return overrides_of_prove(arguments)
     filled = OWN if any(argument.startswith("model.") for argument in arguments) else SMALL
     return [word for argument in arguments for word in (filled.split() if argument == "..." else [argument])]
 
@@ -259,7 +261,7 @@ def test_the_ci_line_and_the_pytest_example_prove_a_model_of_ones_own_and_show_w
         "from torch import nn\n\n\nclass Net(nn.Sequential):\n    def __init__(self):\n"
         "        super().__init__(nn.Embedding(256, 16), nn.Dropout(0.1), nn.Linear(16, 256))\n"
     )
-    (example,) = [text for text in snippets() if "def test_" in text]
+    (example,) = [text for text in snippets() if "def test_" in text and "my_package" in text]
     (tmp_path / "test_example.py").write_text(example)
     # The same with a component that does not come back.
     forgetful = (
@@ -283,6 +285,17 @@ def test_the_ci_line_and_the_pytest_example_prove_a_model_of_ones_own_and_show_w
     assert "FAILED test_forgetful.py" in done.stdout
     for shown in ("ckptrun proof", "DIFFERENT (blame: mine)", "mine.seen"):
         assert shown in done.stdout
+
+
+@pytest.mark.slow
+def test_the_pytest_example_proves_a_job(tmp_path) -> None:
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    (example,) = [text for text in snippets() if "def test_" in text and "examples/jobs" in text]
+    (tmp_path / "test_example.py").write_text(example)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    command = [sys.executable, "-m", "pytest", "-q", "test_example.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert "1 passed" in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]
 
 
 def typed(command: str) -> str:
@@ -324,7 +337,12 @@ def test_every_command_of_the_pages_does_what_it_says(tmp_path) -> None:
     # Others begin with the first run, or compare with it.
     for command in sorted(dict.fromkeys(lines), key=lambda command: "run.name=first" not in command):
         said = run(command)
-        if ("fault=" in command and "torchrun" not in command) or "proof=full" in command or "smoke" in command:
+        if (
+            command.startswith("ckptrun prove")
+            or ("fault=" in command and "torchrun" not in command)
+            or "proof=full" in command
+            or "smoke" in command
+        ):
             assert "verdict              EQUAL" in said, said
         elif "--" not in command and " -m " not in command:
             assert "bitwise equal at step" in said, said

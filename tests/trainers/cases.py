@@ -1,0 +1,141 @@
+"""Jobs of the trainers that people use, and what a proof of each must come to."""
+
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+JOBS = Path(__file__).resolve().parents[2] / "examples" / "jobs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One setting of one job."""
+
+    name: str
+    package: str
+    """Whose trainer it is."""
+    setting: str
+    """For people."""
+    job: str
+    """A file in ``examples/jobs``."""
+    options: tuple[str, ...] = ()
+    ranks: int | None = None
+    """Under torchrun; None: the command starts its own."""
+    resume: tuple[str, ...] = ()
+    """Options that only a resume has."""
+    overrides: tuple[str, ...] = ()
+    verdict: str = "equal"
+    check: str = ""
+    """Which check finds it."""
+    blame: str | None = None
+    lost: str = "-"
+    """What is lost, in words."""
+    upstream: str = "-"
+    """The issue in its tracker, where one is known."""
+
+    @property
+    def command(self) -> list[str]:
+        """Of the job, with ``{run}`` for its folder."""
+        start = [sys.executable]
+        if self.ranks is not None:
+            start += ["-m", "torch.distributed.run", "--nproc-per-node", str(self.ranks)]
+        return [*start, str(JOBS / self.job), "--output_dir", "{run}", *self.options]
+
+    @property
+    def trainer(self) -> str:
+        """Its name and version."""
+        return f"{self.package} {version(self.package).partition('+')[0]}"
+
+
+CASES = [
+    Case(name="plain", package="torch", setting="one process, one file per checkpoint", job="plain.py"),
+    Case(name="gan", package="torch", setting="two optimizers that take turns", job="gan.py"),
+    Case(name="ddp", package="torch", setting="DDP, 2 ranks, one file that is replaced", job="ddp.py", ranks=2),
+    Case(name="fsdp2", package="torch", setting="FSDP2, 2 ranks, DCP", job="fsdp2.py", ranks=2),
+    Case(
+        name="transformers",
+        package="transformers",
+        setting="Trainer, GPT-2, shuffled, killed between steps",
+        job="hf_trainer.py",
+        resume=("--resume",),
+    ),
+    Case(
+        name="transformers_noise",
+        package="transformers",
+        setting="the same with random augmentation in the dataset",
+        job="hf_trainer.py",
+        options=("--noise",),
+        resume=("--resume",),
+        verdict="different",
+        check="trajectory",
+        blame="rng",
+        lost="the batch that a loader is ahead by is drawn again from another place of the random stream",
+        upstream="transformers#39215",
+    ),
+    Case(
+        name="transformers_cut_save",
+        package="transformers",
+        setting="Trainer, killed in the middle of a save",
+        job="hf_trainer.py",
+        resume=("--resume",),
+        overrides=("fault.point=at_request", "fault.step=10"),
+        verdict="different",
+        check="resume",
+        lost="an incomplete newest folder ends every resume until somebody removes it",
+        upstream="transformers#35525",
+    ),
+    Case(
+        name="lightning",
+        package="lightning",
+        setting="saves at the end of each epoch, no dropout, in order",
+        job="lightning_ddp.py",
+    ),
+    Case(
+        name="lightning_ddp",
+        package="lightning",
+        setting="the same with DDP on 2 ranks, which Lightning starts",
+        job="lightning_ddp.py",
+        options=("--devices", "2"),
+    ),
+    Case(
+        name="lightning_dropout",
+        package="lightning",
+        setting="the same with dropout, one process",
+        job="lightning_ddp.py",
+        options=("--dropout", "0.2"),
+        verdict="different",
+        check="trajectory",
+        blame="rng",
+        lost="random streams are in no checkpoint",
+    ),
+    Case(
+        name="lightning_mid_epoch",
+        package="lightning",
+        setting="saves in the middle of an epoch, plain DataLoader",
+        job="lightning_ddp.py",
+        options=("--every_n_steps", "3"),
+        verdict="different",
+        check="trajectory",
+        blame="data",
+        lost="the data of the epoch begin again",
+    ),
+    Case(
+        name="accelerate",
+        package="accelerate",
+        setting="own loop, in order, saves in the middle of an epoch",
+        job="accelerate_loop.py",
+    ),
+    Case(
+        name="accelerate_shuffle",
+        package="accelerate",
+        setting="the same, shuffled",
+        job="accelerate_loop.py",
+        options=("--shuffle",),
+        verdict="different",
+        check="trajectory",
+        blame="data",
+        lost="the place in the epoch comes back, its order does not",
+        upstream="accelerate#4195",
+    ),
+]
