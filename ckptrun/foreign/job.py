@@ -126,7 +126,7 @@ class CommandJob:
         return sorted(lines[-1]["leaves"]) if lines else []
 
     def judge(self, material: Material, *, start_run: StartRun, controls: Callable[[], Sequence[Start]]) -> Verdict:
-        """See ``Subject``."""
+        """Come to the verdict; see ``ckptrun.proof.prove.Judge``."""
         found = compare_ledgers(material.reference.folder, material.run.folder, ranks=self.ranks).first
         again = None
         if found is not None and found.start > 0 and not self._is_repeated(found, material):

@@ -30,6 +30,5 @@ def prove_command(config: RunConfig) -> int:
         for name in ("output", "probe"):
             shutil.rmtree(config.run_dir / name, ignore_errors=True)
         every = config.proof.digest_every_steps or 1
-        return prove_subject(
-            CommandJob(config.job, config.fault, config.run_dir, digest_every_steps=every), config.proof
-        )
+        job = CommandJob(config.job, config.fault, config.run_dir, digest_every_steps=every)
+        return prove_subject(job, config.proof, judge=job.judge)

@@ -1,8 +1,8 @@
-"""A run of ours as the subject of a proof: what a config describes, in a folder of its own."""
+"""A run of ours as the subject of a proof: what a config describes, in a folder of its own. Torch-free."""
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ckptrun.config.checkpoint import CheckpointConfig, SaveMode
@@ -10,17 +10,13 @@ from ckptrun.config.custom import Custom
 from ckptrun.config.proof import ReloadCheck
 from ckptrun.config.run import RunConfig
 from ckptrun.engine.commit import list_committed
-from ckptrun.evidence.starts import Start
-from ckptrun.evidence.verdict import Verdict
 from ckptrun.fault import PlannedFault, stop_steps
 from ckptrun.launch.local import start_fork_server, start_ranks
 from ckptrun.launch.own_ranks import environment_of, own_ranks
-from ckptrun.proof.judge import judge
-from ckptrun.proof.material import Material
 from ckptrun.proof.outside_files import OutsideFiles
 from ckptrun.proof.places import clear_place, leaf_names, place_beside
 from ckptrun.proof.private_files import PrivateFiles
-from ckptrun.proof.subject import Run, StartRun, TimedOutcome
+from ckptrun.proof.subject import Run, TimedOutcome
 from ckptrun.run.leg import Leg
 from ckptrun.run.preflight import preflight
 from ckptrun.text import counted
@@ -118,10 +114,6 @@ class OwnJob:
     def leaf_names(self, run: Run) -> Sequence[str]:
         """See ``Subject``."""
         return leaf_names(run.checkpoint(self.steps))
-
-    def judge(self, material: Material, *, start_run: StartRun, controls: Callable[[], Sequence[Start]]) -> Verdict:
-        """See ``Subject``."""
-        return judge(material, outside=self._outside, start_run=start_run, controls=controls)
 
     def code_of(self, component: str | None) -> str:
         """See ``Subject``."""

@@ -12,8 +12,10 @@ Every leg is a set of fresh processes. This process starts them, waits, and comp
 """
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
+from typing import TypeAlias
 
 from ckptrun.checks.ignored import Ignored
 from ckptrun.checks.whole_runs import second_resumes
@@ -28,7 +30,7 @@ from ckptrun.exit_codes import ExitCode
 from ckptrun.fault import FaultRecord, PlannedFault
 from ckptrun.launch.silent_end import spoken_or_seen
 from ckptrun.proof.folder import claim_folder
-from ckptrun.proof.judge import judge_failed
+from ckptrun.proof.judge import judge, judge_failed
 from ckptrun.proof.leg_end import why_incomplete
 from ckptrun.proof.leg_progress import leg_progress
 from ckptrun.proof.material import Material
@@ -43,7 +45,7 @@ from ckptrun.run.leg import Controls, Leg
 from ckptrun.run.lock import RunLock
 from ckptrun.run.preflight import check_folder, make_folder
 
-__all__ = ["prove_subject", "run_proof"]
+__all__ = ["Judge", "prove_subject", "run_proof"]
 
 # Beyond those that faults cause: the first, and two that load what a resumed one has saved.
 _MOST_FURTHER_STARTS = 3
@@ -78,15 +80,20 @@ def run_proof(config: RunConfig, *, plan: tuple[PlannedFault, ...], command: Seq
         subject = OwnJob(config, after, plan=plan, outside=outside, private=private, command=command)
         try:
             private.keep()
-            return prove_subject(subject, config.proof)
+            return prove_subject(subject, config.proof, judge=partial(judge, outside=outside))
         finally:
             private.put_back()
 
 
-def prove_subject(subject: Subject, options: ProofConfig) -> int:
+Judge: TypeAlias = Callable[..., Verdict]
+"""Makes every check that there is of such a job: ``(material, start_run=, controls=)``, where ``start_run`` starts
+another leg, and ``controls`` runs the controls."""
+
+
+def prove_subject(subject: Subject, options: ProofConfig, *, judge: Judge) -> int:
     """Prove a job whose folder is claimed; write ``verdict.json``; return the exit code."""
     try:
-        return _Proof(subject, options).run()
+        return _Proof(subject, options, judge=judge).run()
     except (Interrupted, KeyboardInterrupt) as ended:
         by = f" by {ended}" if isinstance(ended, Interrupted) else ""
         say_error(f"ckptrun: the proof was interrupted{by}. Run the same command again to do it anew.")
@@ -99,9 +106,11 @@ class _Proof:
     Args:
         subject: What is proved.
         options: What is asked to be checked.
+        judge: Comes to the verdict.
     """
 
-    def __init__(self, subject: Subject, options: ProofConfig) -> None:
+    def __init__(self, subject: Subject, options: ProofConfig, *, judge: Judge) -> None:
+        self._judge = judge
         self._subject = subject
         self._options = options
         self._plan: tuple[PlannedFault, ...] = ()
@@ -144,7 +153,7 @@ class _Proof:
             failure=failure,
             kept=self._kept,
         )
-        verdict = self._subject.judge(material, start_run=self._start, controls=lambda: self._controls(starts))
+        verdict = self._judge(material, start_run=self._start, controls=lambda: self._controls(starts))
         return self._finish(verdict, starts)
 
     def _run_under_proof(self) -> Start | None:

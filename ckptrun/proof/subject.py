@@ -1,24 +1,19 @@
 """What a proof needs of a job: to start it in a folder, to know its steps and ranks, to find what it has saved.
 
-The rest of ``proof/`` knows no more of a job than this, so that whose loop it is makes no difference. A run of ours is
-:class:`~ckptrun.proof.own_job.OwnJob`.
+The legs of a proof know no more of a job than this, so that whose loop it is makes no difference. A run of ours is
+:class:`~ckptrun.proof.own_job.OwnJob`, a command :class:`~ckptrun.foreign.job.CommandJob`.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from ckptrun.config.precision import PrecisionConfig
 from ckptrun.engine.layout import step_folder
-from ckptrun.evidence.starts import Start
-from ckptrun.evidence.verdict import Verdict
 from ckptrun.fault import PlannedFault
 from ckptrun.launch.local import Outcome
 from ckptrun.run.leg import Leg
-
-if TYPE_CHECKING:
-    from ckptrun.proof.material import Material
 
 __all__ = ["Run", "StartRun", "Subject", "TimedOutcome"]
 
@@ -117,17 +112,6 @@ class Subject(Protocol):
 
     def leaf_names(self, run: Run) -> Sequence[str]:
         """Return what the state of a run that has ended is made of."""
-
-    def judge(
-        self, material: "Material", *, start_run: "StartRun", controls: "Callable[[], Sequence[Start]]"
-    ) -> Verdict:
-        """Make every check that there is of such a job, and look for the cause of a difference.
-
-        Args:
-            material: What its legs have left.
-            start_run: Starts another leg.
-            controls: Runs the controls.
-        """
 
     def code_of(self, component: str | None) -> str:
         """Return a sentence that says where the code of a component lies; empty where nothing is known."""

@@ -13,18 +13,16 @@ from ckptrun.config.run import RunConfig
 from ckptrun.engine.commit import list_committed
 from ckptrun.engine.layout import parse_step
 from ckptrun.evidence.run_folder import EVENTS, ledger_file
-from ckptrun.evidence.starts import Start, read_starts
-from ckptrun.evidence.verdict import Check, Status, Verdict
+from ckptrun.evidence.starts import read_starts
+from ckptrun.evidence.verdict import Check, Status
 from ckptrun.fault import FaultRecord, PlannedFault
 from ckptrun.files import append_line
 from ckptrun.launch.local import Outcome
-from ckptrun.proof.judge import judge
-from ckptrun.proof.material import Material
 from ckptrun.proof.outside_files import OutsideFiles
 from ckptrun.proof.own_job import OwnJob
 from ckptrun.proof.places import leaf_names
 from ckptrun.proof.private_files import PrivateFiles
-from ckptrun.proof.subject import Run, StartRun, TimedOutcome
+from ckptrun.proof.subject import Run, TimedOutcome
 from ckptrun.run.leg import Leg
 from tests.support.saves import live_state, save
 
@@ -258,10 +256,6 @@ class HandMade:
     def leaf_names(self, run: Run) -> Sequence[str]:
         """See ``Subject``."""
         return leaf_names(run.checkpoint(STEPS))
-
-    def judge(self, material: Material, *, start_run: StartRun, controls: Callable[[], Sequence[Start]]) -> Verdict:
-        """See ``Subject``."""
-        return judge(material, outside=self.outside, start_run=start_run, controls=controls)
 
     def code_of(self, component: str | None) -> str:
         """See ``Subject``."""
