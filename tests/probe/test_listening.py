@@ -37,6 +37,15 @@ for i in range(3):
     for m, o in ((a, oa), (b, ob)):
         m(torch.ones(1, 2)).sum().backward(); o.step(); o.zero_grad()
 """,
+    "built_anew": """
+import gc, torch
+m = torch.nn.Linear(2, 2)
+for phase in range(2):
+    o = torch.optim.Adam(m.parameters())
+    for i in range(2):
+        m(torch.ones(1, 2)).sum().backward(); o.step(); o.zero_grad()
+    del o; gc.collect()
+""",
     "overflow": """
 import torch
 m = torch.nn.Linear(2, 1); o = torch.optim.SGD(m.parameters(), lr=1.0)
@@ -201,6 +210,11 @@ def test_two_optimizers_are_one_step(pieces):
     assert [step.updates for step in rank.steps] == [[0, 1]] * 3
     assert len(rank.steps[2].after) == 4
     assert {name.split(".")[1] for name in rank.steps[2].moments} >= {"1"}
+
+
+def test_an_optimizer_that_is_built_anew_goes_on_counting(pieces):
+    (rank,) = pieces["built_anew"].heard.ranks
+    assert [step.updates for step in rank.steps] == [[0]] * 4
 
 
 def test_a_step_that_the_loss_scaler_leaves_out_has_its_place(pieces):

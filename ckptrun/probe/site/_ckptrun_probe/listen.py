@@ -206,7 +206,9 @@ class Listener:
 
         is_new = self._index(optimizer) < 0
         if is_new:
-            self._optimizers.append(weakref.ref(optimizer))
+            # One that is built anew takes the place of the one that is gone.
+            gone = next((i for i, ref in enumerate(self._optimizers) if ref() is None), len(self._optimizers))
+            self._optimizers[gone : gone + 1] = [weakref.ref(optimizer)]
         self._names = find_names([one for one in (ref() for ref in self._optimizers) if one is not None])
         return is_new
 
