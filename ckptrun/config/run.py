@@ -111,7 +111,7 @@ _NOT_IN_NAME = (
     "job=command",
     "job.timeout_seconds",
 )
-_COMMAND = "job.command="
+_COMMAND, _RESUME = "job.command=", "job.resume="
 _LONGEST_NAME = 100
 
 
@@ -127,18 +127,21 @@ def default_run_name(overrides: Sequence[str]) -> str:
 def telling(overrides: Iterable[str]) -> list[str]:
     """The overrides without those that a user may change between two starts of one run; a command by its program."""
     return [
-        _short_command(text) if text.startswith(_COMMAND) else text
+        _short_command(text) if text.startswith((_COMMAND, _RESUME)) else text
         for text in overrides
         if not text.lstrip("+~").startswith(_NOT_IN_NAME)
     ]
 
 
 def _short_command(override: str) -> str:
-    """``job.command=...`` by the first script or program that it names, and a mark of all of it."""
+    """``job.command=...`` by the first script or program that it names, and a mark of all of it; a resume by a mark."""
+    mark = hashlib.sha256(override.encode()).hexdigest()[:8]
+    if override.startswith(_RESUME):
+        return f"job.resume={mark}"
     words = re.split(r"[\s,'\"\[\]]+", override.removeprefix(_COMMAND))
     script = next((Path(word).stem for word in words if word.endswith(".py")), None)
     name = script or next((Path(word).name for word in words if word), "command")
-    return f"{name}-{hashlib.sha256(override.encode()).hexdigest()[:8]}"
+    return f"{name}-{mark}"
 
 
 def folder_name(overrides: Iterable[str], *, distinct: bool = False) -> str:

@@ -1,5 +1,7 @@
 """Group ``job``: what can be seen wrong with a command before it is started."""
 
+import re
+
 import pytest
 
 from ckptrun.command_line import overrides_of_prove
@@ -102,3 +104,7 @@ def test_the_folder_of_a_proof_is_named_after_the_script():
     }
     assert len(names) == 2
     assert all("train-" in name and "/" not in name for name in names)
+    resumed = config_of(
+        "job=command", COMMAND, "fault=sigkill", "job.resume=python train.py --resume --out {run}"
+    ).run.name
+    assert re.fullmatch(r"fault=sigkill,job\.resume=\w{8},train-\w{8}", resumed)
