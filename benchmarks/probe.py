@@ -66,7 +66,7 @@ def _median_step(size: tuple[int, ...], *, with_probe: bool) -> tuple[int, float
             plan = Path(folder, "plan.json")
             records = Path(folder, "records")
             records.mkdir()
-            facts = {"records": str(records), "output": folder, "fired": folder, "faults": []}
+            facts = {"records": str(records), "output": folder, "faults": []}
             plan.write_text(json.dumps({**facts, "first_step": 0, "digest_every_steps": 1, "deterministic": False}))
             environment |= {PLAN_VARIABLE: str(plan), "PYTHONPATH": str(site_folder())}
         command = [sys.executable, "-c", _JOB, *map(str, size), str(_STEPS)]

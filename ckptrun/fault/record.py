@@ -63,10 +63,14 @@ class FaultRecord:
                 )
         return found
 
+    def file(self, fault: PlannedFault, rank: int) -> Path:
+        """What says that ``fault`` has struck ``rank``."""
+        return self._folder / fault_file_name(fault.index, rank)
+
     def note(self, fault: PlannedFault, *, rank: int, step: int) -> bool:
         """Write down that ``fault`` strikes now; False when it has struck this rank before."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / fault_file_name(fault.index, rank)
+        path = self.file(fault, rank)
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         except FileExistsError:

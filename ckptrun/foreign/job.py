@@ -230,7 +230,6 @@ class CommandJob:
             {
                 "records": str(records),
                 "output": str(output),
-                "fired": str(run.folder / "faults"),
                 "faults": faults,
                 "first_step": first_step,
                 "digest_every_steps": self._every,
@@ -255,6 +254,7 @@ class CommandJob:
             "point": str(fault.point),
             "step": fault.step,
             "ranks": list(fault.ranks),
+            "files": {str(rank): str(FaultRecord(run.folder).file(fault, rank)) for rank in fault.ranks},
             "share": fault.share,
             "sizes": sizes,
         }

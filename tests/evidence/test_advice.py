@@ -7,9 +7,9 @@ from ckptrun.evidence.advice import advice
 from ckptrun.evidence.difference import Difference
 from ckptrun.evidence.mismatch import Mismatch
 from ckptrun.evidence.verdict import Check, Status, Verdict, read_verdict, verdict_of
-from ckptrun.proof.own_job import OwnJob
 from ckptrun.proof.view import text_of
 from tests.support.configs import config_of
+from tests.support.hand_made import own_job
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_it_names_the_code_of_the_user() -> None:
     config = config_of(
         "model=mlp", "data=random", "components.mine._target_=a.py:B", "optimizer=custom", "optimizer._target_=c.D"
     )
-    job = OwnJob(config, config, command=[])
+    job = own_job(config)
     assert job.code_of("mine") == " It is components.mine._target_=a.py:B."
     assert job.code_of("optimizer") == " It is optimizer._target_=c.D."
     assert job.code_of("model") == job.code_of("rng") == job.code_of(None) == ""

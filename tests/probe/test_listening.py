@@ -274,7 +274,7 @@ def test_a_job_may_say_which_step_it_has_taken(pieces):
 def test_a_fault_strikes_at_its_step(pieces, kind, code):
     assert pieces[kind].exit_code == code
     assert pieces[kind].heard.steps == 2
-    assert (pieces[kind].folder / "faults" / "00000.rank_00000.json").is_file()
+    assert (pieces[kind].folder / "struck.json").is_file()
 
 
 def test_a_write_is_cut_at_its_share(pieces, tmp_path):

@@ -65,8 +65,7 @@ def write_plan(folder: Path, *, output: Path | None = None, faults: Sequence[Map
     facts = {
         "records": str(folder / "records"),
         "output": str(output or folder / "output"),
-        "fired": str(folder / "faults"),
-        "faults": list(faults),
+        "faults": [{"files": {"0": str(folder / "struck.json")}, **fault} for fault in faults],
         "first_step": 0,
         "digest_every_steps": 1,
         "deterministic": False,

@@ -23,7 +23,7 @@ CPU. [jobs.md](jobs.md) says how to prove a job of your own.
 
 def cells_of(case: Case) -> list[str]:
     """What a row says of a case before it is proved."""
-    options = " ".join([f"`{case.job}", *case.options]) + "`"
+    options = " ".join([f"`examples/jobs/{case.job}", *case.options]) + "`"
     return [case.trainer, case.setting, options]
 
 

@@ -18,6 +18,8 @@ class Fault:
         self.step: int | None = facts["step"]
         self.ranks: list[int] = facts["ranks"]
         self.share: float = facts["share"]
+        self.files: dict[str, str] = facts["files"]
+        """Rank -> the file that says that it has struck."""
         self.sizes: dict[str, int] = facts.get("sizes", {})
         """Of the files of the save that it strikes, by path in the job's folder; in bytes."""
 
@@ -36,8 +38,6 @@ class Plan:
         """Folder: a file per process."""
         self.output: str = facts["output"]
         """The folder that the job is told to write to."""
-        self.fired: str = facts["fired"]
-        """Folder: a file per fault and rank that has struck."""
         self.faults = [Fault(fault) for fault in facts["faults"]]
         self.first_step: int = facts["first_step"]
         """What faults count steps from: the step that this start goes on from, as far as that is known before."""

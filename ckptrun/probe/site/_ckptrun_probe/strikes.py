@@ -68,8 +68,8 @@ class Strikes:
     def _note(self, fault: Fault, step: int, rank: int) -> bool:
         """Put on disk that it strikes; False if it has before."""
         self._left.remove(fault)
-        os.makedirs(self._plan.fired, exist_ok=True)  # noqa: PTH103
-        path = os.path.join(self._plan.fired, f"{fault.index:05d}.rank_{rank:05d}.json")  # noqa: PTH118
+        path = fault.files[str(rank)]
+        os.makedirs(os.path.dirname(path), exist_ok=True)  # noqa: PTH103, PTH120
         try:
             file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         except FileExistsError:
