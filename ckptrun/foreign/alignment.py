@@ -11,7 +11,17 @@ from dataclasses import dataclass
 
 from ckptrun.foreign.records import Heard, HeardRank, HeardStep
 
-__all__ = ["Aligned", "Source", "align", "state_at", "state_before", "used_batches"]
+__all__ = [
+    "Aligned",
+    "Source",
+    "align",
+    "copies_before",
+    "is_known",
+    "is_of_copy",
+    "state_at",
+    "state_before",
+    "used_batches",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,49 +83,98 @@ def _by_state(start: Heard, source: "Source") -> dict[int, int]:
     others = {rank.rank: rank for rank in source.heard.ranks}
     for rank in start.ranks:
         if rank.steps:
-            found = _of_rank(rank.steps[0], others.get(rank.rank), source.first_step)
+            found = _of_rank(rank, others.get(rank.rank), source.first_step)
             total = (
                 found if total is None else {step: total[step] + found[step] for step in total.keys() & found.keys()}
             )
     return total or {}
 
 
-def _of_rank(first: HeardStep, source: HeardRank | None, first_step: int) -> dict[int, int]:
-    mine = _parameters(first.before)
+def _of_rank(rank: HeardRank, source: HeardRank | None, first_step: int) -> dict[int, int]:
+    skipped, mine = _first_parameters(rank)
     if not mine or source is None:
         return {}
-    held = first.moments_before or {}
+    held = moments_before(rank)
     found = {}
-    for index, step in enumerate(source.steps):
-        if _parameters(step.before) == mine:
-            found[first_step + index] = _equal(held, _moments_at(source, index))
-    last = source.steps[-1] if source.steps else None
-    if last is not None and last.after and all(mine.get(name) == digest for name, digest in last.after.items()):
-        found.setdefault(first_step + len(source.steps), _equal(held, last.moments))
+    for index in range(len(source.steps) + 1):
+        theirs = parameters_at(source, index)
+        if theirs and theirs.keys() & mine.keys() and all(mine.get(n, d) == d for n, d in theirs.items()):
+            # Steps that a loss scaler left out before the first update have changed nothing.
+            found[max(0, first_step + index - skipped)] = _equal(held, moments_at(source, index))
     return found
 
 
-def _moments_at(rank: HeardRank, index: int) -> Mapping[str, str]:
-    return rank.steps[index - 1].moments if index else rank.steps[0].moments_before or {}
+def _first_parameters(rank: HeardRank) -> tuple[int, dict[str, str]]:
+    """How many steps a rank began with that changed nothing, and its parameters before the first that did."""
+    for index, step in enumerate(rank.steps):
+        if step.before:
+            return index, _parameters(step.before)
+    return 0, {}
+
+
+def parameters_at(rank: HeardRank, index: int) -> dict[str, str]:
+    """Parameters that a rank had after ``index`` of its own steps; empty where they were not looked at."""
+    # A step that a loss scaler leaves out is not looked at, and changes nothing.
+    while index < len(rank.steps) and rank.steps[index].skipped:
+        index += 1
+    if index < len(rank.steps):
+        return _parameters(rank.steps[index].before)
+    return dict(rank.steps[-1].after) if rank.steps and index == len(rank.steps) else {}
+
+
+def moments_at(rank: HeardRank, index: int) -> dict[str, str]:
+    """Moments that it had then: each as it was left by the last update that changed it, where all were looked at."""
+    if any(not step.after and not step.skipped for step in rank.steps[:index]):
+        return dict(rank.steps[index - 1].moments)
+    found = moments_before(rank)
+    for step in rank.steps[:index]:
+        found |= step.moments
+    return found
+
+
+def moments_before(rank: HeardRank) -> dict[str, str]:
+    """Moments that a rank began with: of each optimizer, those before its own first update."""
+    found: dict[str, str] = {}
+    for step in rank.steps:
+        found |= {name: digest for name, digest in (step.moments_before or {}).items() if name not in found}
+    return found
 
 
 def state_at(rank: HeardRank, index: int) -> dict[str, str] | None:
-    """Parameters and moments that a rank had after ``index`` of its own steps; None where it has taken fewer."""
-    if index < len(rank.steps):
-        return _parameters(rank.steps[index].before) | dict(_moments_at(rank, index))
-    if index and index == len(rank.steps):
-        return rank.steps[-1].after | rank.steps[-1].moments
-    return None
+    """Parameters and moments that a rank had after ``index`` of its own steps; None where they were not looked at."""
+    parameters = parameters_at(rank, index)
+    return parameters | moments_at(rank, index) if parameters else None
 
 
 def state_before(rank: HeardRank) -> dict[str, str]:
     """Those that it had before its first step."""
-    first = rank.steps[0]
-    return _parameters(first.before) | (first.moments_before or {})
+    _, parameters = _first_parameters(rank)
+    return parameters | moments_before(rank)
+
+
+def is_known(leaf: str, rank: HeardRank) -> bool:
+    """Whether ``rank`` can have said what it began with of a leaf: of an optimizer only once that was stepped."""
+    if not leaf.startswith("optimizer."):
+        # A model is there by its class: one that has not been met yet belongs to an optimizer that was not stepped.
+        return leaf in state_before(rank)
+    second = leaf.split(".")[1]
+    index = int(second[1:]) if second.startswith("#") else 0
+    return any(index in step.updates for step in rank.steps if step.moments_before is not None)
 
 
 def _parameters(digests: Mapping[str, str]) -> dict[str, str]:
-    return {name: digest for name, digest in digests.items() if name.startswith("model.")}
+    """Of what is trained; copies of it (averages, teachers) may be there or not."""
+    return {n: d for n, d in digests.items() if n.startswith("model.") and not is_of_copy(n)}
+
+
+def is_of_copy(leaf: str) -> bool:
+    """Whether a leaf is of a module that nobody trains."""
+    return leaf.partition(".")[2].startswith("copy of ")
+
+
+def copies_before(step: HeardStep) -> dict[str, str]:
+    """Parameters of modules that nobody trains, before a step."""
+    return {name: digest for name, digest in step.before.items() if name.startswith("model.") and is_of_copy(name)}
 
 
 def _equal(one: Mapping[str, str], other: Mapping[str, str]) -> int:
@@ -127,8 +186,9 @@ def _equal(one: Mapping[str, str], other: Mapping[str, str]) -> int:
 def used_batches(step: HeardStep, reference: Sequence[HeardStep]) -> int:
     """How many of the last batches before the first update of a start its step can have used.
 
-    One for each backward pass, and those that a loader is ahead: as many as it was at the first step of the reference.
+    One for each backward pass, and one more if the loader is ahead, as it was at the first step of the reference.
     """
     first = reference[0] if reference else step
-    ahead = max(0, len(first.batches) - max(1, len(first.losses)))
-    return max(1, len(step.losses)) + ahead
+    # With several loaders it is not known whose batches they are.
+    is_ahead = len(first.iterators) == 1 and len(first.batches) == max(1, len(first.losses)) + 1
+    return max(1, len(step.losses)) + is_ahead

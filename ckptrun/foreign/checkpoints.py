@@ -1,12 +1,16 @@
 """Which checkpoints the starts of a job have left, from the saves of its ranks. Torch-free."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptrun.foreign.records import Heard, Save
+from ckptrun.foreign.alignment import state_at
+from ckptrun.foreign.records import Heard, HeardRank, Save
 
-__all__ = ["SavedStep", "saved_steps"]
+__all__ = ["SavedStep", "newest_of", "saved_steps"]
+
+_LONGEST_DELAY = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +24,8 @@ class SavedStep:
     """Whether every file of it was written, and every rank has gone on after that."""
     sizes: dict[Path, int]
     """Of its files, where they are known, in bytes."""
+    files: tuple[Path, ...] = ()
+    """As they are called in the end."""
 
     @property
     def name(self) -> str:
@@ -39,21 +45,55 @@ def saved_steps(start: Heard, *, first_step: int, output: Path) -> list[SavedSte
     renames = [pair for rank in start.ranks for pair in rank.renames]
     for rank in start.ranks:
         for save in rank.saves:
-            by_step.setdefault(first_step + save.step, []).append(save)
+            by_step.setdefault(first_step + _step_of(save, rank), []).append(save)
     found = []
     for step, saves in sorted(by_step.items()):
         # Weights alone (a best model, an export) are nothing to go on from.
         if not any(save.is_resumable for save in saves):
             continue
+        files = [_renamed(save.path, renames) for save in saves]
         found.append(
             SavedStep(
                 step=step,
-                place=_place([_renamed(save.path, renames) for save in saves], output),
+                place=_place(files, output),
                 is_complete=all(save.is_done and save.is_followed for save in saves),
                 sizes={save.path: save.size for save in saves if save.size is not None},
+                files=tuple(files),
             )
         )
     return found
+
+
+def _step_of(save: Save, rank: HeardRank) -> int:
+    """The step whose state was saved: what is written in the background is of an earlier one than it is written at."""
+    if not save.content:
+        return save.step
+    best, most = save.step, 0
+    for step in range(save.step, max(-1, save.step - _LONGEST_DELAY), -1):
+        state = state_at(rank, step) or {}
+        equal = len(save.content & frozenset(state.values()))
+        if equal > most:
+            best, most = step, equal
+    return best
+
+
+def newest_of(saved: Sequence[SavedStep], loads: Sequence[Path], output: Path) -> SavedStep | None:
+    """The newest checkpoint that a start could have gone on from.
+
+    Args:
+        saved: Complete ones that were there when it began.
+        loads: What it has read. Where that is of the form of some of them, others (a best model, an export) are not
+            what this job goes on from.
+        output: The folder that the job was told to write to.
+    """
+    forms = {_form(path, output) for path in loads}
+    alike = [one for one in saved if forms & {_form(path, output) for path in (one.place, *one.files)}]
+    return max(alike or saved, key=lambda one: one.step, default=None)
+
+
+def _form(path: Path, output: Path) -> str:
+    """A path without its numbers."""
+    return re.sub(r"\d+", "#", str(path.relative_to(output)) if output in path.parents else str(path))
 
 
 def _place(paths: Sequence[Path], output: Path) -> Path:

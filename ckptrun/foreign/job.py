@@ -21,7 +21,7 @@ from ckptrun.exit_codes import ExitCode
 from ckptrun.fault import FaultRecord, PlannedFault, armed
 from ckptrun.files import read_lines, write_json
 from ckptrun.foreign.alignment import Aligned, Source, align
-from ckptrun.foreign.checkpoints import SavedStep, saved_steps
+from ckptrun.foreign.checkpoints import SavedStep, newest_of, saved_steps
 from ckptrun.foreign.judge import StartFacts, judge_command
 from ckptrun.foreign.plan import JobFacts, plan_job_faults
 from ckptrun.foreign.process import Command, CommandEnd, last_lines, run_command
@@ -32,7 +32,6 @@ from ckptrun.probe import PLAN_VARIABLE, site_folder
 from ckptrun.proof.material import Material
 from ckptrun.proof.subject import Run, StartRun, TimedOutcome
 from ckptrun.run.leg import Leg
-from ckptrun.text import counted
 
 __all__ = ["CommandJob", "Observed"]
 
@@ -169,7 +168,8 @@ class CommandJob:
         output.mkdir(parents=True, exist_ok=True)
         records = run.folder / "probe" / f"start_{leg.start:05d}"
         records.mkdir(parents=True, exist_ok=True)
-        newest = self._newest() if run.name == _UNDER_PROOF else None
+        there = self._complete() if run.name == _UNDER_PROOF else []
+        newest = max(there, key=lambda one: one.step, default=None)
         fired = FaultRecord(run.folder)
         known = {fault.index for fault in fired.fired()}
         plan = self._write_plan(run, leg, records, output, known, first_step=newest.step if newest else 0)
@@ -188,11 +188,12 @@ class CommandJob:
         heard, *more = read_heard(records)
         if more:
             raise ConfigError(
-                f"The command's launcher has started ranks anew by itself, {counted(len(more), 'time')}: which start a "
-                "rank belongs to is not known then. Switch that off (torchrun --max-restarts 0); ckptrun starts the "
-                "command again."
+                f"{len(more) + 1} processes of the command, one after the other or at once, take optimizer steps as "
+                "the same rank: which of them the proof is about is not known. Let a launcher not restart ranks by "
+                "itself (torchrun --max-restarts 0), and keep other processes with an optimizer out of the command."
             )
-        observed = self._observed(heard, run, leg, newest, end)
+        loads = [load.path for rank in heard.ranks for load in rank.loads]
+        observed = self._observed(heard, run, leg, newest_of(there, loads, output), end)
         self._tell(observed, run, leg, is_struck=is_struck)
         if run.name == "reference":
             self.reference, self.steps = observed, observed.heard.steps
@@ -261,10 +262,9 @@ class CommandJob:
 
     # --- what it did ---
 
-    def _newest(self) -> SavedStep | None:
-        """The newest complete checkpoint of the run under proof."""
-        complete = [one for start in self.starts for one in start.saved if one.is_complete]
-        return max(complete, key=lambda one: one.step, default=None)
+    def _complete(self) -> list[SavedStep]:
+        """Complete checkpoints of the run under proof that are there."""
+        return [one for start in self.starts for one in start.saved if one.is_complete and one.place.exists()]
 
     def _observed(self, heard: Heard, run: Run, leg: Leg, newest: SavedStep | None, end: CommandEnd) -> Observed:
         """Find where a start stands among the steps of the job, and what it has saved."""
@@ -356,10 +356,11 @@ def _takes_no_step(reference: Observed) -> str:
 
 
 def _saved_elsewhere(reference: Observed | None, output: Path) -> Path | None:
-    """A checkpoint that is not in the folder of the run."""
-    saves = [] if reference is None else [save for rank in reference.heard.ranks for save in rank.saves]
+    """A checkpoint that is not in the folder of the run, where none of its step is."""
+    saved = [] if reference is None else reference.saved
     root = output.resolve()
-    return next((s.path for s in saves if s.is_resumable and root not in s.path.resolve().parents), None)
+    within = {one.step for one in saved if any(root in file.resolve().parents for file in one.files)}
+    return next((one.files[0] for one in saved if one.step not in within), None)
 
 
 def _saves_nothing(reference: Observed | None) -> str:

@@ -9,7 +9,7 @@ from ckptrun.checks.finite import check_finite
 from ckptrun.checks.whole_runs import check_second_resume, check_steps
 from ckptrun.evidence.difference import Difference
 from ckptrun.evidence.ledger_comparison import LedgerComparison, compare_ledgers
-from ckptrun.evidence.mismatch import LedgerLine, Mismatch
+from ckptrun.evidence.mismatch import LedgerLine, Mismatch, compare_lines
 from ckptrun.evidence.run_folder import ledger_file
 from ckptrun.evidence.starts import Start
 from ckptrun.evidence.verdict import Check, Status, Verdict, verdict_of
@@ -56,6 +56,8 @@ _ADVICE_ON_DETERMINISM = (
     "The job does not repeat itself, resumed or not: look for time, process numbers, unseeded generators, the order of "
     "sets, threads, and kernels that are not deterministic (job.deterministic=true)."
 )
+# What decides a step, in order; everything else follows.
+_ORDER = {name: place for place, name in enumerate(("batch", "learning_rate", "skipped", "loss"))}
 # What a step comes to; it is in no checkpoint.
 _NO_COMPONENTS = ("gradients", "loss")
 
@@ -215,14 +217,16 @@ def _explained(
     check: Check, found: LedgerComparison, reference: Path, run: Path, facts: Sequence[StartFacts], *, is_known: bool
 ) -> Check:
     """A difference in the steps, with what led to it."""
-    first = found.first
-    if first is None or is_known:
+    if found.first is None or is_known:
         return check
+    first = _nearest_to_cause(found.first, reference, run, ranks=found.ranks)
+    if first is not found.first:
+        check = replace(check, detail=str(first), first_difference=first.as_difference(), start=first.start)
     blame, why = first.component, ""
     if first.field == "batch":
         why = "the data are at another place, or drawn anew"
     if first.component not in ("schedule", "optimizer", "scaler"):
-        streams = _streams_apart(reference, run, first)
+        streams = _streams_apart(reference, run, first, ranks=found.ranks)
         if streams and blame in (None, "data", "model", "buffers", *_NO_COMPONENTS):
             blame, why = "rng", f"random streams stand elsewhere than in the reference: {', '.join(streams)}"
     if blame in _NO_COMPONENTS:
@@ -258,9 +262,29 @@ def streams_apart(reference: Sequence[LedgerLine], mine: Sequence[LedgerLine], *
     return sorted(name for name in seeded - came_back if line["streams"].get(name) != theirs[step].get(name))
 
 
-def _streams_apart(reference: Path, run: Path, first: Mismatch) -> list[str]:
-    files = [read_lines(ledger_file(folder, first.rank)) for folder in (reference, run)]
-    return streams_apart(files[0], files[1], step=first.step, start=first.start)
+def _streams_apart(reference: Path, run: Path, first: Mismatch, *, ranks: int) -> list[str]:
+    """Those of any rank: gradients carry what one of them draws to all others."""
+    found = []
+    for rank in range(ranks):
+        files = [read_lines(ledger_file(folder, rank)) for folder in (reference, run)]
+        apart = streams_apart(files[0], files[1], step=first.step, start=first.start)
+        found += [name if ranks == 1 else f"{name} (rank {rank})" for name in apart]
+    return found
+
+
+def _nearest_to_cause(first: Mismatch, reference: Path, run: Path, *, ranks: int) -> Mismatch:
+    """Of all ranks, what differs at the first step and comes first in a step: a batch of one rank before the gradients.
+
+    Gradients are those of all ranks, so that a rank with nothing else amiss may be the first that is looked at.
+    """
+    found = [first]
+    for rank in range(ranks):
+        theirs, mine = (read_lines(ledger_file(folder, rank)) for folder in (reference, run))
+        expected = next((line for line in theirs if line["step"] == first.step), None)
+        got = next((line for line in mine if (line["step"], line["start"]) == (first.step, first.start)), None)
+        if expected is not None and got is not None:
+            found += compare_lines(expected, got, rank=rank)[:1]
+    return min(found, key=lambda one: (_ORDER.get(one.field, len(_ORDER)), one.rank))
 
 
 def _not_exercised(material: Material) -> list[str]:

@@ -57,7 +57,9 @@ class Save:
     step: int
     """How many steps the process had taken."""
     is_resumable: bool
-    """Whether there is something of an optimizer in it."""
+    """Whether it may be more than weights alone."""
+    content: frozenset[str] = frozenset()
+    """Digests of the tensors in it."""
     is_done: bool = False
     size: int | None = None
     is_followed: bool = False
@@ -202,7 +204,9 @@ class _Process:
         self.heard.loads.append(Load(path=Path(event["path"]), step=event["step"]))
 
     def _file(self, event: Mapping[str, Any]) -> None:
-        if event["what"] == "os.rename":
+        # Whoever renames or removes has come past what was written.
+        self._follow()
+        if event["what"] in ("os.rename", "shutil.move"):
             before, after = map(Path, event["names"])
             self.heard.renames.append((before, after))
 

@@ -15,7 +15,16 @@ from ckptrun.evidence.difference import Difference
 from ckptrun.evidence.run_folder import EVENTS, ledger_file
 from ckptrun.evidence.verdict import Check, Status
 from ckptrun.files import append_line
-from ckptrun.foreign.alignment import Aligned, Source, state_at, state_before, used_batches
+from ckptrun.foreign.alignment import (
+    Aligned,
+    Source,
+    copies_before,
+    is_known,
+    is_of_copy,
+    state_at,
+    state_before,
+    used_batches,
+)
 from ckptrun.foreign.checkpoints import SavedStep
 from ckptrun.foreign.records import Heard, HeardRank, HeardStep
 from ckptrun.text import counted
@@ -59,10 +68,14 @@ def _line(step: HeardStep, first_step: int, reference: HeardRank | None) -> dict
     batch = _batches(step)
     if step.number == 1 and first_step and reference is not None and number <= len(reference.steps):
         batch = _first_batches(step, reference, number)
+    there = reference.steps[number - 1] if reference is not None and number <= len(reference.steps) else None
     further = {f"loss.{index}": loss for index, loss in enumerate(step.losses) if index}
     rates = {name: value for name, value in step.plain.items() if name.startswith("schedule.") and name != _RATE}
     others = {name: value for name, value in step.plain.items() if not name.startswith("schedule.")}
-    buffers = {name: digest for name, digest in step.before.items() if name.startswith("buffers.")}
+    looked_at: dict[str, str] = {}
+    if there is None or there.after or there.skipped:
+        buffers = {n: d for n, d in step.before.items() if n.startswith("buffers.") and not is_of_copy(n)}
+        looked_at = buffers | step.gradients | step.after | step.moments | _copies(step, there)
     return {
         "step": number,
         "loss": next((loss for loss in step.losses if not loss.startswith("digest")), None),
@@ -73,8 +86,16 @@ def _line(step: HeardStep, first_step: int, reference: HeardRank | None) -> dict
         "rng": {},
         "streams": step.streams,
         "iterators": step.iterators,
-        "leaves": rates | others | buffers | further | step.gradients | step.after | step.moments,
+        "leaves": rates | others | further | looked_at,
     }
+
+
+def _copies(step: HeardStep, there: HeardStep | None) -> dict[str, str]:
+    """Copies of what is trained: compared where both runs have them, as they are made now and then, or later."""
+    mine = copies_before(step)
+    if there is None:
+        return mine
+    return {name: mine.get(name, digest) for name, digest in copies_before(there).items()}
 
 
 def _batches(step: HeardStep) -> str:
@@ -142,12 +163,14 @@ def check_loaded(heard: Heard, sources: Sequence[Source], aligned: Aligned) -> C
     """
     leaves = ranks = 0
     for rank in heard.ranks:
-        expected = _saved_state(sources, rank.rank, aligned.step) if rank.steps else None
-        if expected is None:
+        saved = _saved_states(sources, rank.rank, aligned.step) if rank.steps else []
+        if not saved:
             continue
         got = state_before(rank)
+        known = [{leaf: digest for leaf, digest in state.items() if is_known(leaf, rank)} for state in saved]
+        expected = min(known, key=lambda state: len(_wrong(state, got)))
         ranks, leaves = ranks + 1, max(leaves, len(expected))
-        wrong = [name for name in expected if got.get(name) != expected[name]]
+        wrong = _wrong(expected, got)
         if wrong:
             return _not_loaded(wrong, expected, got, rank=rank.rank, step=aligned.step)
     if not ranks:
@@ -160,14 +183,27 @@ def check_loaded(heard: Heard, sources: Sequence[Source], aligned: Aligned) -> C
     )
 
 
-def _saved_state(sources: Sequence[Source], number: int, step: int) -> dict[str, str] | None:
+def _wrong(expected: Mapping[str, str], got: Mapping[str, str]) -> list[str]:
+    return [name for name in expected if got.get(name) != expected[name]]
+
+
+def _saved_states(sources: Sequence[Source], number: int, step: int) -> list[dict[str, str]]:
+    """What a rank had after ``step``, as the last start that took it says.
+
+    Where that start was killed before the next step, it says what the update left; code after it may have changed that
+    before it was saved (a clamp, a projection). What the reference had before its next step counts as well then.
+    """
+    found = []
     for source in sources:
         rank = next((one for one in source.heard.ranks if one.rank == number), None)
         index = step - source.first_step
-        found = state_at(rank, index) if rank is not None and index > 0 else None
-        if found is not None:
-            return found
-    return None
+        state = state_at(rank, index) if rank is not None and index > 0 else None
+        if rank is None or state is None:
+            continue
+        found.append(state)
+        if index < len(rank.steps):
+            break
+    return found
 
 
 def _not_loaded(

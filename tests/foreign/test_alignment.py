@@ -1,9 +1,11 @@
 """Which step a start went on from, told by hand-made digests."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from ckptrun.foreign.alignment import Aligned, Source, align, used_batches
-from ckptrun.foreign.records import Batch, Heard, HeardRank, HeardStep
+from ckptrun.foreign.checkpoints import SavedStep, newest_of, saved_steps
+from ckptrun.foreign.records import Batch, Heard, HeardRank, HeardStep, Save
 from ckptrun.foreign.translation import check_loaded
 
 
@@ -106,7 +108,67 @@ def test_what_was_not_loaded_is_named():
 
 def test_a_loader_that_is_ahead_is_seen_at_the_first_step_of_the_reference():
     batches = [Batch(label="set", digest=str(i), streams={}) for i in range(5)]
-    first = HeardStep(number=1, losses=["a"], batches=batches[:2])
+    first = HeardStep(number=1, losses=["a"], batches=batches[:2], iterators=[{}])
     assert used_batches(HeardStep(number=1, losses=["b"], batches=batches), [first]) == 2
-    alone = HeardStep(number=1, losses=["a"], batches=batches[:1])
+    alone = HeardStep(number=1, losses=["a"], batches=batches[:1], iterators=[{}])
     assert used_batches(HeardStep(number=1, losses=["b", "c"], batches=batches), [alone]) == 2
+    # An evaluation before the first step has a loader of its own.
+    evaluated = HeardStep(number=1, losses=["a"], batches=batches, iterators=[{}, {}])
+    assert used_batches(HeardStep(number=1, losses=["b"], batches=batches), [evaluated]) == 1
+
+
+def test_moments_of_an_optimizer_that_is_not_stepped_yet_are_not_asked_for():
+    # The second optimizer is stepped every third step.
+    lines = [step_of(i + 1, i, first=i == 0) for i in range(6)]
+    lines[2].updates.append(1)
+    lines[2].moments_before = (lines[2].moments_before or {}) | {"optimizer.#1.v.m": "v0"}
+    lines[2].moments |= {"optimizer.#1.v.m": "v1"}
+    source = Source(heard=heard_of(lines), first_step=0)
+    start = heard_of([step_of(1, 4, first=True), step_of(2, 5)])
+    found = align(start, [source], newest=4)
+    assert found.step == 4
+    assert check_loaded(start, [source], found).status == "equal"
+    # Once it is stepped, what it began with must be what the third step had left.
+    later = start.ranks[0].steps[1]
+    later.updates.append(1)
+    later.moments_before = {"optimizer.#1.v.m": "v0"}
+    assert check_loaded(start, [source], found).first_difference.leaf == "optimizer.#1.v.m"
+    later.moments_before = {"optimizer.#1.v.m": "v1"}
+    assert check_loaded(start, [source], found).status == "equal"
+
+
+def test_a_first_step_that_the_loss_scaler_leaves_out_is_counted():
+    skipped = HeardStep(number=1, updates=[0], skipped=True)
+    start = heard_of([skipped, step_of(2, 4, first=True)])
+    assert align(start, [straight()], newest=3).step == 3
+
+
+def test_a_copy_of_the_model_decides_no_step():
+    first = step_of(1, 4, first=True)
+    first.before["model.copy of Net.w"] = "an average that was begun anew"
+    assert align(heard_of([first]), [straight()], newest=4).step == 4
+
+
+def saved(step: int, path: Path) -> SavedStep:
+    return SavedStep(step=step, place=path, is_complete=True, sizes={}, files=(path,))
+
+
+def test_the_newest_checkpoint_is_one_of_the_form_that_is_read():
+    output = Path("/run/output")
+    best = saved(5, output / "best.pt")
+    there = [saved(2, output / "ckpt-2.pt"), saved(4, output / "ckpt-4.pt"), best]
+    assert newest_of(there, [output / "ckpt-2.pt"], output).step == 4
+    assert newest_of(there, [], output) is best
+    assert newest_of([], [], output) is None
+
+
+def test_what_is_written_in_the_background_is_of_the_step_that_its_content_has():
+    lines = [step_of(i + 1, i, first=i == 0) for i in range(6)]
+    heard = heard_of(lines)
+    written = Path("/run/output/ckpt.pt")
+    content = frozenset({"w3", "m3", "something else"})
+    heard.ranks[0].saves.append(
+        Save(path=written, how="torch.save", step=5, is_resumable=True, content=content, is_done=True, is_followed=True)
+    )
+    (found,) = saved_steps(heard, first_step=10, output=Path("/run/output"))
+    assert (found.step, found.is_complete) == (13, True)

@@ -155,7 +155,7 @@ def test_a_command_that_trains_nothing_is_told_so(script, code, says, tmp_path, 
     [
         (("if step % options.save_every == 0", "if False"), "has taken 16 steps and saved nothing"),
         (("type=Path, required=True", 'type=lambda text: Path(text).parent / "elsewhere"'), "which is not in {run}"),
-        (('"optimizer": optimizer.state_dict(), ', ""), "in which there is nothing of an optimizer"),
+        (("torch.save(state, ", "torch.save(model.state_dict(), "), "in which there is nothing of an optimizer"),
     ],
 )
 def test_a_job_with_nothing_to_resume_from_is_told_so(change, says, tmp_path, monkeypatch, capsys):

@@ -100,10 +100,5 @@ def batch_hooks(listener: Any) -> dict[str, Callable[[ModuleType], None]]:
 
 
 def _label(iterator: Any) -> str:
-    """Whose batches they are: the same in every start."""
-    dataset = getattr(iterator, "_dataset", None)
-    try:
-        length = str(len(dataset))  # type: ignore[arg-type]
-    except (TypeError, NotImplementedError):
-        length = ""
-    return f"{type(dataset).__name__}[{length}]"
+    """Whose batches they are: the same in every start, also where a resumed one cuts off what was used before."""
+    return type(getattr(iterator, "_dataset", None)).__name__

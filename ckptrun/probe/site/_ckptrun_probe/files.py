@@ -14,6 +14,8 @@ from _ckptrun_probe.record import quietly
 
 __all__ = ["watch_files"]
 
+_MOVES = ("os.rename", "shutil.move")
+_EVENTS = (*_MOVES, "open", "os.remove", "shutil.rmtree")
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
@@ -27,19 +29,19 @@ def watch_files(listener: Any) -> None:
             if isinstance(flags, int) and flags & _WRITES and is_inside(path):
                 listener.on_file_written(_absolute(path))
             return
-        if event == "os.rename" and is_inside(arguments[1]) and not is_inside(arguments[0]):
+        if event in _MOVES and is_inside(arguments[1]) and not is_inside(arguments[0]):
             # It was written elsewhere, and is put in its place.
             listener.on_file_written(_absolute(arguments[1]))
-        listener.on_file_changed(event, [_absolute(path) for path in arguments[: 2 if event == "os.rename" else 1]])
+        listener.on_file_changed(event, [_absolute(path) for path in arguments[: 2 if event in _MOVES else 1]])
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
-        if event not in ("open", "os.rename", "os.remove", "shutil.rmtree"):
+        if event not in _EVENTS:
             return
-        paths = arguments[: 2 if event == "os.rename" else 1]
+        paths = arguments[: 2 if event in _MOVES else 1]
         if any(is_inside(path) for path in paths):
             quietly(listener.record, event, hear, event, arguments)
             if event != "open" and listener.plan.faults:
-                listener.reached("before_commit" if event == "os.rename" else "removing", begins=False)
+                listener.reached("before_commit" if event in _MOVES else "removing", begins=False)
 
     sys.addaudithook(audit)
 

@@ -54,7 +54,7 @@ class Listener:
         self._facts: dict[str, Any] = {}
         self._is_idle = False
         self._has_closure = False
-        self._in_memory: bool | None = None
+        self._in_memory: dict[str, Any] | None = None
         self._unfinished: list[dict[str, Any]] = []
 
     # --- who and where ---
@@ -132,7 +132,7 @@ class Listener:
         self._facts["plain"] = dict(options(optimizer, prefix, schedule))
         if not self._is_due() and not is_first:
             return
-        self._facts["before"] = self._digests(self._names.tensors())
+        self._facts["before"] = self._digests([*self._names.tensors(), *self._homeless()])
         if not has_closure:
             self._facts["gradients"] = self._digests(gradients(optimizer, self._names))
         if is_first:
@@ -217,6 +217,13 @@ class Listener:
         known = self._names.parameters
         return all(id(p) in known for group in optimizer.param_groups for p in group["params"])
 
+    def _homeless(self) -> list[tuple[str, Any]]:
+        """Parameters that no module has, of all optimizers."""
+        names = self._names
+        known = [optimizer for optimizer in (ref() for ref in self._optimizers) if optimizer is not None]
+        held = [p for optimizer in known for group in optimizer.param_groups for p in group["params"]]
+        return [(f"model.{names.parameters[id(p)]}", p) for p in held if id(p) in names.homeless]
+
     def _index(self, optimizer: Any) -> int:
         for index, reference in enumerate(self._optimizers):
             if reference() is optimizer:
@@ -226,7 +233,7 @@ class Listener:
     @staticmethod
     def _prefixes(index: int) -> tuple[str, str]:
         """Of the names of an optimizer's state, and of its learning rates."""
-        return ("optimizer", "schedule") if not index else (f"optimizer.{index}", f"schedule.{index}")
+        return ("optimizer", "schedule") if not index else (f"optimizer.#{index}", f"schedule.#{index}")
 
     def _digests(self, named: Any) -> list[Any]:
         """What stands in a line for values with names: the number of the table of names, and all digests in one."""
@@ -297,16 +304,16 @@ class Listener:
 
     # --- files ---
 
-    def on_saved_in_memory(self, *, resumable: bool) -> None:
+    def on_saved_in_memory(self, what: dict[str, Any]) -> None:
         """Something was saved to memory: the next file that is written is what it is for."""
-        self._in_memory = resumable
+        self._in_memory = what
 
     def on_file_written(self, path: str) -> None:
         """A file in the job's folder is opened to be written, or comes there whole."""
         if self._in_memory is None:
             return
         facts = {"path": path, "how": "torch.save in memory", "step": self.taken, "rank": self.rank()}
-        self.record.event("save", **facts, resumable=self._in_memory)
+        self.record.event("save", **facts, **self._in_memory)
         self._unfinished.append(facts)
         self._in_memory = None
 

@@ -11,8 +11,10 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["Names", "find_names"]
+__all__ = ["COPY", "Names", "find_names"]
 
+COPY = "copy of "
+_SHELLS = ("DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule", "AveragedModel")
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_forward_module.")
 
 
@@ -25,6 +27,8 @@ class Names:
 
     def __init__(self) -> None:
         self.parameters: dict[int, str] = {}
+        self.homeless: set[int] = set()
+        """Those that no module has."""
         self._places: list[tuple[str, Any, str, bool]] = []
 
     def add(self, name: str, module: Any, attribute: str, *, is_buffer: bool) -> None:
@@ -52,9 +56,16 @@ def find_names(optimizers: list[Any]) -> Names:
     names = Names()
     taken: dict[str, int] = {}
     wanted = _order(optimizers)
-    for (_, label), tensors in sorted(_by_root(wanted), key=lambda found: found[0]):
+    roots = sorted(_by_root(wanted), key=lambda found: found[0])
+    trained = {label for (place, label), _ in roots if place < len(wanted)}
+    others = [label for (place, label), _ in roots if place >= len(wanted)]
+    for (place, label), tensors in roots:
+        is_trained = place < len(wanted)
+        if not is_trained and (label not in trained or others.count(label) > 1):
+            # A copy of what is trained (an average, a teacher) is told apart by its class, where it is the only one.
+            continue
         for name, module, attribute, tensor, is_buffer in tensors:
-            full = name
+            full = name if is_trained else f"{COPY}{label}.{name}"
             if taken.get(full, id(tensor)) != id(tensor):
                 full = f"{label}.{name}"
             while taken.get(full, id(tensor)) != id(tensor):
@@ -63,7 +74,9 @@ def find_names(optimizers: list[Any]) -> Names:
                 names.parameters[id(tensor)] = full
                 names.add(full, module, attribute, is_buffer=is_buffer)
     for identity, place in wanted.items():
-        names.parameters.setdefault(identity, f"parameter[{place}]")
+        if identity not in names.parameters:
+            names.parameters[identity] = f"parameter[{place}]"
+            names.homeless.add(identity)
     return names
 
 
@@ -81,7 +94,9 @@ def _by_root(wanted: dict[int, int]) -> Iterator[tuple[tuple[int, str], list[Any
     """Modules that are part of no other one: (where it comes in the order of optimizers, class) and what it holds."""
     from torch.nn import Module
 
-    modules = [thing for thing in gc.get_objects() if issubclass(type(thing), Module) and "_modules" in vars(thing)]
+    # From the oldest generation to the youngest: the order in which they were made, in every start.
+    things = (thing for generation in (2, 1, 0) for thing in gc.get_objects(generation))
+    modules = [thing for thing in things if issubclass(type(thing), Module) and "_modules" in vars(thing)]
     parts = {id(child) for module in modules for child in module._modules.values()}
     for root in modules:
         if id(root) in parts:
@@ -94,7 +109,7 @@ def _by_root(wanted: dict[int, int]) -> Iterator[tuple[tuple[int, str], list[Any
 
 def _class_of(root: Any) -> str:
     inner = root
-    while type(inner).__name__ in ("DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule"):
+    while type(inner).__name__ in _SHELLS and inner._modules:
         inner = next(iter(inner._modules.values()))
     return type(inner).__name__
 

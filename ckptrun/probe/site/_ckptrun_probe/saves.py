@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -13,7 +13,7 @@ from _ckptrun_probe.record import quietly
 
 __all__ = ["save_hooks"]
 
-_DEEPEST = 4
+_DEEPEST = 6
 
 
 class _Saves:
@@ -55,18 +55,12 @@ class _Saves:
             self._inside.__dict__["is"] = False
 
     def _note(self, what: Any, path: str, how: str) -> None:
-        keys = list(_keys(what, 0))
-        self._listener.record.event(
-            "save",
-            path=path,
-            how=how,
-            step=self._listener.taken,
-            rank=self._listener.rank(),
-            resumable=any(_is_of_optimizer(key) for key in keys),
-        )
+        facts = {"path": path, "how": how, "step": self._listener.taken, "rank": self._listener.rank()}
+        self._listener.record.event("save", **facts, resumable=_may_be_resumed(what, how), content=_content(what))
 
     def _note_in_memory(self, what: Any) -> None:
-        self._listener.on_saved_in_memory(resumable=any(_is_of_optimizer(key) for key in _keys(what, 0)))
+        how = "torch.save in memory"
+        self._listener.on_saved_in_memory({"resumable": _may_be_resumed(what, how), "content": _content(what)})
 
     def _done(self, result: Any, path: str, how: str) -> None:
         """Say when the file is there: now, or when a save in the background is over."""
@@ -106,20 +100,41 @@ def _path(place: Any) -> str | None:
     return None
 
 
-def _keys(value: Any, depth: int) -> Iterator[str]:
+def _may_be_resumed(what: Any, how: str) -> bool:
+    """Whether it may be more than weights alone (a best model, an export), which are nothing to go on from."""
+    import torch
+
+    is_flat = isinstance(what, dict) and all(isinstance(value, torch.Tensor) for value in what.values())
+    if how.startswith("safetensors"):
+        return False
+    return not is_flat or how.startswith("dcp")
+
+
+def _content(what: Any) -> str:
+    """The digests of all tensors in it, one after the other: they say which step it is of."""
+    from _ckptrun_probe.digest import digests_of
+
+    tensors: list[Any] = []
+    _collect(what, tensors, 0)
+    return digests_of(tensors) if tensors else ""
+
+
+def _collect(value: Any, tensors: list[Any], depth: int) -> None:
+    import torch
+
     if depth > _DEEPEST:
         return
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield str(key)
-            yield from _keys(inner, depth + 1)
+    if isinstance(value, torch.Tensor):
+        tensors.append(value)
+    elif isinstance(value, dict):
+        for inner in value.values():
+            _collect(inner, tensors, depth + 1)
     elif isinstance(value, (list, tuple)):
-        for inner in value[:8]:
-            yield from _keys(inner, depth + 1)
-
-
-def _is_of_optimizer(key: str) -> bool:
-    return any(part in key for part in ("param_groups", "exp_avg", "momentum_buffer", "optim"))
+        for inner in value[:10_000]:
+            _collect(inner, tensors, depth + 1)
+    elif hasattr(value, "state_dict") and callable(value.state_dict) and hasattr(value, "parameters"):
+        # A whole module.
+        tensors.extend(value.parameters())
 
 
 def save_hooks(listener: Any) -> dict[str, Callable[[ModuleType], None]]:
