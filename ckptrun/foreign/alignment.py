@@ -152,11 +152,11 @@ def state_before(rank: HeardRank) -> dict[str, str]:
     return parameters | moments_before(rank)
 
 
-def is_known(leaf: str, rank: HeardRank) -> bool:
+def is_known(leaf: str, rank: HeardRank, began_with: Mapping[str, str]) -> bool:
     """Whether ``rank`` can have said what it began with of a leaf: of an optimizer only once that was stepped."""
     if not leaf.startswith("optimizer."):
         # A model is there by its class: one that has not been met yet belongs to an optimizer that was not stepped.
-        return leaf in state_before(rank)
+        return leaf in began_with
     second = leaf.split(".")[1]
     index = int(second[1:]) if second.startswith("#") else 0
     return any(index in step.updates for step in rank.steps if step.moments_before is not None)

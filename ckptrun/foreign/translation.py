@@ -65,10 +65,9 @@ def _whole_steps(rank: HeardRank, first_step: int, reference: HeardRank | None) 
 
 def _line(step: HeardStep, first_step: int, reference: HeardRank | None) -> dict[str, Any]:
     number = first_step + step.number
-    batch = _batches(step)
-    if step.number == 1 and first_step and reference is not None and number <= len(reference.steps):
-        batch = _first_batches(step, reference, number)
     there = reference.steps[number - 1] if reference is not None and number <= len(reference.steps) else None
+    is_first = step.number == 1 and first_step > 0
+    batch = _first_batches(step, reference, number) if reference and there and is_first else _batches(step)
     further = {f"loss.{index}": loss for index, loss in enumerate(step.losses) if index}
     rates = {name: value for name, value in step.plain.items() if name.startswith("schedule.") and name != _RATE}
     others = {name: value for name, value in step.plain.items() if not name.startswith("schedule.")}
@@ -109,15 +108,14 @@ def _first_batches(step: HeardStep, reference: HeardRank, number: int) -> str:
     the step can have used is compared with what the loader of the same dataset had handed out last in the reference;
     where that is the same the line says what the line of the reference says.
     """
-    there = reference.steps[number - 1]
     if not step.batches:
-        return _batches(step) if there.batches else _batches(there)
+        return _batches(step)
     label = step.batches[-1].label
     window = used_batches(step, reference.steps)
     mine = [batch.digest for batch in step.batches if batch.label == label][-window:]
     theirs = [batch.digest for line in reference.steps[:number] for batch in line.batches if batch.label == label]
     is_same = mine == theirs[len(theirs) - len(mine) :]
-    return _batches(there) if is_same else " ".join(["first", *mine])
+    return _batches(reference.steps[number - 1]) if is_same else " ".join(["first", *mine])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +165,7 @@ def check_loaded(heard: Heard, sources: Sequence[Source], aligned: Aligned) -> C
         if not saved:
             continue
         got = state_before(rank)
-        known = [{leaf: digest for leaf, digest in state.items() if is_known(leaf, rank)} for state in saved]
+        known = [{leaf: digest for leaf, digest in state.items() if is_known(leaf, rank, got)} for state in saved]
         expected = min(known, key=lambda state: len(_wrong(state, got)))
         ranks, leaves = ranks + 1, max(leaves, len(expected))
         wrong = _wrong(expected, got)
