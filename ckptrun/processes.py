@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-__all__ = ["LEFT_TO_RANKS", "end_with_parent", "held_back", "print_to", "sit_out"]
+__all__ = ["LEFT_TO_RANKS", "children_of", "end_with_parent", "held_back", "print_to", "sit_out", "threads_of"]
 
 LEFT_TO_RANKS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """What reaches all processes of a job, and is for its ranks to answer."""
@@ -70,3 +70,22 @@ def print_to(log: Path) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
+
+
+def threads_of(pid: int) -> list[Path]:
+    """What the system tells of each thread of a process; none of one that has ended, or where it tells nothing."""
+    folder = Path(f"/proc/{pid}/task")
+    try:
+        # Not by a glob: that fails when the process ends between two of its looks.
+        return [folder / name for name in os.listdir(folder)]  # noqa: PTH208
+    except OSError:
+        return []
+
+
+def children_of(pid: int) -> list[int]:
+    """Processes that a process has started and that are its own still; none of one that has ended."""
+    found: list[int] = []
+    for thread in threads_of(pid):
+        with contextlib.suppress(OSError):
+            found += map(int, (thread / "children").read_text().split())
+    return found

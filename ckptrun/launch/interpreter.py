@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ckptrun.errors import InternalError, RankFailedError
-from ckptrun.processes import LEFT_TO_RANKS, held_back
+from ckptrun.processes import LEFT_TO_RANKS, children_of, held_back
 
 __all__ = ["Interpreter"]
 
@@ -100,11 +100,7 @@ class Interpreter:
 
     def children(self) -> set[int]:
         """Those that were started from it, and what those have started and left behind."""
-        found: set[int] = set()
-        for task in Path(f"/proc/{self._pid}/task").glob("*/children"):
-            with contextlib.suppress(OSError):
-                found.update(map(int, task.read_text().split()))
-        return found
+        return set() if self._pid is None else set(children_of(self._pid))
 
     def fork(self, fds: list[int]) -> tuple[int, int]:
         """Ask for a child; return where its pid and exit code can be read, and where it reads what it is to do."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptrun.config.fault import FaultPoint
+from ckptrun.processes import children_of, threads_of
 from ckptrun.run.watch.tether import Passed
 
 __all__ = ["Stillness", "Usage", "usage_of"]
@@ -95,9 +96,9 @@ def _processor_seconds(pid: int) -> float:
     """What its threads have used of the processor, or waited for: on a busy machine they get little."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     used = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-    for thread in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+    for thread in threads_of(pid):
         with contextlib.suppress(OSError, ValueError, IndexError):
-            used += int(thread.read_text().split()[1]) / 1e9
+            used += int((thread / "schedstat").read_text().split()[1]) / 1e9
     return used
 
 
@@ -106,7 +107,5 @@ def _with_children(pid: int) -> list[int]:
     while todo:
         process = todo.pop()
         found.append(process)
-        for task in Path(f"/proc/{process}/task").glob("*/children"):
-            with contextlib.suppress(OSError):
-                todo += map(int, task.read_text().split())
+        todo += children_of(process)
     return found

@@ -34,9 +34,11 @@ class Environment:
 
     def call(self, *command: str, cwd: Path) -> str:
         env = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+        # As after its `activate`: what is started from there finds this environment's Python too.
+        env |= {"PATH": f"{self.folder / 'bin'}:{env['PATH']}", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             [str(self.folder / "bin" / command[0]), *command[1:]],
-            cwd=cwd, env={**env, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=300,
+            cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=300,
         )  # fmt: skip
         assert done.returncode == 0, f"{command}: {done.stdout[-2000:]}{done.stderr[-4000:]}"
         return done.stdout
