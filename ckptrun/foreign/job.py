@@ -1,9 +1,7 @@
 """A command as the subject of a proof: started in a folder, listened to, and told of as a run of ours. Torch-free."""
 
-import os
 import shlex
 import shutil
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +17,16 @@ from ckptrun.evidence.starts import Start
 from ckptrun.evidence.verdict import Verdict
 from ckptrun.exit_codes import ExitCode
 from ckptrun.fault import FaultRecord, PlannedFault, armed
-from ckptrun.files import read_lines, write_json
+from ckptrun.files import read_lines
 from ckptrun.foreign.alignment import Aligned, Source, align
 from ckptrun.foreign.checkpoints import SavedStep, newest_of, saved_steps
 from ckptrun.foreign.judge import StartFacts, judge_command
 from ckptrun.foreign.plan import JobFacts, plan_job_faults
-from ckptrun.foreign.process import Command, CommandEnd, last_lines, run_command
-from ckptrun.foreign.records import Heard, read_heard
+from ckptrun.foreign.process import CommandEnd, last_lines
+from ckptrun.foreign.records import Heard
+from ckptrun.foreign.starter import Starter
 from ckptrun.foreign.translation import ToldStart, check_loaded, write_events, write_ledgers
 from ckptrun.launch.local import Outcome
-from ckptrun.probe import PLAN_VARIABLE, site_folder
 from ckptrun.proof.material import Material
 from ckptrun.proof.subject import Run, StartRun, TimedOutcome
 from ckptrun.run.leg import Leg
@@ -166,32 +164,21 @@ class CommandJob:
         if run.name != _UNDER_PROOF:
             shutil.rmtree(run.folder, ignore_errors=True)
         output.mkdir(parents=True, exist_ok=True)
-        records = run.folder / "probe" / f"start_{leg.start:05d}"
-        records.mkdir(parents=True, exist_ok=True)
         there = self._complete() if run.name == _UNDER_PROOF else []
         newest = max(there, key=lambda one: one.step, default=None)
         fired = FaultRecord(run.folder)
         known = {fault.index for fault in fired.fired()}
-        plan = self._write_plan(run, leg, records, output, known, first_step=newest.step if newest else 0)
-        command = Command(
-            argv=self._argv(leg.start > 0, output, newest),
-            folder=None if self._job.cwd is None else Path(_filled(self._job.cwd, output, newest)),
-            environment=self._environment(output, newest),
-            mark=(PLAN_VARIABLE, str(plan)),
+        heard, end = Starter(self._job, output, digest_every_steps=self._every).start(
+            run.folder / "probe" / f"start_{leg.start:05d}",
             log=_log(run, leg),
-            timeout_seconds=self._job.timeout_seconds,
-        )
-        end = run_command(
-            command, struck=lambda: next((str(f.kind) for f in fired.fired() if f.index not in known), None)
+            newest=newest,
+            plan={
+                "faults": [self._fault(fault, run) for fault in armed(leg.faults, known)],
+                "first_step": newest.step if newest is not None else 0,
+            },
+            struck=lambda: next((str(f.kind) for f in fired.fired() if f.index not in known), None),
         )
         is_struck = any(fault.index not in known for fault in fired.fired())
-        heard, *more = read_heard(records)
-        if more:
-            raise ConfigError(
-                f"{len(more) + 1} processes of the command, one after the other or at once, take optimizer steps as "
-                "the same rank: which of them the proof is about is not known. Let a launcher not restart ranks by "
-                "itself (torchrun --max-restarts 0), and keep other processes with an optimizer out of the command."
-            )
         loads = [load.path for rank in heard.ranks for load in rank.loads]
         observed = self._observed(heard, run, leg, newest_of(there, loads, output), end)
         self._tell(observed, run, leg, is_struck=is_struck)
@@ -208,36 +195,6 @@ class CommandJob:
         return ""
 
     # --- the command ---
-
-    def _argv(self, is_resume: bool, output: Path, newest: SavedStep | None) -> list[str]:
-        command = self._job.resume if is_resume and newest is not None and self._job.resume else self._job.command
-        return [_filled(part, output, newest) for part in command]
-
-    def _environment(self, output: Path, newest: SavedStep | None) -> dict[str, str]:
-        own = {name: _filled(str(value), output, newest) for name, value in self._job.env.items()}
-        environment = {**os.environ, **own}
-        path = [str(site_folder()), *filter(None, [environment.get("PYTHONPATH")])]
-        environment["PYTHONPATH"] = os.pathsep.join(path)
-        if self._job.deterministic:
-            environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        return environment
-
-    def _write_plan(self, run: Run, leg: Leg, records: Path, output: Path, known: set[int], *, first_step: int) -> Path:
-        """Tell the probe what this start is about; the path is also what its processes are known by."""
-        path = records.parent / f"plan-{uuid.uuid4().hex[:12]}.json"
-        faults = [self._fault(fault, run) for fault in armed(leg.faults, known)]
-        write_json(
-            path,
-            {
-                "records": str(records),
-                "output": str(output),
-                "faults": faults,
-                "first_step": first_step,
-                "digest_every_steps": self._every,
-                "deterministic": self._job.deterministic,
-            },
-        )
-        return path
 
     def _fault(self, fault: PlannedFault, run: Run) -> dict[str, Any]:
         saved = [] if self.reference is None else self.reference.saved
@@ -319,13 +276,6 @@ class CommandJob:
 def _log(run: Run, leg: Leg) -> Path:
     """Where a start prints to."""
     return (leg.log or run.folder / "logs") / f"start_{leg.start:05d}.log"
-
-
-def _filled(text: str, output: Path, newest: SavedStep | None) -> str:
-    text = text.replace("{run}", str(output))
-    if newest is not None:
-        text = text.replace("{checkpoint}", str(newest.place)).replace("{step}", str(newest.step))
-    return text
 
 
 def _failure(heard: Heard, end: CommandEnd, log: Path, job: JobConfig) -> Mapping[str, Any]:
