@@ -9,7 +9,6 @@ from typing import Any
 
 from ckptrun.config.fault import FaultConfig
 from ckptrun.config.job import JobConfig
-from ckptrun.errors import ConfigError
 from ckptrun.evidence.ledger_comparison import compare_ledgers
 from ckptrun.evidence.mismatch import Mismatch
 from ckptrun.evidence.run_folder import ledger_file
@@ -22,8 +21,9 @@ from ckptrun.foreign.alignment import Aligned, Source, align
 from ckptrun.foreign.checkpoints import SavedStep, newest_of, saved_steps
 from ckptrun.foreign.judge import StartFacts, judge_command
 from ckptrun.foreign.plan import JobFacts, plan_job_faults
-from ckptrun.foreign.process import CommandEnd, last_lines
+from ckptrun.foreign.process import CommandEnd
 from ckptrun.foreign.records import Heard
+from ckptrun.foreign.reference import check_reference, words_of_end
 from ckptrun.foreign.starter import Starter
 from ckptrun.foreign.translation import ToldStart, check_loaded, write_events, write_ledgers
 from ckptrun.launch.local import Outcome
@@ -100,17 +100,8 @@ class CommandJob:
     def plan(self) -> tuple[PlannedFault, ...]:
         """See ``Subject``. The reference has shown when the job saves."""
         facts = self.facts
-        if self.reference is not None and not facts.steps:
-            raise ConfigError(_takes_no_step(self.reference))
-        output = Path(self.run("reference").checkpoints)
-        elsewhere = _saved_elsewhere(self.reference, output)
-        if elsewhere is not None:
-            raise ConfigError(
-                f"The job saves to {elsewhere}, which is not in {{run}}: runs of a proof would find each other's "
-                "checkpoints. Let the command write to {run}."
-            )
-        if not facts.saves:
-            raise ConfigError(_saves_nothing(self.reference))
+        if self.reference is not None:
+            check_reference(self.reference.heard, self.reference.saved, Path(self.run("reference").checkpoints))
         return plan_job_faults(self._fault_config, facts)
 
     def has_checkpoint(self, run: Run) -> bool:
@@ -279,50 +270,5 @@ def _log(run: Run, leg: Leg) -> Path:
 
 
 def _failure(heard: Heard, end: CommandEnd, log: Path, job: JobConfig) -> Mapping[str, Any]:
-    """Why a start came to nothing, in the job's own words."""
-    if end.timed_out:
-        text = f"was killed after job.timeout_seconds={job.timeout_seconds:g} s"
-    else:
-        text = f"ended with exit code {end.exit_code}"
-    said = heard.exceptions[0] if heard.exceptions else ""
-    lines = last_lines(log)
-    text += f": {said}" if said else ""
-    text += f"; the end of its log:\n{lines}" if lines and not said else ""
-    return {"rank": 0, "text": text, "leaves": [], "component": None}
-
-
-def _takes_no_step(reference: Observed) -> str:
-    """Why nothing was heard of a command that ended well."""
-    if not reference.heard.processes:
-        return (
-            "The command ended with exit code 0, and no process of it has used torch where ckptrun could hear it. It "
-            "listens through PYTHONPATH and sitecustomize: does the command replace PYTHONPATH, or start Python with "
-            "-I, -E or -S? Does it train with torch at all?"
-        )
-    return (
-        "The command ended with exit code 0 and has taken no optimizer step: there is nothing to prove. Let it train, "
-        "with an optimizer of torch."
-    )
-
-
-def _saved_elsewhere(reference: Observed | None, output: Path) -> Path | None:
-    """A checkpoint that is not in the folder of the run, where none of its step is."""
-    saved = [] if reference is None else reference.saved
-    root = output.resolve()
-    within = {one.step for one in saved if any(root in file.resolve().parents for file in one.files)}
-    return next((one.files[0] for one in saved if one.step not in within), None)
-
-
-def _saves_nothing(reference: Observed | None) -> str:
-    """Why there is nothing to resume from."""
-    heard = [] if reference is None else [save for rank in reference.heard.ranks for save in rank.saves]
-    if heard:
-        return (
-            f"The job has saved {heard[0].path.name}, in which there is nothing of an optimizer: nothing to resume "
-            "from. Let it save checkpoints."
-        )
-    steps = reference.heard.steps if reference is not None else 0
-    return (
-        f"The job has taken {steps} steps and saved nothing: there is nothing to resume from. Let it save checkpoints "
-        "before its end, to {run}."
-    )
+    """Why a start came to nothing."""
+    return {"rank": 0, "text": words_of_end(heard, end, log, job), "leaves": [], "component": None}
