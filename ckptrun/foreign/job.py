@@ -15,12 +15,12 @@ from ckptrun.evidence.run_folder import ledger_file
 from ckptrun.evidence.starts import Start
 from ckptrun.evidence.verdict import Verdict
 from ckptrun.exit_codes import ExitCode
-from ckptrun.fault import FaultRecord, PlannedFault, armed
+from ckptrun.fault import FaultRecord, PlannedFault
 from ckptrun.files import read_lines
 from ckptrun.foreign.alignment import Aligned, Source, align
 from ckptrun.foreign.checkpoints import SavedStep, newest_of, saved_steps
 from ckptrun.foreign.judge import StartFacts, judge_command
-from ckptrun.foreign.plan import JobFacts, plan_job_faults
+from ckptrun.foreign.plan import JobFacts, armed_in_start, plan_job_faults
 from ckptrun.foreign.process import CommandEnd
 from ckptrun.foreign.records import Heard
 from ckptrun.foreign.reference import check_reference, words_of_end
@@ -159,14 +159,14 @@ class CommandJob:
         newest = max(there, key=lambda one: one.step, default=None)
         fired = FaultRecord(run.folder)
         known = {fault.index for fault in fired.fired()}
+        resumed = newest.step if newest is not None else 0
+        may_move = not self._fault_config.more
+        armed = armed_in_start(leg.faults, known, resumed=resumed, facts=self.facts, may_move=may_move)
         heard, end = Starter(self._job, output, digest_every_steps=self._every).start(
             run.folder / "probe" / f"start_{leg.start:05d}",
             log=_log(run, leg),
             newest=newest,
-            plan={
-                "faults": [self._fault(fault, run) for fault in armed(leg.faults, known)],
-                "first_step": newest.step if newest is not None else 0,
-            },
+            plan={"faults": [self._fault(fault, run) for fault in armed], "first_step": resumed},
             struck=lambda: next((str(f.kind) for f in fired.fired() if f.index not in known), None),
         )
         is_struck = any(fault.index not in known for fault in fired.fired())

@@ -2,13 +2,13 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ckptrun.config.fault import ALL_RANKS, ANY_RANK, FaultConfig, FaultKind, FaultPoint
 from ckptrun.errors import ConfigError
-from ckptrun.fault.plan import PlannedFault
+from ckptrun.fault.plan import PlannedFault, armed
 
-__all__ = ["JobFacts", "check_fault", "plan_job_faults"]
+__all__ = ["JobFacts", "armed_in_start", "check_fault", "plan_job_faults"]
 
 _POINTS = (
     FaultPoint.loading,
@@ -23,6 +23,8 @@ _POINTS = (
     FaultPoint.removing,
 )
 _OF_SAVE = (FaultPoint.at_request, FaultPoint.writing, FaultPoint.before_commit, FaultPoint.removing)
+# A job may answer them with a save, at whatever step, before it ends.
+_ANSWERED = (FaultKind.sigterm, FaultKind.sigint)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +70,11 @@ def plan_job_faults(fault: FaultConfig, facts: JobFacts) -> tuple[PlannedFault, 
     """
     wanted = [_placed("fault", fault, facts, resumed=0)]
     for index, entry in enumerate(fault.more):
-        resumed = _resumed(wanted[-1], facts)
-        wanted.append(_placed(f"fault.more[{index}]", fault.further(index, entry), facts, resumed=resumed))
+        further, resumed = fault.further(index, entry), _resumed(wanted[-1], facts)
+        if _is_in_answer(wanted[-1].kind, further.point, further.step):
+            wanted.append(further)
+        else:
+            wanted.append(_placed(f"fault.more[{index}]", further, facts, resumed=resumed))
     if not fault.more:
         again = _again(wanted[-1], facts)
         wanted += [again] if again is not None else []
@@ -78,6 +83,35 @@ def plan_job_faults(fault: FaultConfig, facts: JobFacts) -> tuple[PlannedFault, 
         kill = FaultConfig(kind=FaultKind.sigkill, step=_middle(facts, 0), seed=fault.seed)
         wanted = [_placed("fault", kill, facts, resumed=0), wanted[0]]
     return tuple(_planned(index, one, facts) for index, one in enumerate(wanted))
+
+
+def _is_in_answer(before: FaultKind, point: FaultPoint | None, step: int | None) -> bool:
+    """Whether a fault strikes the save, whichever that is, that a job answers the signal before it with."""
+    return before in _ANSWERED and point in (FaultPoint.at_request, FaultPoint.before_commit) and step is None
+
+
+def armed_in_start(
+    faults: Sequence[PlannedFault], fired: set[int], *, resumed: int, facts: JobFacts, may_move: bool
+) -> list[PlannedFault]:
+    """Return the faults that may strike in one start of the job: the next one, and what strikes in its answer to that.
+
+    Args:
+        faults: All that are planned.
+        fired: Those that have struck.
+        resumed: The step that the start is expected to go on from.
+        facts: What the reference has shown.
+        may_move: Whether nobody has asked for the steps of those after the first: a job that has saved after a signal
+            may go on from a later step than it was planned for.
+    """
+    found = list(armed(faults, fired))
+    if found and may_move and found[0].index and found[0].point not in _OF_SAVE:
+        step = found[0].step
+        if step is not None and step <= resumed < facts.steps:
+            found[0] = replace(found[0], step=_middle(facts, resumed))
+    after = next((fault for fault in faults if found and fault.index == found[-1].index + 1), None)
+    if after is not None and _is_in_answer(found[-1].kind, after.point, after.step):
+        found.append(after)
+    return found
 
 
 def _placed(key: str, fault: FaultConfig, facts: JobFacts, *, resumed: int) -> FaultConfig:

@@ -4,7 +4,7 @@ import pytest
 
 from ckptrun.config.fault import FaultConfig, FaultKind, FaultPoint
 from ckptrun.errors import ConfigError
-from ckptrun.foreign.plan import JobFacts, check_fault, plan_job_faults
+from ckptrun.foreign.plan import JobFacts, armed_in_start, check_fault, plan_job_faults
 
 FACTS = JobFacts(steps=24, ranks=2, saves=[4, 8, 12, 16, 20, 24])
 
@@ -42,6 +42,32 @@ def test_with_one_save_at_the_end_it_strikes_before_it():
 def test_more_faults_come_in_their_order():
     more = [{"kind": "exception", "step": 15}]
     assert steps_of(step=6, more=more) == [("after_optimizer", 6), ("after_optimizer", 15)]
+
+
+def armed_steps(*, fired: set[int], resumed: int = 0, kind: str = "sigkill", **keys: object) -> list[int | None]:
+    fault = FaultConfig(kind=FaultKind(kind), **keys)
+    planned = plan_job_faults(fault, FACTS)
+    armed = armed_in_start(planned, fired, resumed=resumed, facts=FACTS, may_move=not fault.more)
+    return [one.step for one in armed]
+
+
+def test_one_fault_strikes_in_a_start():
+    assert armed_steps(fired=set()) == [6]
+    assert armed_steps(fired={0}, resumed=4) == [10]
+    assert armed_steps(fired={0, 1}, resumed=8) == []
+
+
+def test_a_start_that_goes_on_from_a_later_step_than_expected_is_struck_after_that():
+    """A job that saves when it gets a signal resumes from there."""
+    assert armed_steps(fired={0}, resumed=10) == [14]
+    assert armed_steps(fired={0}, resumed=24) == [10]
+    assert armed_steps(fired={0}, resumed=15, more=[{"kind": "sigkill", "step": 12}]) == [12]
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("sigterm", [6, None]), ("sigint", [6, None]), ("sigkill", [6])])
+def test_a_kill_in_a_save_without_a_step_strikes_the_one_that_answers_a_signal(kind, steps):
+    more = [{"kind": "sigkill", "point": "at_request"}]
+    assert armed_steps(fired=set(), kind=kind, step=6, more=more) == steps
 
 
 def test_ranks_are_those_that_are_asked_for():

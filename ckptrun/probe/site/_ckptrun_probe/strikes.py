@@ -62,8 +62,15 @@ class Strikes:
 
     def _planned(self, point: str, step: int, rank: int) -> list[Fault]:
         return [
-            fault for fault in self._left if fault.point == point and rank in fault.ranks and fault.step in (None, step)
+            fault
+            for fault in self._left
+            if fault.point == point and rank in fault.ranks and fault.step in (None, step) and self._is_next(fault)
         ]
+
+    def _is_next(self, fault: Fault) -> bool:
+        """Whether those that come before it have struck, on whatever rank."""
+        before = [other for other in self._plan.faults if other.index < fault.index]
+        return all(any(map(os.path.exists, other.files.values())) for other in before)
 
     def _note(self, fault: Fault, step: int, rank: int) -> bool:
         """Put on disk that it strikes; False if it has before."""
