@@ -241,11 +241,14 @@ def _explained(
     return replace(check, detail=detail, blame=blame, first_difference=difference)
 
 
-def streams_apart(reference: Sequence[LedgerLine], mine: Sequence[LedgerLine], *, step: int, start: int) -> list[str]:
-    """Streams that stand elsewhere after ``step`` than in the reference, and did so from the resume on.
+def streams_apart(
+    reference: Sequence[LedgerLine], mine: Sequence[LedgerLine], *, step: int, start: int, field: str
+) -> list[str]:
+    """Streams that stand elsewhere after ``step`` than in the reference, and may be why ``field`` differs there.
 
-    Of those that are seeded at all. One that stood where it should when a loader began has come back; what was drawn
-    from it afterwards is another matter.
+    Of those that are seeded at all. For a batch: one that stood where it should when a loader began, right after the
+    resume or now, has come back; what was drawn from it afterwards is another matter. For what is computed from the
+    batch: one that the reference does not draw from in that step has no part in it.
     """
     theirs = {line["step"]: line["streams"] for line in reference}
     before = [line for line in mine if line["start"] == 0]
@@ -254,12 +257,16 @@ def streams_apart(reference: Sequence[LedgerLine], mine: Sequence[LedgerLine], *
         for name in theirs.get(step, {})
         if before and all(line["streams"].get(name) == theirs.get(line["step"], {}).get(name) for line in before)
     }
-    line = next((line for line in mine if (line["step"], line["start"]) == (step, start)), None)
+    of_start = [line for line in mine if line["start"] == start]
+    line = next((line for line in of_start if line["step"] == step), None)
     if line is None:
         return []
-    resumed = theirs.get(step - 1, {})
-    came_back = {name for one in line["iterators"] for name in seeded if one.get(name) == resumed.get(name)}
-    return sorted(name for name in seeded - came_back if line["streams"].get(name) != theirs[step].get(name))
+    if field == "batch":
+        began = [(one, theirs.get(at["step"] - 1, {})) for at in (of_start[0], line) for one in at["iterators"]]
+        innocent = {name for one, there in began for name in seeded if one.get(name) == there.get(name)}
+    else:
+        innocent = {name for name in seeded if theirs.get(step - 1, {}).get(name) == theirs[step].get(name)}
+    return sorted(name for name in seeded - innocent if line["streams"].get(name) != theirs[step].get(name))
 
 
 def _streams_apart(reference: Path, run: Path, first: Mismatch, *, ranks: int) -> list[str]:
@@ -267,7 +274,7 @@ def _streams_apart(reference: Path, run: Path, first: Mismatch, *, ranks: int) -
     found = []
     for rank in range(ranks):
         files = [read_lines(ledger_file(folder, rank)) for folder in (reference, run)]
-        apart = streams_apart(files[0], files[1], step=first.step, start=first.start)
+        apart = streams_apart(files[0], files[1], step=first.step, start=first.start, field=first.field)
         found += [name if ranks == 1 else f"{name} (rank {rank})" for name in apart]
     return found
 

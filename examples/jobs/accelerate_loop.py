@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DataLoaderConfiguration, set_seed
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -15,10 +15,14 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--shuffle", action="store_true")
+    parser.add_argument("--seedable", action="store_true")
+    parser.add_argument("--set_epoch", action="store_true")
     options = parser.parse_args()
     options.output_dir.mkdir(parents=True, exist_ok=True)
 
-    accelerator = Accelerator(cpu=True)
+    accelerator = Accelerator(
+        cpu=True, dataloader_config=DataLoaderConfiguration(use_seedable_sampler=options.seedable)
+    )
     set_seed(0)
     data = TensorDataset(torch.randn(64, 16), torch.randint(0, 4, (64,)))
     model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
@@ -36,6 +40,8 @@ def main() -> None:
     for epoch in range(step // len(loader), options.epochs):
         passed = step - epoch * len(loader)
         batches = accelerator.skip_first_batches(loader, passed) if passed else loader
+        if options.set_epoch:
+            batches.set_epoch(epoch)
         for inputs, targets in batches:
             loss = nn.functional.cross_entropy(model(inputs), targets)
             accelerator.backward(loss)

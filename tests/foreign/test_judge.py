@@ -113,6 +113,8 @@ def test_what_repeats_the_reference_is_equal_but_for_what_was_not_resumed_twice(
         ({"batch": "another", "streams": {"torch": "elsewhere"}}, "rng"),
         # It stood where it should when the loader began: what is drawn from it since is another matter.
         ({"batch": "another", "streams": {"torch": "elsewhere"}, "iterators": [{"torch": "t2"}]}, "data"),
+        # A dropout draws from where it stands after the loader has drawn once more.
+        ({"loss": "0x1.8p+1", "streams": {"torch": "elsewhere"}, "iterators": [{"torch": "t2"}]}, "rng"),
         # Never seeded: another one in every start.
         ({"loss": "0x1.8p+1", "streams": {"torch": "t3", "python": "any"}}, None),
     ],
@@ -123,6 +125,22 @@ def test_the_first_thing_that_differs_is_blamed_on_whose_it_is(case, changed, bl
     assert (str(verdict.status), verdict.blame) == ("different", blame)
     assert verdict.reason.startswith("trajectory: step 3, rank 0: ")
     assert verdict.advice
+
+
+def test_a_stream_that_came_back_is_not_blamed_for_a_later_batch(case):
+    """A loader that began once more, in the middle of an epoch, has drawn a seed that no batch comes of."""
+    case.changed = {step: {"streams": {"torch": "one draw more"}} for step in range(3, 7)}
+    case.changed[3]["iterators"] = [{"torch": "t2"}]
+    case.changed[5] |= {"batch": "another", "iterators": [{"torch": "one draw more"}]}
+    assert case.judge().blame == "data"
+
+
+def test_a_stream_that_nobody_draws_from_is_not_blamed(case):
+    still = {step: {"streams": {"torch": "t0"}} for step in range(1, 7)}
+    ledger_file(case.job.run("reference").folder, 0).unlink()
+    case.lines("reference", range(1, STEPS + 1), changed=still)
+    case.changed = {4: {"loss": "0x1.8p+1", "streams": {"torch": "elsewhere"}}}
+    assert case.judge(first=still).blame is None
 
 
 def test_a_stream_that_is_elsewhere_and_changes_nothing_is_no_difference(case):

@@ -181,4 +181,23 @@ CASES = [
         lost="the place in the epoch comes back, its order does not",
         upstream="accelerate#4195",
     ),
+    Case(
+        name="accelerate_seedable",
+        package="accelerate",
+        setting="shuffled by its seedable sampler",
+        job="accelerate_loop.py",
+        options=("--shuffle", "--seedable"),
+        verdict="different",
+        check="trajectory",
+        blame="data",
+        lost="the number of the epoch: the next epoch after a resume has the order of the first",
+        upstream="accelerate#3996",
+    ),
+    Case(
+        name="accelerate_set_epoch",
+        package="accelerate",
+        setting="the same, told the epoch at its beginning by the job",
+        job="accelerate_loop.py",
+        options=("--shuffle", "--seedable", "--set_epoch"),
+    ),
 ]
