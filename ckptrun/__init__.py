@@ -14,9 +14,10 @@ L7     run, tools
 L8     command_line, launch
 L9     proof, sweep
 L10    foreign
-L11    carry_out
-L12    api, app
-L13    __main__, pytest_plugin
+L11    crash
+L12    carry_out
+L13    api, app
+L14    __main__, pytest_plugin
 =====  ============================================================================================================
 
 The public names are imported on first use, so that ``import ckptrun`` and ``ckptrun --help`` load no torch.

@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Sequence
 
+from ckptrun.config.crash import CrashKind
 from ckptrun.config.run import RunConfig
 from ckptrun.config.target_source import check_targets
 from ckptrun.console import say_error, say_interrupted
@@ -22,6 +23,10 @@ def carry_out(config: RunConfig, *, command: Sequence[str]) -> int:
     Raises:
         ConfigError: Something that needs no rank to be seen is wrong.
     """
+    if config.crash.kind is not CrashKind.none:
+        from ckptrun.crash.prove import prove_crash_states
+
+        return prove_crash_states(config)
     if is_command(config):
         # Imported here: what judges loads torch, and ``--help`` should not.
         from ckptrun.foreign.prove import prove_command

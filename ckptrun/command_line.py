@@ -37,7 +37,7 @@ def overrides_of_prove(arguments: Sequence[str]) -> list[str]:
     for key in ("job", "job.command"):
         if key in keys:
             raise ConfigError(f"ckptrun prove: {key} is given by the command after --. Leave {key}=... out.")
-    fault = [] if "fault" in keys else ["fault=sigkill"]
+    fault = [] if keys & {"fault", "crash"} else ["fault=sigkill"]
     return [*own, *fault, "job=command", f"job.command=[{','.join(map(quoted, command))}]"]
 
 

@@ -33,6 +33,7 @@ LAYERS = [
     {"command_line", "launch"},
     {"proof", "sweep"},
     {"foreign"},
+    {"crash"},
     {"carry_out"},
     {"api", "app"},
     {"__main__", "pytest_plugin"},

@@ -37,7 +37,8 @@ COMPOSED = [
     "fault=sigkill proof=full",
     "fault=sigstop optimizer=adafactor",
     "fault=sigterm job=command job.command=train:{run}",
-    "fault=slow_storage job=ckptrun",
+    "fault=slow_storage job=ckptrun crash=none",
+    "crash=save job=command job.command=train:{run}",
     "fault=torn_write",
 ]
 

@@ -11,10 +11,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ckptrun.config.checkpoint import CheckpointConfig
+from ckptrun.config.crash import CrashConfig, CrashKind
 from ckptrun.config.custom import Custom
 from ckptrun.config.data import CustomDataConfig, DataConfig, PythonSourceConfig, RandomConfig, ShapesConfig, TextConfig
 from ckptrun.config.fault import FaultConfig, FaultKind
-from ckptrun.config.job import JobConfig
+from ckptrun.config.job import JobConfig, JobKind
 from ckptrun.config.launch import LaunchConfig
 from ckptrun.config.model import CNNConfig, CustomModelConfig, GPTConfig, MLPConfig, ModelConfig
 from ckptrun.config.optimizer import AdafactorConfig, MuonConfig, OptimizerConfig
@@ -76,6 +77,7 @@ class RunConfig:
     proof: ProofConfig = field(default_factory=ProofConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     job: JobConfig = field(default_factory=JobConfig)
+    crash: CrashConfig = field(default_factory=CrashConfig)
     components: dict[str, Any] = field(default_factory=dict)
     """Components of the user's own: name -> ``{_target_: ..., args: {...}}``; objects with ``state_dict`` and
     ``load_state_dict``, told of each step if they have ``on_step(step=, loss=)``."""
@@ -198,6 +200,7 @@ def check(config: RunConfig) -> None:
     _check_ignored(config)
     _check_is_proof(config)
     config.fault.check_keys()
+    _check_crash(config)
     _check_data_fits_model(config)
     _check_choice_works_with_parallelism(config)
     check_world(config, config.ranks)
@@ -267,6 +270,24 @@ def _check_is_proof(config: RunConfig) -> None:
                 f"proof.{name}={shown} has no effect, because nothing is to be proved. Choose a fault, e.g. "
                 "fault=sigkill, or proof=full."
             )
+
+
+def _check_crash(config: RunConfig) -> None:
+    if config.crash.kind is CrashKind.none:
+        for each in fields(CrashConfig):
+            value = getattr(config.crash, each.name)
+            if value != each.default:
+                raise ConfigError(f"crash.{each.name}={value} has no effect. Choose crash=save.")
+        return
+    if config.job.kind is JobKind.ckptrun:
+        raise ConfigError(
+            f"crash={config.crash.kind} judges the saves of a command: ckptrun prove crash={config.crash.kind} -- "
+            "COMMAND. ckptrun's own loop can be that command: torchrun -m ckptrun ... run.dir={run}"
+        )
+    if config.fault.kind is not FaultKind.none:
+        raise ConfigError(
+            f"crash={config.crash.kind} and fault={config.fault.kind} are two kinds of proof. Give one of the two."
+        )
 
 
 def check_world(config: RunConfig, world_size: int) -> MeshShape:

@@ -2,6 +2,7 @@
 
 from ckptrun.config import (
     checkpoint,
+    crash,
     data,
     fault,
     job,
@@ -53,5 +54,6 @@ SCHEMAS: dict[str, dict[str, type]] = {
     "proof": {"proof": proof.ProofConfig},
     "launch": {"launch": launch.LaunchConfig},
     "job": {"job": job.JobConfig},
+    "crash": {"crash": crash.CrashConfig},
 }
 """Group -> name of the schema -> its dataclass."""

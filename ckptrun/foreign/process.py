@@ -40,6 +40,7 @@ class Command:
         mark: A variable and its value, by which its processes are known; added to the environment.
         log: What it prints goes there.
         timeout_seconds: It is killed when it takes longer.
+        before: A program that starts it, with its arguments; it watches.
     """
 
     argv: Sequence[str]
@@ -48,6 +49,7 @@ class Command:
     mark: tuple[str, str]
     log: Path
     timeout_seconds: float
+    before: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +104,7 @@ def _started(command: Command, output: IO[bytes]) -> "subprocess.Popen[bytes]":
     name, value = command.mark
     try:
         return subprocess.Popen(
-            list(command.argv),
+            [*command.before, *command.argv],
             cwd=command.folder,
             env={**command.environment, name: value},
             stdin=subprocess.DEVNULL,

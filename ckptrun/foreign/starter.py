@@ -62,7 +62,8 @@ class Starter:
         cwd = self._job.cwd
         end = run_command(
             Command(
-                argv=[*before, *self.argv(newest)],
+                argv=self.argv(newest),
+                before=before,
                 folder=None if cwd is None else Path(self._filled(cwd, newest)),
                 environment=self._environment(newest),
                 mark=(PLAN_VARIABLE, str(path)),

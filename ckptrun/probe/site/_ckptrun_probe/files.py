@@ -10,12 +10,15 @@ import os
 import sys
 from typing import Any
 
+from _ckptrun_probe.places import frames_of_job
 from _ckptrun_probe.record import quietly
 
 __all__ = ["watch_files"]
 
 _MOVES = ("os.rename", "shutil.move")
 _EVENTS = (*_MOVES, "open", "os.remove", "shutil.rmtree")
+_FURTHER = ("os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate")
+"""Events that are only of interest with the code that they come from."""
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
@@ -35,15 +38,27 @@ def watch_files(listener: Any) -> None:
         listener.on_file_changed(event, [_absolute(path) for path in arguments[: 2 if event in _MOVES else 1]])
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:
-        if event not in _EVENTS:
+        if event not in _EVENTS and not (listener.plan.tells_places and event in _FURTHER):
             return
-        paths = arguments[: 2 if event in _MOVES else 1]
-        if any(is_inside(path) for path in paths):
+        paths = arguments[: 2 if event in (*_MOVES, "os.link", "os.symlink") else 1]
+        is_known = any(is_inside(path) for path in paths)
+        if is_known and listener.plan.tells_places:
+            quietly(listener.record, event, _tell_place, listener.record, event, arguments)
+        if is_known and event in _EVENTS:
             quietly(listener.record, event, hear, event, arguments)
             if event != "open" and listener.plan.faults:
                 listener.reached("before_commit" if event in _MOVES else "removing", begins=False)
 
     sys.addaudithook(audit)
+
+
+def _tell_place(record: Any, event: str, arguments: tuple[Any, ...]) -> None:
+    """Say which code is about to change a file."""
+    if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & _WRITES):
+        return
+    paths = arguments[: 1 if event == "open" else 2]
+    names = [_absolute(path) for path in paths if isinstance(path, (str, bytes, os.PathLike))]
+    record.event("place", names=names, frames=frames_of_job())
 
 
 def _absolute(path: Any) -> str:

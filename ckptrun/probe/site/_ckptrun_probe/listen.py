@@ -110,6 +110,14 @@ class Listener:
         if is_outermost and self._index(optimizer) == 0 and not self._is_idle:
             self._points.clear()
             self.reached("after_optimizer", begins=False)
+            self._end_early()
+
+    def _end_early(self) -> None:
+        """This start is over when it has taken as many steps as it is about."""
+        most = self.plan.most_steps
+        if most is not None and self.taken >= most:
+            self.record.event("early_end", step=self.taken)
+            os._exit(0)
 
     def _before(self, optimizer: Any, has_closure: bool) -> None:
         from _ckptrun_probe.optimizers import gradients, moments, options
@@ -420,6 +428,10 @@ def begin(path: str) -> None:
     calls.update(batch_hooks(listener))
     calls.update(save_hooks(listener))
     calls.update(trainer_hooks(listener))
+    if plan.tells_places:
+        from _ckptrun_probe.places import meeting_hooks
+
+        calls.update(meeting_hooks(listener))
     AfterImport({name: functools.partial(quietly, record, name, call) for name, call in calls.items()}).install()
     quietly(record, "files", watch_files, listener)
     _note_the_end(listener)

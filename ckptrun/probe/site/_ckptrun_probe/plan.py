@@ -44,3 +44,7 @@ class Plan:
         self.every: int = facts["digest_every_steps"]
         """Digests are taken at every so many steps."""
         self.is_deterministic: bool = facts["deterministic"]
+        self.tells_places: bool = facts.get("tells_places", False)
+        """Whether to say which code does something with a file, and when ranks have met."""
+        self.most_steps: int | None = facts.get("most_steps")
+        """After how many steps of this start its ranks end; None: when they are done."""

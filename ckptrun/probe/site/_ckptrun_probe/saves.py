@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from _ckptrun_probe.places import frames_of_job
 from _ckptrun_probe.record import quietly
 
 __all__ = ["save_hooks"]
@@ -55,6 +56,8 @@ class _Saves:
             self._inside.__dict__["is"] = False
 
     def _note(self, what: Any, path: str, how: str) -> None:
+        if self._listener.plan.tells_places:
+            self._listener.record.event("place", names=[path], frames=frames_of_job())
         facts = {"path": path, "how": how, "step": self._listener.taken, "rank": self._listener.rank()}
         self._listener.record.event("save", **facts, resumable=_may_be_resumed(what, how), content=_content(what))
 

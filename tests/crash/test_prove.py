@@ -1,0 +1,102 @@
+"""``crash=save`` on jobs of which is known what a crash within a save does to them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ckptrun.__main__ import main
+
+JOB = Path(__file__).parent / "job.py"
+# Where the job saves over its last checkpoint.
+LINE = next(n for n, line in enumerate(JOB.read_text().splitlines(), 1) if "torch.save(state, folder /" in line)
+
+
+def prove(folder: Path, how: str, *overrides: str, monkeypatch) -> tuple[int, dict]:
+    """Judge the crash states of the job; return exit code and verdict."""
+    command = ["--", sys.executable, str(JOB), "--output_dir", "{run}", "--how", how]
+    arguments = ["ckptrun", "prove", "crash=save", "crash.resume_steps=1", f"run.dir={folder}", *overrides, *command]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code, json.loads((folder / "verdict.json").read_text())
+
+
+def came_to(verdict: dict) -> dict[str, int]:
+    """Outcome -> of how many states."""
+    found: dict[str, int] = {}
+    for group in verdict["crash_states"]:
+        found[group["came_to"]] = found.get(group["came_to"], 0) + group["states"]
+    return found
+
+
+def test_a_save_over_the_last_one_loses_both(tmp_path, monkeypatch, capsys) -> None:
+    code, verdict = prove(tmp_path, "in_place", "crash.power_cut=false", monkeypatch=monkeypatch)
+    assert (code, verdict["verdict"], verdict["reason"].partition(":")[0]) == (3, "different", "crash_states")
+    assert came_to(verdict).keys() == {"equal", "failed"}
+    (failed,) = (group for group in verdict["crash_states"] if group["came_to"] == "failed")
+    assert "EOFError" in failed["text"]
+    kinds = {one["what"]: one["where"] for one in failed["left_by"]}
+    assert kinds["killed: openat of checkpoint.pt"] == f"{JOB.relative_to(Path.cwd())}:{LINE} save"
+    assert verdict["not_covered"] == ["power cuts: crash.power_cut=false"]
+    printed = capsys.readouterr().out
+    assert "failed: 1 state: EOFError" in printed
+    # What it says shows it again.
+    folder = tmp_path / "repro" / "01"
+    again = subprocess.run([folder / "reproduce.sh"], capture_output=True, text=True, check=False)
+    assert again.returncode == 1
+    assert "EOFError" in again.stderr
+    report = (folder / "report.md").read_text()
+    assert "EOFError" in report
+    assert f"job.py:{LINE} save" in report
+    assert "checkpoint.pt  0 bytes" in report
+
+
+@pytest.mark.slow
+def test_a_save_that_is_synced_and_renamed_stands_all_of_them(tmp_path, monkeypatch) -> None:
+    code, verdict = prove(tmp_path, "synced", monkeypatch=monkeypatch)
+    assert (code, verdict["verdict"], verdict["reason"]) == (0, "equal", "")
+    assert came_to(verdict).keys() == {"equal"}
+    # The first save that removes an older one.
+    assert verdict["save"] == 6
+    states = verdict["states"]
+    assert states["killed"] >= 5
+    assert states["power cut"] >= 3
+    (check,) = verdict["checks"]
+    assert check["covered"]["states"] == came_to(verdict)["equal"]
+    assert check["covered"]["resumes"] < check["covered"]["states"]
+    assert not (tmp_path / "repro").exists()
+
+
+@pytest.mark.slow
+def test_two_files_that_do_not_belong_together_are_loaded_silently(tmp_path, monkeypatch) -> None:
+    code, verdict = prove(tmp_path, "two_files", monkeypatch=monkeypatch)
+    assert (code, verdict["verdict"], verdict["blame"]) == (3, "different", "optimizer")
+    different = [group for group in verdict["crash_states"] if group["came_to"] == "different"]
+    assert "'optimizer." in different[0]["text"]
+    assert any("rename of model.draft" in one["what"] for one in different[0]["left_by"])
+    assert "failed" not in came_to(verdict)
+
+
+@pytest.mark.slow
+def test_a_pointer_that_comes_after_the_file_costs_the_last_save(tmp_path, monkeypatch) -> None:
+    code, verdict = prove(tmp_path, "pointer", "crash.power_cut=false", monkeypatch=monkeypatch)
+    assert code == 3
+    assert came_to(verdict).keys() == {"equal", "lost_work"}
+    (lost,) = (group for group in verdict["crash_states"] if group["came_to"] == "lost_work")
+    assert lost["text"] == "it goes on from step 2, although the checkpoint of step 4 is complete"
+    assert {one["what"] for one in lost["left_by"]} >= {"killed: rename of step-#.draft"}
+
+
+def test_a_step_without_a_save_is_refused(tmp_path, monkeypatch, capsys) -> None:
+    command = ["--", sys.executable, str(JOB), "--output_dir", "{run}", "--how", "in_place"]
+    monkeypatch.setattr(
+        sys, "argv", ["ckptrun", "prove", "crash=save", "crash.step=3", f"run.dir={tmp_path}", *command]
+    )
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    said = "crash.step=3: nothing was saved after that step. Saved are the steps 2, 4, 6, 8."
+    assert said in capsys.readouterr().err
