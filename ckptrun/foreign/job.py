@@ -13,13 +13,14 @@ from ckptrun.evidence.ledger_comparison import compare_ledgers
 from ckptrun.evidence.mismatch import Mismatch
 from ckptrun.evidence.run_folder import ledger_file
 from ckptrun.evidence.starts import Start
-from ckptrun.evidence.verdict import Verdict
+from ckptrun.evidence.verdict import Status, Verdict
 from ckptrun.exit_codes import ExitCode
 from ckptrun.fault import FaultRecord, PlannedFault
 from ckptrun.files import read_lines
 from ckptrun.foreign.alignment import Aligned, Source, align
 from ckptrun.foreign.checkpoints import SavedStep, newest_of, saved_steps
-from ckptrun.foreign.judge import StartFacts, judge_command
+from ckptrun.foreign.judge import StartFacts, is_unexplained, judge_command
+from ckptrun.foreign.operations import first_operation
 from ckptrun.foreign.plan import JobFacts, armed_in_start, plan_job_faults
 from ckptrun.foreign.process import CommandEnd
 from ckptrun.foreign.records import Heard
@@ -72,8 +73,9 @@ class CommandJob:
         self.steps = 0
         self.ranks = 1
         self.reference: Observed | None = None
-        self.starts: list[Observed] = []
-        """Of the run under proof, in order."""
+        self._starts: dict[str, list[Observed]] = {}
+        self._watched: dict[tuple[str, int], int] = {}
+        """Run and start -> the step of the job whose operations are told one by one."""
 
     def run(self, name: str, *, is_later: bool = False, saves: bool = True, resume_from: str | None = None) -> Run:
         """See ``Subject``."""
@@ -87,6 +89,11 @@ class CommandJob:
             saves=saves,
             resume_from=resume_from,
         )
+
+    @property
+    def starts(self) -> Sequence[Observed]:
+        """Of the run under proof, in order."""
+        return self._starts.get(_UNDER_PROOF, [])
 
     def prepare(self) -> None:
         """See ``Subject``."""
@@ -119,9 +126,36 @@ class CommandJob:
         again = None
         if found is not None and found.start > 0 and not self._is_repeated(found, material):
             run = self.run("reference_again")
+            self._watched[run.name, 0] = found.step
             start_run(run)
             again = run.folder
-        return judge_command(material, self._facts_of_starts(), again=again, notes=self._notes())
+        facts, notes = self._facts_of_starts(), self._notes()
+        verdict = judge_command(material, facts, again=again, notes=notes)
+        if found is None or not is_unexplained(verdict):
+            return verdict
+        operation = self._first_operation(verdict, found, material, start_run)
+        return judge_command(material, facts, again=again, notes=notes, operation=operation)
+
+    def _first_operation(self, verdict: Verdict, found: Mismatch, material: Material, start_run: StartRun) -> str:
+        """Do the step that came out otherwise once more, in two runs, and tell the first operation that differs."""
+        reference, other = self.run("reference_again"), self.run("run_again")
+        if verdict.status is Status.not_verified:
+            # Nothing has happened to either of the two.
+            other = self.run("reference_once_more")
+            step = None if verdict.first_difference is None else verdict.first_difference.step
+            for run in (reference, other):
+                self._watched[run.name, 0] = step or found.step
+                start_run(run)
+        else:
+            if reference.name not in self._starts:
+                self._watched[reference.name, 0] = found.step
+                start_run(reference)
+            self._watched[other.name, found.start] = found.step
+            for start in range(found.start + 1):
+                start_run(other, start=start, faults=material.planned)
+        heard = [self._starts[run.name][-1].heard for run in (reference, other)]
+        first = first_operation(*heard)
+        return "" if first is None else str(first)
 
     def _is_repeated(self, found: Mismatch, material: Material) -> bool:
         """Whether the first start, which had loaded nothing, took the step that came out otherwise, and equally."""
@@ -152,10 +186,11 @@ class CommandJob:
     def start(self, run: Run, leg: Leg) -> TimedOutcome:
         """See ``Subject``."""
         output = Path(run.checkpoints)
-        if run.name != _UNDER_PROOF:
+        if leg.start == 0 and run.name != _UNDER_PROOF:
             shutil.rmtree(run.folder, ignore_errors=True)
+            self._starts[run.name] = []
         output.mkdir(parents=True, exist_ok=True)
-        there = self._complete() if run.name == _UNDER_PROOF else []
+        there = self._complete(run)
         newest = max(there, key=lambda one: one.step, default=None)
         fired = FaultRecord(run.folder)
         known = {fault.index for fault in fired.fired()}
@@ -166,7 +201,11 @@ class CommandJob:
             run.folder / "probe" / f"start_{leg.start:05d}",
             log=_log(run, leg),
             newest=newest,
-            plan={"faults": [self._fault(fault, run) for fault in armed], "first_step": resumed},
+            plan={
+                "faults": [self._fault(fault, run) for fault in armed],
+                "first_step": resumed,
+                "watched_step": self._watched_step(run, leg),
+            },
             struck=lambda: next((str(f.kind) for f in fired.fired() if f.index not in known), None),
         )
         is_struck = any(fault.index not in known for fault in fired.fired())
@@ -176,8 +215,7 @@ class CommandJob:
         if run.name == "reference":
             self.reference, self.steps = observed, observed.heard.steps
             self.ranks = max(1, len(observed.heard.ranks))
-        elif run.name == _UNDER_PROOF:
-            self.starts.append(observed)
+        self._starts.setdefault(run.name, []).append(observed)
         code = ExitCode.done if end.exit_code == 0 else ExitCode.failed
         return TimedOutcome(outcome=Outcome(exit_code=code, interrupted_by=end.interrupted_by), seconds=end.seconds)
 
@@ -210,36 +248,43 @@ class CommandJob:
 
     # --- what it did ---
 
-    def _complete(self) -> list[SavedStep]:
-        """Complete checkpoints of the run under proof that are there."""
-        return [one for start in self.starts for one in start.saved if one.is_complete and one.place.exists()]
+    def _watched_step(self, run: Run, leg: Leg) -> int | None:
+        """Which step of a start is watched, counted from 1: it begins where that of the run under proof began."""
+        step = self._watched.get((run.name, leg.start))
+        if step is None or not leg.start:
+            return step
+        return step - self.starts[leg.start].aligned.step
+
+    def _complete(self, run: Run) -> list[SavedStep]:
+        """Complete checkpoints of earlier starts of a run that are there."""
+        earlier = self._starts.get(run.name, [])
+        return [one for start in earlier for one in start.saved if one.is_complete and one.place.exists()]
 
     def _observed(self, heard: Heard, run: Run, leg: Leg, newest: SavedStep | None, end: CommandEnd) -> Observed:
         """Find where a start stands among the steps of the job, and what it has saved."""
         aligned = Aligned(step=0, how="beginning")
         if leg.start:
             has_loaded = any(rank.loads for rank in heard.ranks)
-            aligned = align(heard, self._sources, newest=newest.step if newest is not None and has_loaded else 0)
+            aligned = align(heard, self._sources(run), newest=newest.step if newest is not None and has_loaded else 0)
         saved = saved_steps(heard, first_step=aligned.step, output=Path(run.checkpoints))
         return Observed(heard=heard, aligned=aligned, saved=saved, end=end, newest_before=newest)
 
-    @property
-    def _sources(self) -> list[Source]:
+    def _sources(self, run: Run) -> list[Source]:
         """Who may have saved what the next start loads: earlier starts, the last one first, and the reference."""
-        known = [*reversed(self.starts), *([self.reference] if self.reference is not None else [])]
+        known = [*reversed(self._starts.get(run.name, [])), *([self.reference] if self.reference is not None else [])]
         return [Source(heard=one.heard, first_step=one.aligned.step) for one in known]
 
     def _tell(self, observed: Observed, run: Run, leg: Leg, *, is_struck: bool) -> None:
         """Write down what a start did as a run of ours would have."""
         heard, aligned, end = observed.heard, observed.aligned, observed.end
-        loaded = check_loaded(heard, self._sources, aligned) if aligned.step else None
+        loaded = check_loaded(heard, self._sources(run), aligned) if aligned.step else None
         reference = None if self.reference is None else self.reference.heard
         write_ledgers(run.folder, heard, start=leg.start, first_step=aligned.step, reference=reference)
         told = ToldStart(
             start=leg.start,
             ranks=len(heard.ranks),
             aligned=aligned,
-            resumed_from=self._place_of(aligned.step) if aligned.step else None,
+            resumed_from=self._place_of(run, aligned.step) if aligned.step else None,
             saved=observed.saved,
             checks=[] if loaded is None else [loaded],
             ended=self._ended(observed, run, is_struck=is_struck),
@@ -247,9 +292,9 @@ class CommandJob:
         )
         write_events(run.folder, told)
 
-    def _place_of(self, step: int) -> str:
+    def _place_of(self, run: Run, step: int) -> str:
         """What the checkpoint of ``step`` is called in the events."""
-        saved = [one for start in self.starts for one in start.saved if one.step == step]
+        saved = [one for start in self._starts.get(run.name, []) for one in start.saved if one.step == step]
         return saved[-1].name if saved else f"step {step}"
 
     def _ended(self, observed: Observed, run: Run, *, is_struck: bool) -> str | None:

@@ -61,7 +61,7 @@ _ORDER = {name: place for place, name in enumerate(("batch", "learning_rate", "s
 # What a step comes to; it is in no checkpoint.
 _NO_COMPONENTS = ("gradients", "loss")
 
-__all__ = ["StartFacts", "check_lost_work", "check_observed", "judge_command", "streams_apart"]
+__all__ = ["StartFacts", "check_lost_work", "check_observed", "is_unexplained", "judge_command", "streams_apart"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +78,7 @@ class StartFacts:
 
 
 def judge_command(
-    material: Material, facts: Sequence[StartFacts], *, again: Path | None, notes: Sequence[str]
+    material: Material, facts: Sequence[StartFacts], *, again: Path | None, notes: Sequence[str], operation: str = ""
 ) -> Verdict:
     """Make every check.
 
@@ -87,6 +87,7 @@ def judge_command(
         facts: Of each start of the run under proof.
         again: The run folder of a second reference, where there is one.
         notes: Sentences on what was not looked at.
+        operation: The first operation that differs where nothing else explains it; empty: it is not known.
     """
     starts, steps = material.starts, material.subject.steps
     reference, run = material.reference.folder, material.run.folder
@@ -107,14 +108,26 @@ def judge_command(
     differs = _not_deterministic(reference, again, found.first, ranks=material.run.ranks)
     loaded = _loaded(starts)
     if differs is not None:
-        checks += [_unjudged(loaded, differs), _unjudged(trajectory, differs)]
+        checks += [_unjudged(loaded, differs, operation), _unjudged(trajectory, differs, operation)]
     else:
         known = [check for check in checks if check.status is Status.different]
-        checks += [loaded, _explained(trajectory, found, reference, run, facts, is_known=bool(known))]
+        explained = trajectory if known else _explained(trajectory, found, reference, run, operation)
+        checks += [loaded, explained]
     if material.failure is None:
         checks.append(check_second_resume(starts, checks))
     verdict = verdict_of(checks, moment_of=lambda check: check.start if check.start is not None else len(starts))
     return replace(verdict, path=str(run), advice=_advice(verdict), not_exercised=[*_not_exercised(material), *notes])
+
+
+def is_unexplained(verdict: Verdict) -> bool:
+    """Whether a step came out otherwise, and nothing that was looked at says why; or it does so each time."""
+    trajectory = next((check for check in verdict.checks if check.name == "trajectory"), None)
+    if trajectory is None or trajectory.first_difference is None:
+        return False
+    if "not deterministic" in trajectory.detail:
+        return True
+    is_decided = any(check.status is Status.different and check is not trajectory for check in verdict.checks)
+    return not is_decided and trajectory.blame is None and trajectory.first_difference.component is None
 
 
 def _advice(verdict: Verdict) -> str:
@@ -204,20 +217,19 @@ def _not_deterministic(reference: Path, again: Path | None, first: Mismatch | No
     return compare_ledgers(reference, again, ranks=ranks, last_step=first.step).first
 
 
-def _unjudged(check: Check, differs: Mismatch) -> Check:
+def _unjudged(check: Check, differs: Mismatch, operation: str) -> Check:
     if check.status is not Status.different:
         return check
-    detail = f"not deterministic: two runs that nothing happened to differ at {differs}. Try job.deterministic=true"
+    where = f"{differs}; {operation}" if operation else str(differs)
+    detail = f"not deterministic: two runs that nothing happened to differ at {where}. Try job.deterministic=true"
     return replace(
         check, status=Status.not_verified, detail=detail, first_difference=differs.as_difference(), blame=None
     )
 
 
-def _explained(
-    check: Check, found: LedgerComparison, reference: Path, run: Path, facts: Sequence[StartFacts], *, is_known: bool
-) -> Check:
+def _explained(check: Check, found: LedgerComparison, reference: Path, run: Path, operation: str) -> Check:
     """A difference in the steps, with what led to it."""
-    if found.first is None or is_known:
+    if found.first is None:
         return check
     first = _nearest_to_cause(found.first, reference, run, ranks=found.ranks)
     if first is not found.first:
@@ -236,6 +248,7 @@ def _explained(
             "parameters, moments, batch and random streams were the same: the step goes by something that no "
             "checkpoint holds"
         )
+        why += f"; {operation}" if operation else ""
     difference = None if check.first_difference is None else replace(check.first_difference, component=blame)
     detail = f"{check.detail}; {why}" if why else check.detail
     return replace(check, detail=detail, blame=blame, first_difference=difference)

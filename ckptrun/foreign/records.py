@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Batch", "Heard", "HeardRank", "HeardStep", "Load", "Save", "read_heard"]
+__all__ = ["Batch", "Heard", "HeardRank", "HeardStep", "Load", "Operation", "Save", "read_heard"]
 
 _DIGITS = 16
 
@@ -74,6 +74,19 @@ class Load:
     step: int
 
 
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """An operation of a step that was watched."""
+
+    name: str
+    given: str
+    """Digest of what went in."""
+    made: str
+    """Digest of what came out."""
+    where: str
+    """``file:line function``."""
+
+
 @dataclass(slots=True, kw_only=True)
 class HeardRank:
     """What a rank did in one start."""
@@ -87,6 +100,8 @@ class HeardRank:
     """Who counts, and the number that there was before the first step of this process."""
     renames: list[tuple[Path, Path]] = field(default_factory=list)
     """What was renamed, and to what, in order."""
+    operations: list[Operation] = field(default_factory=list)
+    """Of the step that was watched."""
     exception: str | None = None
     has_ended: bool = False
     """Whether its interpreter came to its end."""
@@ -180,6 +195,7 @@ class _Process:
             "load": self._load,
             "file": self._file,
             "counter": self._counter,
+            "operations": self._operations,
             "exception": self._exception,
             "probe_error": self._error,
             "end": self._end,
@@ -212,6 +228,9 @@ class _Process:
 
     def _counter(self, event: Mapping[str, Any]) -> None:
         self.heard.counters.append((event["who"], event["number"] - event["step"]))
+
+    def _operations(self, event: Mapping[str, Any]) -> None:
+        self.heard.operations = [Operation(*seen) for seen in event["seen"]]
 
     def _exception(self, event: Mapping[str, Any]) -> None:
         self.heard.exception = event["text"]

@@ -105,12 +105,39 @@ def test_a_planted_bug_is_found_and_blamed(bug, tmp_path, monkeypatch):
     assert (verdict.reason.partition(":")[0], verdict.blame) == (check, blame), verdict.reason
 
 
+def line_of(script: str, code: str) -> str:
+    """Where a piece of code of ``train.py`` stands, as it is told."""
+    return f"train.py:{next(n for n, line in enumerate(script.splitlines(), 1) if code in line)} main"
+
+
 @pytest.mark.slow
 def test_a_script_that_does_not_repeat_itself_is_not_verified(tmp_path, monkeypatch):
     noise = "            inputs = inputs * (1 + 1e-6 * (os.getpid() % 1000))\n"
     script = changed((IMPORT, "import os\nimport argparse\n"), (LOSS, noise + LOSS))
     assert ckptrun(tmp_path, script, monkeypatch=monkeypatch) == 4
-    assert "not deterministic: two runs that nothing happened to differ at step 1" in verdict_of(tmp_path).reason
+    reason = verdict_of(tmp_path).reason
+    assert "not deterministic: two runs that nothing happened to differ at step 1" in reason
+    # The batch is changed before the first module is called: it is seen in what that is given.
+    assert "operation 2 of the step, aten.addmm.default at " in reason
+    assert f"{line_of(script, 'model(inputs)')}, is given other tensors or numbers" in reason
+
+
+@pytest.mark.slow
+def test_the_operation_that_goes_by_something_hidden_is_told(tmp_path, monkeypatch):
+    scale = "            scale = 1 + 1e-3 * next(CALLS)\n"
+    script = changed(
+        (IMPORT, "import itertools\nimport argparse\n\nCALLS = itertools.count(1)\n"),
+        (LOSS, scale + LOSS + "            loss = loss * scale\n"),
+    )
+    assert ckptrun(tmp_path, script, monkeypatch=monkeypatch) == 3
+    verdict = verdict_of(tmp_path)
+    assert verdict.blame is None
+    where = line_of(script, "loss = loss * scale")
+    assert "the step goes by something that no checkpoint holds; operation " in verdict.reason
+    told = (
+        f"aten.mul.Tensor at {tmp_path}/{where}, is given other tensors or numbers, which no operation before it made"
+    )
+    assert told in verdict.reason
 
 
 @pytest.mark.slow

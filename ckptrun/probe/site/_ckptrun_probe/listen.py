@@ -19,6 +19,7 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 from _ckptrun_probe.imports import AfterImport
+from _ckptrun_probe.operations import Watch
 from _ckptrun_probe.plan import Plan
 from _ckptrun_probe.record import Record, quietly
 from _ckptrun_probe.strikes import Strikes
@@ -39,6 +40,7 @@ class Listener:
         self.plan = plan
         self.record = Record(plan.records)
         self.strikes = Strikes(plan)
+        self.watch = Watch(self)
         self.taken = 0
         """How many steps this process has begun to take."""
         self._optimizers: list[Any] = []
@@ -98,6 +100,8 @@ class Listener:
 
     def before_update(self, optimizer: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         """An optimizer is about to step; a hook. With a closure, forward and backward come within the step."""
+        if not self._nested:
+            quietly(self.record, "a watched step", self.watch.end)
         has_closure = any(callable(given) for given in [*arguments[1:], *options.values()])
         quietly(self.record, "before an update", self._before, optimizer, has_closure)
         if len(self._nested) == 1 and self._index(optimizer) == 0 and not (self._is_idle or has_closure):
@@ -299,6 +303,8 @@ class Listener:
         from _ckptrun_probe.streams import stream_digests
 
         self._batches.append([label, batch_digest(batch), stream_digests()])
+        if not self._losses:
+            self.watch.on_batch()
 
     def on_iterator(self) -> None:
         """A loader is about to begin."""
@@ -419,6 +425,7 @@ def begin(path: str) -> None:
         "torch.optim.optimizer": listener.hook_optimizers,
         "torch.autograd": listener.hook_backward,
         "torch.amp.grad_scaler": listener.hook_scaler,
+        "torch.nn.modules.module": listener.watch.hook_modules,
     }
     from _ckptrun_probe.batches import batch_hooks
     from _ckptrun_probe.files import watch_files

@@ -46,5 +46,7 @@ class Plan:
         self.is_deterministic: bool = facts["deterministic"]
         self.tells_places: bool = facts.get("tells_places", False)
         """Whether to say which code does something with a file, and when ranks have met."""
+        self.watched_step: int | None = facts.get("watched_step")
+        """The step of this start, counted from 1, whose operations are told one by one; None: of no step."""
         self.most_steps: int | None = facts.get("most_steps")
         """After how many steps of this start its ranks end; None: when they are done."""
