@@ -37,6 +37,9 @@ class JobConfig:
     resume: Any = None
     """What is started once the run was killed; unset: ``job.command`` again. Here ``{checkpoint}`` also stands for the
     newest complete checkpoint, and ``{step}`` for its step."""
+    checkpoints: str | None = None
+    """Which files or folders below ``{run}`` are checkpoints, as a pattern (``ckpt-*/state*``), in which a star stands
+    for anything; unset: what is written by functions that are known to save, with more than weights in it."""
     cwd: str | None = None
     """Where the command runs; unset: where ckptrun runs. May hold ``{run}``."""
     env: dict[str, Any] = field(default_factory=dict)
@@ -58,7 +61,7 @@ class JobConfig:
             self._check_command()
 
     def _check_nothing_is_said(self) -> None:
-        for key in ("command", "resume", "cwd"):
+        for key in ("command", "resume", "checkpoints", "cwd"):
             if getattr(self, key) is not None:
                 raise ConfigError(f"job.{key} has no effect on ckptrun's own runs. Choose job=command.")
         if self.env or self.deterministic:
@@ -76,6 +79,10 @@ class JobConfig:
                 "job.command says nowhere which folder the job writes to. Each run of a proof needs one of its own: "
                 "put {run} where the command names its output folder, e.g. --output_dir {run}, or in job.cwd or "
                 "job.env."
+            )
+        if self.checkpoints is not None and (not self.checkpoints or self.checkpoints.startswith(("/", "{run}", ".."))):
+            raise ConfigError(
+                f"job.checkpoints={self.checkpoints!r} must be a pattern of paths within {{run}}, e.g. checkpoint-*."
             )
         if self.resume is not None and not any(
             _RUN in text or "{checkpoint}" in text for text in [*self.resume, *elsewhere]

@@ -133,7 +133,7 @@ class _CrashProof:
             write_verdict(verdict_of([check]), self._folder)
             say_error(f"ckptrun: the reference, in which nothing was to fail, failed: {words}")
             return None
-        saved = saved_steps(heard, first_step=0, output=self._output)
+        saved = saved_steps(heard, first_step=0, output=self._output, pattern=config.job.checkpoints)
         check_reference(heard, saved, self._output)
         write_ledgers(self._reference, heard, start=0, first_step=0, reference=None)
         recording = read_recording(trace, heard=heard, saved=saved, output=self._output, records=records, cwd=self._cwd)

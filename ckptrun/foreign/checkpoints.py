@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from ckptrun.foreign.alignment import state_at
@@ -33,13 +34,14 @@ class SavedStep:
         return f"{self.place} (step {self.step})"
 
 
-def saved_steps(start: Heard, *, first_step: int, output: Path) -> list[SavedStep]:
+def saved_steps(start: Heard, *, first_step: int, output: Path, pattern: str | None = None) -> list[SavedStep]:
     """What one start saved and could be resumed from, by step.
 
     Args:
         start: What its ranks did.
         first_step: What it went on from.
         output: The folder that the job was told to write to.
+        pattern: Only files that it stands for are checkpoints, see ``job.checkpoints``; None: it is not said which.
     """
     by_step: dict[int, list[Save]] = {}
     renames = [pair for rank in start.ranks for pair in rank.renames]
@@ -48,8 +50,10 @@ def saved_steps(start: Heard, *, first_step: int, output: Path) -> list[SavedSte
             by_step.setdefault(first_step + _step_of(save, rank), []).append(save)
     found = []
     for step, saves in sorted(by_step.items()):
-        # Weights alone (a best model, an export) are nothing to go on from.
-        if not any(save.is_resumable for save in saves):
+        if pattern is not None:
+            saves = [save for save in saves if _is_meant(_renamed(save.path, renames), output, pattern)]
+        # Weights alone (a best model, an export) are nothing to go on from, unless it is said that they are.
+        if not any(save.is_resumable or pattern is not None for save in saves):
             continue
         files = [_renamed(save.path, renames) for save in saves]
         found.append(
@@ -62,6 +66,14 @@ def saved_steps(start: Heard, *, first_step: int, output: Path) -> list[SavedSte
             )
         )
     return found
+
+
+def _is_meant(path: Path, output: Path, pattern: str) -> bool:
+    """Whether a pattern stands for a file, or for a folder that it is in."""
+    if output not in path.parents:
+        return False
+    parts = path.relative_to(output).parts
+    return any(fnmatch("/".join(parts[:count]), pattern) for count in range(1, len(parts) + 1))
 
 
 def _step_of(save: Save, rank: HeardRank) -> int:

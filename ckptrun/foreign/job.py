@@ -266,7 +266,7 @@ class CommandJob:
         if leg.start:
             has_loaded = any(rank.loads for rank in heard.ranks)
             aligned = align(heard, self._sources(run), newest=newest.step if newest is not None and has_loaded else 0)
-        saved = saved_steps(heard, first_step=aligned.step, output=Path(run.checkpoints))
+        saved = saved_steps(heard, first_step=aligned.step, output=Path(run.checkpoints), pattern=self._job.checkpoints)
         return Observed(heard=heard, aligned=aligned, saved=saved, end=end, newest_before=newest)
 
     def _sources(self, run: Run) -> list[Source]:

@@ -81,5 +81,6 @@ def _saves_nothing(heard: Heard) -> str:
         )
     return (
         f"The job has taken {heard.steps} steps and saved nothing: there is nothing to resume from. Let it save "
-        "checkpoints before its end, to {run}."
+        "checkpoints before its end, to {run}. If it does so by functions of its own, say which files they are: "
+        "job.checkpoints=checkpoint-*."
     )

@@ -58,6 +58,7 @@ class Starter:
         # The path is also what its processes are known by.
         path = records.parent / f"plan-{uuid.uuid4().hex[:12]}.json"
         told = {"records": str(records), "output": str(self._output), "digest_every_steps": self._every}
+        told["checkpoints"] = self._job.checkpoints
         write_json(path, {"faults": [], "first_step": 0, **told, "deterministic": self._job.deterministic, **plan})
         cwd = self._job.cwd
         end = run_command(

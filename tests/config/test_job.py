@@ -58,6 +58,8 @@ def test_what_cannot_be_meant_is_refused(typed, says):
     ("keys", "says"),
     [
         (["job=command"], "job.command must be given"),
+        ([COMMAND, "job=command", "job.checkpoints=/data/x"], "must be a pattern of paths within {run}"),
+        (["job.checkpoints=x"], "job.checkpoints has no effect on ckptrun's own runs"),
         (["job=command", "job.command='python train.py'"], "put {run} where the command names its output folder"),
         (["job=command", "job.command='python \"train'"], "cannot be read as a command line"),
         (["job=command", "job.command=7"], "job.command must be a command"),

@@ -205,6 +205,41 @@ while s < 8:
 """
 
 
+OWN_FORMAT = """
+import os, sys, torch
+import numpy as np
+torch.manual_seed(0)
+m = torch.nn.Linear(4, 1); o = torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9); s = 0
+found = sorted(os.listdir(sys.argv[2]))
+found = [name for name in found if name.startswith("state-")]
+if found:
+    c = np.load(os.path.join(sys.argv[2], found[-1])); s = int(c["step"])
+    with torch.no_grad():
+        for i, p in enumerate(m.parameters()):
+            p.copy_(torch.from_numpy(c[f"w{i}"])); o.state[p]["momentum_buffer"] = torch.from_numpy(c[f"m{i}"])
+while s < 8:
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(s))
+    o.zero_grad(); (m(x) - x.sum(1, keepdim=True)).square().mean().backward(); o.step(); s += 1
+    if s % 2 == 0:
+        new = {f"w{i}": p.detach().numpy() for i, p in enumerate(m.parameters())}
+        new |= {f"m{i}": o.state[p]["momentum_buffer"].numpy() for i, p in enumerate(m.parameters())}
+        draft = os.path.join(sys.argv[2], "draft.npz")
+        np.savez(draft, step=s, **new); os.replace(draft, os.path.join(sys.argv[2], f"state-{s}.npz"))
+"""
+
+
+@pytest.mark.slow
+def test_a_format_of_the_jobs_own_is_proved_once_it_is_said_which_files_it_is(tmp_path, monkeypatch, capsys):
+    assert ckptrun(tmp_path, OWN_FORMAT, monkeypatch=monkeypatch) == 2
+    assert "say which files they are: job.checkpoints=checkpoint-*." in capsys.readouterr().err
+    assert ckptrun(tmp_path, OWN_FORMAT, "job.checkpoints=state-*", monkeypatch=monkeypatch) == 0
+    loaded = next(check for check in verdict_of(tmp_path).checks if check.name == "lost_work")
+    assert loaded.covered == {"starts": 2}
+    lost = OWN_FORMAT.replace("found[-1])", "found[0])")
+    assert ckptrun(tmp_path, lost, "job.checkpoints=state-*", monkeypatch=monkeypatch) == 3
+    assert verdict_of(tmp_path).reason.startswith("lost_work: start 3 went on from step 2, although the checkpoint")
+
+
 @pytest.mark.slow
 def test_a_sweep_proves_a_command_with_each_fault(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -32,8 +32,7 @@ def watch_files(listener: Any) -> None:
             if isinstance(flags, int) and flags & _WRITES and is_inside(path):
                 listener.on_file_written(_absolute(path))
             return
-        if event in _MOVES and is_inside(arguments[1]) and not is_inside(arguments[0]):
-            # It was written elsewhere, and is put in its place.
+        if event in _MOVES and is_inside(arguments[1]) and _comes_whole(listener.plan, is_inside, *arguments[:2]):
             listener.on_file_written(_absolute(arguments[1]))
         listener.on_file_changed(event, [_absolute(path) for path in arguments[: 2 if event in _MOVES else 1]])
 
@@ -50,6 +49,13 @@ def watch_files(listener: Any) -> None:
                 listener.reached("before_commit" if event in _MOVES else "removing", begins=False)
 
     sys.addaudithook(audit)
+
+
+def _comes_whole(plan: Any, is_inside: Any, before: Any, after: Any) -> bool:
+    """Whether a file was written elsewhere, or under a name of no checkpoint, and is put in its place."""
+    if not is_inside(before):
+        return True
+    return plan.is_checkpoint(_absolute(after)) and not plan.is_checkpoint(_absolute(before))
 
 
 def _tell_place(record: Any, event: str, arguments: tuple[Any, ...]) -> None:

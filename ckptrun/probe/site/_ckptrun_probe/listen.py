@@ -324,12 +324,17 @@ class Listener:
 
     def on_file_written(self, path: str) -> None:
         """A file in the job's folder is opened to be written, or comes there whole."""
-        if self._in_memory is None:
-            return
-        facts = {"path": path, "how": "torch.save in memory", "step": self.taken, "rank": self.rank()}
-        self.record.event("save", **facts, **self._in_memory)
+        if self._in_memory is not None:
+            self._wrote(path, "torch.save in memory", **self._in_memory)
+            self._in_memory = None
+        elif self.plan.is_checkpoint(path) and not any(facts["path"] == path for facts in self._unfinished):
+            self._wrote(path, "job.checkpoints", resumable=True, content="")
+
+    def _wrote(self, path: str, how: str, **what: Any) -> None:
+        """A checkpoint is written by a function of the job's own; that it is done shows when the job goes on."""
+        facts = {"path": path, "how": how, "step": self.taken, "rank": self.rank()}
+        self.record.event("save", **facts, **what)
         self._unfinished.append(facts)
-        self._in_memory = None
 
     def on_file_changed(self, event: str, names: list[str]) -> None:
         """A file or folder there is about to be renamed or removed."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
+import os
 from typing import Any
 
 __all__ = ["Fault", "Plan"]
@@ -46,7 +48,16 @@ class Plan:
         self.is_deterministic: bool = facts["deterministic"]
         self.tells_places: bool = facts.get("tells_places", False)
         """Whether to say which code does something with a file, and when ranks have met."""
+        self.checkpoints: str | None = facts.get("checkpoints")
+        """A pattern of paths below ``output``: files that are checkpoints, by whatever function they are written."""
         self.watched_step: int | None = facts.get("watched_step")
         """The step of this start, counted from 1, whose operations are told one by one; None: of no step."""
         self.most_steps: int | None = facts.get("most_steps")
         """After how many steps of this start its ranks end; None: when they are done."""
+
+    def is_checkpoint(self, path: str) -> bool:
+        """Whether the user says that a file, or a folder that it is in, is a checkpoint."""
+        if self.checkpoints is None:
+            return False
+        parts = os.path.relpath(path, self.output).split(os.sep)  # noqa: PTH206  # pathlib comes with the job alone
+        return any(fnmatch.fnmatch("/".join(parts[:count]), self.checkpoints) for count in range(1, len(parts) + 1))
