@@ -32,7 +32,7 @@ from ckptrun.run.lock import RunLock
 from ckptrun.run.preflight import check_folder, make_folder
 from ckptrun.text import counted
 
-__all__ = ["prove_crash_states"]
+__all__ = ["chosen_of", "prove_crash_states"]
 
 _MOST_REPROS = 20
 _OWN = ("output", "probe", "repro", "crash")
@@ -154,11 +154,9 @@ class _CrashProof:
 
     def _judge(self, resumes: Resumes, window: Window, states: Sequence[CrashState], counts: _Counts) -> list[Judged]:
         """Resume from each state, but those that look the same to a resume that there was already."""
-        chosen = _spread(states, self._crash.max_states)
-        counts.left_out = len(states) - len(chosen)
         whole = window.whole[window.step].key
-        # First that in which the save is over: what differs there is no matter of crashes.
-        chosen.sort(key=lambda state: state.tree.key != whole)
+        chosen = chosen_of(states, whole, self._crash.max_states)
+        counts.left_out = len(states) - len(chosen)
         done: list[Resumed] = []
         judged: list[Judged] = []
         told: set[tuple[str, str]] = set()
@@ -258,13 +256,17 @@ class _CrashProof:
         say(coloured(text_of(verdict), verdict.status) if has_colour() else text_of(verdict))
 
 
-def _spread(states: Sequence[CrashState], most: int | None) -> list[CrashState]:
-    """At most so many, the first and the last among them."""
-    if most is None or len(states) <= most:
-        return list(states)
-    if most == 1:
-        return [states[-1]]
-    return [states[round(i * (len(states) - 1) / (most - 1))] for i in range(most)]
+def chosen_of(states: Sequence[CrashState], whole: str, most: int | None) -> list[CrashState]:
+    """Return what is judged, in order: at most so many, spread over all.
+
+    The first is that in which the save is over (``whole`` is its key): what differs there is no matter of crashes.
+    """
+    first = [state for state in states if state.tree.key == whole]
+    others = [state for state in states if state.tree.key != whole]
+    left = len(others) if most is None else max(0, most - len(first))
+    if left >= len(others):
+        return [*first, *others]
+    return [*first, *(others[(2 * i + 1) * len(others) // (2 * left)] for i in range(left))]
 
 
 def _not_recorded(recording: Recording) -> Check:

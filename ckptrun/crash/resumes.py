@@ -136,7 +136,7 @@ class Resumes:
             plan={"first_step": newest.step if newest is not None else 0, "most_steps": self._steps + 1},
             before=strace(trace, LOOKS),
         )
-        cwd = Path(self._job.cwd or Path.cwd())
+        cwd = (self.starter.folder(newest) or Path()).absolute()
         looked = read_looks(trace, root=self._output, cwd=cwd)
         source = Source(heard=self._recording.heard, first_step=0)
         has_loaded = any(rank.loads for rank in heard.ranks)

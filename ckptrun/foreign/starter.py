@@ -60,12 +60,11 @@ class Starter:
         told = {"records": str(records), "output": str(self._output), "digest_every_steps": self._every}
         told["checkpoints"] = self._job.checkpoints
         write_json(path, {"faults": [], "first_step": 0, **told, "deterministic": self._job.deterministic, **plan})
-        cwd = self._job.cwd
         end = run_command(
             Command(
                 argv=self.argv(newest),
                 before=before,
-                folder=None if cwd is None else Path(self._filled(cwd, newest)),
+                folder=self.folder(newest),
                 environment=self._environment(newest),
                 mark=(PLAN_VARIABLE, str(path)),
                 log=log,
@@ -81,6 +80,10 @@ class Starter:
                 "itself (torchrun --max-restarts 0), and keep other processes with an optimizer out of the command."
             )
         return heard, end
+
+    def folder(self, newest: SavedStep | None) -> Path | None:
+        """Return where the command of a start runs; None: where this process does."""
+        return None if self._job.cwd is None else Path(self._filled(self._job.cwd, newest))
 
     def argv(self, newest: SavedStep | None) -> list[str]:
         """Return the command of a start."""

@@ -5,6 +5,7 @@ import pytest
 from ckptrun.crash.content import EMPTY, Content
 from ckptrun.crash.files import Files, Tree
 from ckptrun.crash.operations import Deed, Operation
+from ckptrun.crash.prove import chosen_of
 from ckptrun.crash.states import CrashState, How, crash_states
 
 
@@ -122,6 +123,16 @@ def test_a_rename_from_folder_to_folder_never_happens_by_halves() -> None:
     before = [do(Deed.make_folder, "x"), do(Deed.make_folder, "y"), open_("x/f"), write("x/f", b"1")]
     trees = found(states_of([do(Deed.rename, "x/f", other="y/f")], before=before), How.power_cut)
     assert set(trees) == {"x/ x/f=1 y/"}
+
+
+def test_of_many_states_some_are_chosen_and_the_whole_one_comes_first() -> None:
+    states = states_of([open_("a"), *(write("a", b"x", offset=i) for i in range(9))], power=False)
+    whole = states[-1].tree.key
+    assert chosen_of(states, whole, None)[0].tree.key == whole
+    assert len(chosen_of(states, whole, None)) == len(states) == 11
+    chosen = chosen_of(states, whole, 4)
+    assert [text(state.tree) for state in chosen] == ["a=xxxxxxxxx", "a=", "a=xxxx", "a=xxxxxxx"]
+    assert [text(state.tree) for state in chosen_of(states, whole, 1)] == ["a=xxxxxxxxx"]
 
 
 def test_contents_are_the_bytes_that_a_file_would_have() -> None:
