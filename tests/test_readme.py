@@ -334,6 +334,8 @@ def test_every_command_of_the_pages_does_what_it_says(tmp_path) -> None:
 
     # `make run` is the line of torchrun and four ranks; CI types it. my_package has a test of its own, below.
     lines = [typed(command) for command in RUNS if "my_package" not in command and "--nproc-per-node 4" not in command]
+    if shutil.which("strace") is None:
+        lines = [line for line in lines if "crash=save" not in line]
     # Others begin with the first run, or compare with it.
     for command in sorted(dict.fromkeys(lines), key=lambda command: "run.name=first" not in command):
         said = run(command)
@@ -343,7 +345,7 @@ def test_every_command_of_the_pages_does_what_it_says(tmp_path) -> None:
             or "proof=full" in command
             or "smoke" in command
         ):
-            assert "verdict              EQUAL" in said, said
+            assert re.search("verdict +EQUAL", said), said
         elif "--" not in command and " -m " not in command:
             assert "bitwise equal at step" in said, said
     checkpoint = "outputs/default/first/checkpoints/step_00000200"

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from ckptrun.__main__ import main
+from tests.support.strace import needs_strace
+
+pytestmark = needs_strace
 
 JOB = Path(__file__).parent / "job.py"
 # Where the job saves over its last checkpoint.
@@ -88,6 +91,16 @@ def test_a_pointer_that_comes_after_the_file_costs_the_last_save(tmp_path, monke
     (lost,) = (group for group in verdict["crash_states"] if group["came_to"] == "lost_work")
     assert lost["text"] == "it goes on from step 2, although the checkpoint of step 4 is complete"
     assert {one["what"] for one in lost["left_by"]} >= {"killed: rename of step-#.draft"}
+
+
+def test_a_machine_without_strace_is_told_what_to_install(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    monkeypatch.setattr(sys, "argv", ["ckptrun", "prove", "crash=save", f"run.dir={tmp_path}", "--", "python", "{run}"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "crash=save needs strace" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_step_without_a_save_is_refused(tmp_path, monkeypatch, capsys) -> None:

@@ -10,6 +10,9 @@ from ckptrun.crash.operations import Deed
 from ckptrun.crash.recording import Recording, read_recording
 from ckptrun.crash.trace import CHANGES, strace
 from ckptrun.foreign.records import Heard
+from tests.support.strace import needs_strace
+
+pytestmark = needs_strace
 
 _HEARD = Heard(ranks=(), processes=0, exceptions=(), errors=())
 
