@@ -259,9 +259,9 @@ def streams_apart(
 ) -> list[str]:
     """Streams that stand elsewhere after ``step`` than in the reference, and may be why ``field`` differs there.
 
-    Of those that are seeded at all. For a batch: one that stood where it should when a loader began, right after the
-    resume or now, has come back; what was drawn from it afterwards is another matter. For what is computed from the
-    batch: one that the reference does not draw from in that step has no part in it.
+    Of those that are seeded at all. For a batch: those that its loader has drawn from; one that stood where it should
+    when a loader began, right after the resume or now, has come back, and what was drawn from it afterwards is another
+    matter. For what is computed from the batch: one that the reference does not draw from in that step has no part.
     """
     theirs = {line["step"]: line["streams"] for line in reference}
     before = [line for line in mine if line["start"] == 0]
@@ -275,6 +275,8 @@ def streams_apart(
     if line is None:
         return []
     if field == "batch":
+        there = next(line for line in reference if line["step"] == step)
+        seeded &= {*there["drawn"], *line["drawn"]}
         began = [(one, theirs.get(at["step"] - 1, {})) for at in (of_start[0], line) for one in at["iterators"]]
         innocent = {name for one, there in began for name in seeded if one.get(name) == there.get(name)}
     else:

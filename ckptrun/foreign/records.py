@@ -18,8 +18,8 @@ class Batch:
     label: str
     """Of the loader: type and length of its dataset."""
     digest: str
-    streams: Mapping[str, str]
-    """Where the random streams stood then."""
+    drawn: frozenset[str]
+    """The random streams that the loader had drawn from since it began, for this batch or one before it."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -257,7 +257,7 @@ class _Process:
         step.updates.append(event["optimizer"])
         step.losses += event["losses"]
         step.batches += [
-            Batch(label=label, digest=digest, streams=streams) for label, digest, streams in event["batches"]
+            Batch(label=label, digest=digest, drawn=frozenset(drawn)) for label, digest, drawn in event["batches"]
         ]
         step.plain |= event["plain"] | event.get("scaler", {})
         # What stands before the first of several updates is what the step began with.

@@ -85,6 +85,7 @@ def _line(step: HeardStep, first_step: int, reference: HeardRank | None) -> dict
         "rng": {},
         "streams": step.streams,
         "iterators": step.iterators,
+        "drawn": sorted({name for one in step.batches for name in one.drawn}),
         "leaves": rates | others | further | looked_at,
     }
 

@@ -107,7 +107,7 @@ def test_what_was_not_loaded_is_named():
 
 
 def test_a_loader_that_is_ahead_is_seen_at_the_first_step_of_the_reference():
-    batches = [Batch(label="set", digest=str(i), streams={}) for i in range(5)]
+    batches = [Batch(label="set", digest=str(i), drawn=frozenset()) for i in range(5)]
     first = HeardStep(number=1, losses=["a"], batches=batches[:2], iterators=[{}])
     assert used_batches(HeardStep(number=1, losses=["b"], batches=batches), [first]) == 2
     alone = HeardStep(number=1, losses=["a"], batches=batches[:1], iterators=[{}])

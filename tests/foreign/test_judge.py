@@ -37,7 +37,7 @@ def line(step: int, start: int, name: str, **changed: Any) -> dict[str, Any]:
     facts = {"loss": float(step).hex(), "gradient_norm": None, "learning_rate": "0x1.0p-3", "skipped": False}
     facts |= {"batch": f"batch {step}", "rng": {}, "streams": {"torch": f"t{step}", "python": f"{name} {start} {step}"}}
     leaves = {"gradients.w": f"g{step}", "model.w": f"w{step}"} | changed.pop("leaves", {})
-    return {"step": step, "start": start, **facts, "iterators": [], "leaves": leaves, **changed}
+    return {"step": step, "start": start, **facts, "iterators": [], "drawn": ["torch"], "leaves": leaves, **changed}
 
 
 class Case:
@@ -133,6 +133,16 @@ def test_a_stream_that_came_back_is_not_blamed_for_a_later_batch(case):
     case.changed[3]["iterators"] = [{"torch": "t2"}]
     case.changed[5] |= {"batch": "another", "iterators": [{"torch": "one draw more"}]}
     assert case.judge().blame == "data"
+
+
+def test_a_stream_that_the_loader_does_not_draw_from_is_not_blamed_for_a_batch(case):
+    """Samplers of their own seed: DistributedSampler."""
+    own: dict[int, dict[str, Any]] = {step: {"drawn": []} for step in range(1, 7)}
+    ledger_file(case.job.run("reference").folder, 0).unlink()
+    case.lines("reference", range(1, STEPS + 1), changed=own)
+    case.changed = {step: {"drawn": [], "streams": {"torch": "elsewhere"}} for step in range(3, 7)}
+    case.changed[5] |= {"batch": "another"}
+    assert case.judge(first=own).blame == "data"
 
 
 def test_a_stream_that_nobody_draws_from_is_not_blamed(case):

@@ -89,6 +89,15 @@ for workers in (0, 1):
     for batch in DataLoader(Pairs(), batch_size=2, num_workers=workers):
         m(batch['x']).sum().backward(); o.step()
 """,
+    "drawn_batches": """
+import torch
+from torch.utils.data import DataLoader
+m = torch.nn.Linear(2, 1); o = torch.optim.SGD(m.parameters(), lr=1.0)
+own = torch.Generator().manual_seed(1)
+for shuffled in ({}, {'shuffle': True}, {'shuffle': True, 'generator': own}, {'num_workers': 1}):
+    for batch in DataLoader([torch.ones(2)] * 4, batch_size=2, **shuffled):
+        m(torch.nn.functional.dropout(batch)).sum().backward(); o.step()
+""",
     "odd_batches": """
 import dataclasses, torch
 from torch.utils.data import DataLoader
@@ -258,6 +267,14 @@ def test_batches_are_told_by_what_is_in_them(pieces):
     assert digests[:3] == digests[3:]
     assert len(set(digests)) == 3
     assert {batch.label for step in steps for batch in step.batches} == {"Pairs"}
+
+
+def test_it_is_known_whether_batches_come_of_a_random_stream(pieces):
+    """An order that a stream gives is drawn with the first batch; what the model draws is none of the loader's."""
+    steps = pieces["drawn_batches"].heard.ranks[0].steps
+    drawn = [set(step.batches[0].drawn) for step in steps]
+    assert drawn[:6] == [set(), set(), {"torch"}, {"torch"}, set(), set()]
+    assert all("torch" in streams for streams in drawn[6:])
 
 
 def test_a_batch_may_be_an_object_that_holds_itself(pieces):

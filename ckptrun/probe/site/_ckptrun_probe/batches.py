@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from _ckptrun_probe.record import quietly
+from _ckptrun_probe.streams import stream_digests
 
 __all__ = ["batch_digest", "batch_hooks"]
 
@@ -60,11 +61,18 @@ def _parts(value: Any, tensors: list[Any], depth: int, seen: set[int]) -> Iterat
 def batch_hooks(listener: Any) -> dict[str, Callable[[ModuleType], None]]:
     """What is to be done when a module with loaders is there."""
     labels: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+    drawn: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
 
-    def note(iterator: Any, batch: Any) -> None:
+    def note(iterator: Any, batch: Any, before: dict[str, str] | None) -> None:
         if iterator not in labels:
             labels[iterator] = _label(iterator)
-        listener.on_batch(labels[iterator], batch)
+        after = stream_digests()
+        own = drawn.setdefault(iterator, set())
+        own.update(name for name in after if before is None or before.get(name) != after[name])
+        if getattr(iterator, "_num_workers", 0):
+            # The seed of its workers, and the order of what they are sent, were drawn when it began.
+            own.update(after)
+        listener.on_batch(labels[iterator], batch, sorted(own))
 
     def hook(name: str, module: ModuleType) -> None:
         iterator_type = getattr(module, name, None)
@@ -74,8 +82,9 @@ def batch_hooks(listener: Any) -> dict[str, Callable[[ModuleType], None]]:
 
         @functools.wraps(original)
         def __next__(self: Any) -> Any:
+            before = quietly(listener.record, "a batch", stream_digests)
             batch = original(self)
-            quietly(listener.record, "a batch", note, self, batch)
+            quietly(listener.record, "a batch", note, self, batch, before)
             listener.reached_first("before_step")
             return batch
 

@@ -297,12 +297,11 @@ class Listener:
                     # A copy of one number: it is read when the device is waited for anyway.
                     self._losses.append(root.detach().clone())
 
-    def on_batch(self, label: str, batch: Any) -> None:
-        """A loader hands out a batch."""
+    def on_batch(self, label: str, batch: Any, drawn: list[str]) -> None:
+        """A loader hands out a batch; ``drawn``: the random streams that it has drawn from so far."""
         from _ckptrun_probe.batches import batch_digest
-        from _ckptrun_probe.streams import stream_digests
 
-        self._batches.append([label, batch_digest(batch), stream_digests()])
+        self._batches.append([label, batch_digest(batch), drawn])
         if not self._losses:
             self.watch.on_batch()
 
