@@ -2,7 +2,7 @@
 
 import sys
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 JOBS = Path(__file__).resolve().parents[2] / "examples" / "jobs"
@@ -44,8 +44,11 @@ class Case:
 
     @property
     def trainer(self) -> str:
-        """Its name and version."""
-        return f"{self.package} {version(self.package).partition('+')[0]}"
+        """Its name and version; only the name where it is not installed."""
+        try:
+            return f"{self.package} {version(self.package).partition('+')[0]}"
+        except PackageNotFoundError:
+            return self.package
 
 
 CASES = [
@@ -223,5 +226,22 @@ CASES = [
         setting="the same, told the epoch at its beginning by the job",
         job="accelerate_loop.py",
         options=("--shuffle", "--seedable", "--set_epoch"),
+    ),
+    Case(
+        name="datasets",
+        package="datasets",
+        setting="streamed in order, resumed by the state of the stream",
+        job="streaming.py",
+    ),
+    Case(
+        name="datasets_shuffle",
+        package="datasets",
+        setting="the same, shuffled through a buffer",
+        job="streaming.py",
+        options=("--shuffle_buffer", "32"),
+        verdict="different",
+        check="trajectory",
+        blame="data",
+        lost="the examples that are in the buffer, as its documentation says",
     ),
 ]
