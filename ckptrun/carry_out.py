@@ -28,7 +28,7 @@ def carry_out(config: RunConfig, *, command: Sequence[str]) -> int:
 
         return prove_crash_states(config)
     if is_command(config):
-        # Imported here: what judges loads torch, and ``--help`` should not.
+        # Imported here: ``--help`` needs nothing of it.
         from ckptrun.foreign.prove import prove_command
 
         return prove_command(config)

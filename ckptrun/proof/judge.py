@@ -25,7 +25,6 @@ from ckptrun.checks.whole_runs import (
 )
 from ckptrun.engine.commit import list_committed
 from ckptrun.engine.locate import locate
-from ckptrun.evidence.difference import Difference
 from ckptrun.evidence.ledger_comparison import LedgerComparison, compare_ledgers
 from ckptrun.evidence.mismatch import LedgerLine
 from ckptrun.evidence.run_folder import ledger_file
@@ -34,13 +33,14 @@ from ckptrun.evidence.verdict import Check, Status, Verdict, verdict_of
 from ckptrun.fault import Fired
 from ckptrun.files import read_lines
 from ckptrun.proof.diagnose import Diagnosis, Suspect, diagnose
+from ckptrun.proof.failed import check_of_failure
 from ckptrun.proof.material import Material
 from ckptrun.proof.occurred import occurred
 from ckptrun.proof.outside_files import OutsideFiles
 from ckptrun.proof.places import leaf_names
 from ckptrun.proof.subject import StartRun
 
-__all__ = ["judge", "judge_failed"]
+__all__ = ["judge"]
 
 
 def judge(
@@ -98,19 +98,6 @@ def judge(
         not_exercised=[*not_exercised(occurred(material)), *idle_controls(made)],
         not_covered=[*not_covered, *_exempt(material)],
     )
-
-
-def judge_failed(starts: Sequence[Start], what: str, *, why: str) -> Verdict:
-    """The verdict when the job itself does not run; ``why`` is for ranks that have not said it themselves.
-
-    One that ends because a save refused to commit what was not live is a difference, found by the engine itself.
-    """
-    failure = starts[-1].failure if starts else None
-    if failure is not None and failure.check is not None:
-        return verdict_of([_of_failure(starts[-1], failure.check, f"{what} ended: ")])
-    # Who lost contact knows less than the signal that ended the other rank.
-    text = failure.text if failure is not None and not failure.is_secondary else why
-    return Verdict(status=Status.not_verified, checks=(), reason=f"{what} failed: {text}")
 
 
 def _exempt(material: Material) -> list[str]:
@@ -173,38 +160,16 @@ def _refused_save(material: Material) -> Check | None:
     start = material.failure
     if start is None or start.failure is None or start.failure.check is None:
         return None
-    return _of_failure(start, start.failure.check, "")
+    return check_of_failure(start, start.failure.check, "")
 
 
 def _failed_resume(material: Material) -> list[Check]:
     """A resume that ends in an error: the job does not survive."""
     start = material.failure
     return (
-        [] if start is None else [_of_failure(start, "resume", f"start {start.index + 1} of the run could not go on: ")]
-    )
-
-
-def _of_failure(start: Start, name: str, what: str) -> Check:
-    failure = start.failure
-    text = failure.text if failure is not None else "its ranks ended with exit code 0 before they were done"
-    leaf = failure.leaves[0] if failure is not None and failure.leaves else None
-    component = failure.component if failure is not None else None
-    first = Difference(
-        step=start.step or None,
-        rank=failure.rank if failure is not None else None,
-        component=component,
-        leaf=leaf,
-        expected="a run that goes on",
-        got=text,
-    )
-    who = "" if failure is None else f"rank {failure.rank}: "
-    return Check(
-        name=name,
-        status=Status.different,
-        detail=f"{what}{who}{text}",
-        first_difference=first,
-        blame=component,
-        start=start.index,
+        []
+        if start is None
+        else [check_of_failure(start, "resume", f"start {start.index + 1} of the run could not go on: ")]
     )
 
 

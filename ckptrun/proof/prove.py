@@ -29,8 +29,8 @@ from ckptrun.evidence.verdict import Status, Verdict, write_verdict
 from ckptrun.exit_codes import ExitCode
 from ckptrun.fault import FaultRecord, PlannedFault
 from ckptrun.launch.silent_end import spoken_or_seen
+from ckptrun.proof.failed import judge_failed
 from ckptrun.proof.folder import claim_folder
-from ckptrun.proof.judge import judge, judge_failed
 from ckptrun.proof.leg_end import why_incomplete
 from ckptrun.proof.leg_progress import leg_progress
 from ckptrun.proof.material import Material
@@ -70,6 +70,9 @@ def run_proof(config: RunConfig, *, plan: tuple[PlannedFault, ...], command: Seq
         ConfigError: The folder belongs to something else, and nothing has been started; or a leaf to ignore is none of
             the reference.
     """
+    # Imported here: it loads torch, which proofs of commands do without.
+    from ckptrun.proof.judge import judge
+
     check_folder(config.run_dir, in_proof=True)
     check_private(config)
     make_folder("run.dir", config)

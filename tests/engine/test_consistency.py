@@ -24,7 +24,7 @@ from ckptrun.engine.manifest import Manifest, read_manifest, to_bytes
 from ckptrun.errors import ManifestError, SaveRefusedError
 from ckptrun.evidence.starts import Failure, Start
 from ckptrun.evidence.verdict import Status
-from ckptrun.proof.judge import judge_failed
+from ckptrun.proof.failed import judge_failed
 from ckptrun.ranks import Ranks
 from ckptrun.state import Progress
 from ckptrun.state.components import TrainingState

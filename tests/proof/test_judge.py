@@ -18,7 +18,8 @@ from ckptrun.fault import FaultRecord, Fired, PlannedFault
 from ckptrun.files import read_lines
 from ckptrun.launch.local import Outcome
 from ckptrun.proof.diagnose import Diagnosis
-from ckptrun.proof.judge import judge, judge_failed
+from ckptrun.proof.failed import judge_failed
+from ckptrun.proof.judge import judge
 from ckptrun.proof.material import Material
 from ckptrun.run.leg import Leg
 from tests.support.bits import flip

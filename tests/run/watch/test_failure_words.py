@@ -13,7 +13,7 @@ from ckptrun.evidence.starts import Failure, Start, read_failures
 from ckptrun.evidence.verdict import Status
 from ckptrun.launch.local import Outcome
 from ckptrun.launch.silent_end import last_line, spoken_or_seen
-from ckptrun.proof.judge import judge_failed
+from ckptrun.proof.failed import judge_failed
 from ckptrun.run.watch.broken_connection import is_broken_connection, is_secondary
 from ckptrun.run.watch.failure import record_once, report_once, words_of
 
