@@ -133,7 +133,11 @@ class Resumes:
             log=self._folder / "log",
             newest=newest,
             # One more than is judged: a rank that ends breaks off what others still do in that step.
-            plan={"first_step": newest.step if newest is not None else 0, "most_steps": self._steps + 1},
+            plan={
+                "first_step": newest.step if newest is not None else 0,
+                "most_steps": self._steps + 1,
+                **self._recording.heard.counting,
+            },
             before=strace(trace, LOOKS),
         )
         cwd = (self.starter.folder(newest) or Path()).absolute()

@@ -18,6 +18,7 @@ __all__ = [
     "copies_before",
     "is_known",
     "is_of_copy",
+    "moments_at",
     "state_at",
     "state_before",
     "used_batches",

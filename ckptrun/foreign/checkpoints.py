@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from ckptrun.foreign.alignment import state_at
+from ckptrun.foreign.alignment import moments_at, state_at
 from ckptrun.foreign.records import Heard, HeardRank, Save
 
-__all__ = ["SavedStep", "newest_of", "saved_steps"]
+__all__ = ["SavedStep", "file_in_the_end", "newest_of", "saved_steps", "sizes_in_order", "step_of"]
 
 _LONGEST_DELAY = 32
 
@@ -47,15 +47,17 @@ def saved_steps(start: Heard, *, first_step: int, output: Path, pattern: str | N
     renames = [pair for rank in start.ranks for pair in rank.renames]
     for rank in start.ranks:
         for save in rank.saves:
-            by_step.setdefault(first_step + _step_of(save, rank), []).append(save)
+            by_step.setdefault(first_step + step_of(save, rank), []).append(save)
     found = []
     for step, saves in sorted(by_step.items()):
         if pattern is not None:
-            saves = [save for save in saves if _is_meant(_renamed(save.path, renames), output, pattern)]
-        # Weights alone (a best model, an export) are nothing to go on from, unless it is said that they are.
-        if not any(save.is_resumable or pattern is not None for save in saves):
+            saves = [save for save in saves if _is_meant(file_in_the_end(save.path, renames), output, pattern)]
+        is_said = pattern is not None and bool(saves)
+        # Weights alone (a best model, an export) are nothing to go on from, where there is more.
+        is_whole = any(save.is_resumable for save in saves)
+        if not (is_said or is_whole or _holds_moments(saves, start.ranks, step - first_step)):
             continue
-        files = [_renamed(save.path, renames) for save in saves]
+        files = [file_in_the_end(save.path, renames) for save in saves]
         found.append(
             SavedStep(
                 step=step,
@@ -76,14 +78,28 @@ def _is_meant(path: Path, output: Path, pattern: str) -> bool:
     return any(fnmatch("/".join(parts[:count]), pattern) for count in range(1, len(parts) + 1))
 
 
-def _step_of(save: Save, rank: HeardRank) -> int:
+def _holds_moments(saves: Sequence[Save], ranks: Sequence[HeardRank], index: int) -> bool:
+    """Whether what looks like weights has moments in it, or the optimizer has none."""
+    moments = {
+        value for rank in ranks if rank.steps for value in moments_at(rank, min(index, len(rank.steps))).values()
+    }
+    return bool(saves and index > 0) and (not moments or any(moments & set(one.content.values()) for one in saves))
+
+
+def sizes_in_order(start: Heard, step: int) -> dict[int, list[int | None]]:
+    """Of each rank of a start from the beginning, the sizes of the files that it saved after ``step``, in order."""
+    return {rank.rank: [save.size for save in rank.saves if step_of(save, rank) == step] for rank in start.ranks}
+
+
+def step_of(save: Save, rank: HeardRank) -> int:
     """The step whose state was saved: what is written in the background is of an earlier one than it is written at."""
-    if not save.content:
+    content = frozenset(save.content.values())
+    if not content:
         return save.step
     best, most = save.step, 0
     for step in range(save.step, max(-1, save.step - _LONGEST_DELAY), -1):
         state = state_at(rank, step) or {}
-        equal = len(save.content & frozenset(state.values()))
+        equal = len(content & frozenset(state.values()))
         if equal > most:
             best, most = step, equal
     return best
@@ -121,7 +137,7 @@ def _is_in(path: Path, folder: Path) -> bool:
     return path == folder or folder in path.parents
 
 
-def _renamed(path: Path, renames: Sequence[tuple[Path, Path]]) -> Path:
+def file_in_the_end(path: Path, renames: Sequence[tuple[Path, Path]]) -> Path:
     """What a file is called in the end, when it or a folder of it was renamed."""
     for before, after in renames:
         if path == before or before in path.parents:

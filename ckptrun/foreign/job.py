@@ -18,7 +18,7 @@ from ckptrun.exit_codes import ExitCode
 from ckptrun.fault import FaultRecord, PlannedFault
 from ckptrun.files import read_lines
 from ckptrun.foreign.alignment import Aligned, Source, align
-from ckptrun.foreign.checkpoints import SavedStep, newest_of, saved_steps
+from ckptrun.foreign.checkpoints import SavedStep, newest_of, saved_steps, sizes_in_order
 from ckptrun.foreign.judge import StartFacts, is_unexplained, judge_command
 from ckptrun.foreign.operations import first_operation
 from ckptrun.foreign.plan import JobFacts, armed_in_start, plan_job_faults
@@ -70,6 +70,8 @@ class CommandJob:
         self._fault_config = fault
         self._run_dir = run_dir.resolve()
         self._every = digest_every_steps
+        self._by_update = False
+        """Whether the reference has shown that every update must be a step, and is taken once more."""
         self.steps = 0
         self.ranks = 1
         self.reference: Observed | None = None
@@ -180,8 +182,17 @@ class CommandJob:
     @property
     def facts(self) -> JobFacts:
         """What the reference has shown."""
-        saved = [] if self.reference is None else [one.step for one in self.reference.saved if one.is_complete]
-        return JobFacts(steps=self.steps, ranks=self.ranks, saves=saved)
+        if self.reference is None:
+            return JobFacts(steps=self.steps, ranks=self.ranks, saves=())
+        ranks = self.reference.heard.ranks
+        return JobFacts(
+            steps=self.steps,
+            ranks=self.ranks,
+            saves=[one.step for one in self.reference.saved if one.is_complete],
+            renames=sorted({step for rank in ranks for step in rank.renamed_at if step}),
+            removals=sorted({step for rank in ranks for step in rank.removed_at if step}),
+            accumulates=any(len(step.losses) > 1 for rank in ranks for step in rank.steps),
+        )
 
     def start(self, run: Run, leg: Leg) -> TimedOutcome:
         """See ``Subject``."""
@@ -197,18 +208,25 @@ class CommandJob:
         resumed = newest.step if newest is not None else 0
         may_move = not self._fault_config.more
         armed = armed_in_start(leg.faults, known, resumed=resumed, facts=self.facts, may_move=may_move)
+        faults = [self._fault(fault, run) for fault in armed]
+        counting = {"by_update": self._by_update} if self.reference is None else self.reference.heard.counting
         heard, end = Starter(self._job, output, digest_every_steps=self._every).start(
             run.folder / "probe" / f"start_{leg.start:05d}",
             log=_log(run, leg),
             newest=newest,
             plan={
-                "faults": [self._fault(fault, run) for fault in armed],
+                "faults": faults,
                 "first_step": resumed,
                 "watched_step": self._watched_step(run, leg),
+                **counting,
             },
             struck=lambda: next((str(f.kind) for f in fired.fired() if f.index not in known), None),
         )
         is_struck = any(fault.index not in known for fault in fired.fired())
+        if run.name == "reference" and heard.takes_turns and not heard.by_update:
+            # Digests are due by that count.
+            self._by_update = True
+            return self.start(run, leg)
         loads = [load.path for rank in heard.ranks for load in rank.loads]
         observed = self._observed(heard, run, leg, newest_of(there, loads, output), end)
         self._tell(observed, run, leg, is_struck=is_struck)
@@ -235,6 +253,7 @@ class CommandJob:
             for path, size in one.sizes.items()
             if place in path.parents
         }
+        in_order = {} if self.reference is None else sizes_in_order(self.reference.heard, fault.step or 0)
         return {
             "index": fault.index,
             "kind": str(fault.kind),
@@ -244,6 +263,7 @@ class CommandJob:
             "files": {str(rank): str(FaultRecord(run.folder).file(fault, rank)) for rank in fault.ranks},
             "share": fault.share,
             "sizes": sizes,
+            "sizes_in_order": in_order,
         }
 
     # --- what it did ---
@@ -279,7 +299,8 @@ class CommandJob:
         heard, aligned, end = observed.heard, observed.aligned, observed.end
         loaded = check_loaded(heard, self._sources(run), aligned) if aligned.step else None
         reference = None if self.reference is None else self.reference.heard
-        write_ledgers(run.folder, heard, start=leg.start, first_step=aligned.step, reference=reference)
+        first = self.starts[0].heard if self.starts and run.name == _UNDER_PROOF else None
+        write_ledgers(run.folder, heard, start=leg.start, first_step=aligned.step, reference=reference, first=first)
         told = ToldStart(
             start=leg.start,
             ranks=len(heard.ranks),

@@ -16,6 +16,7 @@ from ckptrun.evidence.verdict import Check, Status, Verdict, verdict_of
 from ckptrun.files import read_lines
 from ckptrun.foreign.alignment import Aligned
 from ckptrun.foreign.checkpoints import SavedStep
+from ckptrun.foreign.written import WRITTEN, blame_of
 from ckptrun.proof.material import Material
 from ckptrun.text import counted
 
@@ -57,7 +58,7 @@ _ADVICE_ON_DETERMINISM = (
     "sets, threads, and kernels that are not deterministic (job.deterministic=true)."
 )
 # What decides a step, in order; everything else follows.
-_ORDER = {name: place for place, name in enumerate(("batch", "learning_rate", "skipped", "loss"))}
+_ORDER = {name: place for place, name in enumerate(("batch", "learning_rate", "skipped", "scaler", "loss"))}
 # What a step comes to; it is in no checkpoint.
 _NO_COMPONENTS = ("gradients", "loss")
 
@@ -110,7 +111,9 @@ def judge_command(
     if differs is not None:
         checks += [_unjudged(loaded, differs, operation), _unjudged(trajectory, differs, operation)]
     else:
-        known = [check for check in checks if check.status is Status.different]
+        # What happened to a later start explains nothing.
+        last = found.first.start if found.first is not None else len(starts)
+        known = [c for c in checks if c.status is Status.different and (c.start is None or c.start <= last)]
         explained = trajectory if known else _explained(trajectory, found, reference, run, operation)
         checks += [loaded, explained]
     if material.failure is None:
@@ -148,8 +151,11 @@ def _loaded(starts: Sequence[Start]) -> Check:
         detail = "no start has taken a step after it had loaded a checkpoint"
         return Check(name="loaded_equals_saved", status=Status.not_verified, detail=detail)
     leaves = max(check.covered["leaves"] for check in made)
-    resumed = ", ".join(str(start.step) for start in starts if start.resumed_from is not None)
-    detail = f"{leaves} leaves had the bits from before the kill after each of {len(made)} resumes (at step {resumed})"
+    loads = [start for start in starts if any(check.name == "loaded_equals_saved" for check in start.checks)]
+    resumed = ", ".join(str(start.step) for start in loads)
+    detail = (
+        f"{leaves} leaves had the bits from before the kill after {counted(len(made), 'resume')} (at step {resumed})"
+    )
     return Check(
         name="loaded_equals_saved", status=Status.equal, detail=detail, covered={"leaves": leaves, "loads": len(made)}
     )
@@ -162,7 +168,9 @@ def _failed(material: Material) -> list[Check]:
         return []
     text = start.failure.text if start.failure is not None else "it ended with exit code 0 before it was done"
     first = Difference(step=start.step or None, expected="a run that goes on", got=text)
-    detail = f"start {start.index + 1} could not go on: {text}"
+    # The one that only loads the end: a job that is killed after its last save is started there too.
+    at_end = f", which began at the end of the job (step {start.step})," if start.step == material.subject.steps else ""
+    detail = f"start {start.index + 1}{at_end} could not go on: {text}"
     return [Check(name="resume", status=Status.different, detail=detail, first_difference=first, start=start.index)]
 
 
@@ -235,9 +243,12 @@ def _explained(check: Check, found: LedgerComparison, reference: Path, run: Path
     if first is not found.first:
         check = replace(check, detail=str(first), first_difference=first.as_difference(), start=first.start)
     blame, why = first.component, ""
-    if first.field == "batch":
+    if first.field.startswith(WRITTEN):
+        blame = blame_of(first.field)
+        why = "parameters, moments and buffers were the same: it is something else that the job keeps in what it saves"
+    elif first.field == "batch":
         why = "the data are at another place, or drawn anew"
-    if first.component not in ("schedule", "optimizer", "scaler"):
+    if first.component not in ("schedule", "optimizer", "scaler") and not first.field.startswith(WRITTEN):
         streams = _streams_apart(reference, run, first, ranks=found.ranks)
         if streams and blame in (None, "data", "model", "buffers", *_NO_COMPONENTS):
             blame, why = "rng", f"random streams stand elsewhere than in the reference: {', '.join(streams)}"
@@ -305,8 +316,22 @@ def _nearest_to_cause(first: Mismatch, reference: Path, run: Path, *, ranks: int
         expected = next((line for line in theirs if line["step"] == first.step), None)
         got = next((line for line in mine if (line["step"], line["start"]) == (first.step, first.start)), None)
         if expected is not None and got is not None:
-            found += compare_lines(expected, got, rank=rank)[:1]
-    return min(found, key=lambda one: (_ORDER.get(one.field, len(_ORDER)), one.rank))
+            found += _first_of(compare_lines(expected, got, rank=rank))
+    return min(found, key=_distance)
+
+
+def _first_of(mismatches: Sequence[Mismatch]) -> Sequence[Mismatch]:
+    """That which is nearest to the cause, of those of one rank."""
+    return [min(mismatches, key=_distance)] if mismatches else []
+
+
+def _distance(one: Mismatch) -> tuple[int, bool, bool, int]:
+    """How far from the cause: before other leaves comes what only one of the two has, its gradient last."""
+    is_alone = None in (one.expected, one.got)
+    is_result = is_alone and one.component in _NO_COMPONENTS
+    # The loss that backward starts from is scaled already.
+    field = "scaler" if one.component == "scaler" else one.field
+    return _ORDER.get(field, len(_ORDER)), not is_alone, is_result, one.rank
 
 
 def _not_exercised(material: Material) -> list[str]:

@@ -22,6 +22,7 @@ _POINTS = (
     FaultPoint.before_commit,
     FaultPoint.removing,
 )
+_DONE_AT = {FaultPoint.before_commit: "renamed", FaultPoint.removing: "removed"}
 _OF_SAVE = (FaultPoint.at_request, FaultPoint.writing, FaultPoint.before_commit, FaultPoint.removing)
 # A job may answer them with a save, at whatever step, before it ends.
 _ANSWERED = (FaultKind.sigterm, FaultKind.sigint)
@@ -35,6 +36,12 @@ class JobFacts:
     ranks: int
     saves: Sequence[int]
     """Steps that a checkpoint was saved after."""
+    renames: Sequence[int] = ()
+    """Steps that something in its folder was renamed after."""
+    removals: Sequence[int] = ()
+    """The same of what was removed."""
+    accumulates: bool = True
+    """Whether there is more than one backward pass in a step."""
 
 
 def check_fault(fault: FaultConfig) -> None:
@@ -119,16 +126,33 @@ def _placed(key: str, fault: FaultConfig, facts: JobFacts, *, resumed: int) -> F
     step = fault.step
     if step is not None and step > facts.steps:
         raise ConfigError(f"{key}.step={step} is after the last step: the job takes {facts.steps} steps.")
-    if point in _OF_SAVE and step is not None and step not in facts.saves:
-        saved = ", ".join(map(str, facts.saves))
-        raise ConfigError(f"{key}.step={step} with {key}.point={point} never fires: saved are the steps {saved}.")
+    if point is FaultPoint.mid_accumulation and not facts.accumulates:
+        raise ConfigError(f"{key}.point={point} never fires: each step of the job has one backward pass.")
+    at = _steps_of(point, facts)
+    if point in _OF_SAVE and not at:
+        raise ConfigError(f"{key}.point={point} never fires: the job has {_DONE_AT[point]} nothing in {{run}}.")
+    if point in _OF_SAVE and step is not None and step not in at:
+        told = f"something is {_DONE_AT[point]} after" if point in _DONE_AT else "saved are"
+        steps = ", ".join(map(str, at))
+        raise ConfigError(f"{key}.step={step} with {key}.point={point} never fires: {told} the steps {steps}.")
     if step is None and point in _OF_SAVE:
-        later = [save for save in facts.saves if save > resumed]
+        later = [save for save in at if save > resumed]
         # One that has a whole checkpoint before it.
         step = later[1] if len(later) > 1 and not resumed else later[0] if later else None
     elif step is None:
         step = _middle(facts, resumed)
     return _copied(fault, point, None if point is FaultPoint.loading else step)
+
+
+def _steps_of(point: FaultPoint, facts: JobFacts) -> Sequence[int]:
+    """The steps after which a point of a save is come by."""
+    match point:
+        case FaultPoint.before_commit:
+            return facts.renames
+        case FaultPoint.removing:
+            return facts.removals
+        case _:
+            return facts.saves
 
 
 def _copied(fault: FaultConfig, point: FaultPoint, step: int | None) -> FaultConfig:
@@ -162,11 +186,12 @@ def _again(fault: FaultConfig, facts: JobFacts) -> FaultConfig | None:
     """The same once more, after a save of the start that has resumed; None where that has none before its end."""
     resumed = _resumed(fault, facts)
     point = fault.point or FaultPoint.after_optimizer
-    later = [save for save in facts.saves if save > resumed]
     if point is FaultPoint.loading:
         return None
     if point in _OF_SAVE:
-        return _copied(fault, point, later[1]) if len(later) > 1 else None
+        of_point = [step for step in _steps_of(point, facts) if step > resumed]
+        return _copied(fault, point, of_point[1]) if len(of_point) > 1 else None
+    later = [save for save in facts.saves if save > resumed]
     if not later or later[0] >= facts.steps:
         return None
     return _copied(fault, point, max(_middle(facts, resumed), fault.step or 1))

@@ -57,9 +57,9 @@ class Save:
     step: int
     """How many steps the process had taken."""
     is_resumable: bool
-    """Whether it may be more than weights alone."""
-    content: frozenset[str] = frozenset()
-    """Digests of the tensors in it."""
+    """Whether it looks like more than weights alone."""
+    content: Mapping[str, str] = field(default_factory=dict)
+    """Digests of the tensors in it, by where they are."""
     is_done: bool = False
     size: int | None = None
     is_followed: bool = False
@@ -100,6 +100,14 @@ class HeardRank:
     """Who counts, and the number that there was before the first step of this process."""
     renames: list[tuple[Path, Path]] = field(default_factory=list)
     """What was renamed, and to what, in order."""
+    renamed_at: list[int] = field(default_factory=list)
+    """How many steps it had taken then."""
+    removed_at: list[int] = field(default_factory=list)
+    """The same of what was removed."""
+    signs: dict[int, str] = field(default_factory=dict)
+    """What each optimizer is, by its place."""
+    is_saved_within: bool = False
+    """Whether it saved between the updates of what is counted as one step: its optimizers take turns."""
     operations: list[Operation] = field(default_factory=list)
     """Of the step that was watched."""
     exception: str | None = None
@@ -118,18 +126,33 @@ class Heard:
     exceptions: Sequence[str]
     errors: Sequence[str]
     """What went wrong in the probe itself."""
+    by_update: bool = False
+    """Whether every update was counted as a step."""
 
     @property
     def steps(self) -> int:
         """How many steps every rank has taken."""
         return min((len(rank.steps) for rank in self.ranks), default=0)
 
+    @property
+    def takes_turns(self) -> bool:
+        """Whether a save came between updates that are counted as one step: then every one of them must be one."""
+        return any(rank.is_saved_within for rank in self.ranks)
 
-def read_heard(folder: Path) -> list[Heard]:
+    @property
+    def counting(self) -> Mapping[str, Any]:
+        """What the probe is told of later starts: how steps are counted, and the optimizers by their first steps."""
+        signs = next((rank.signs for rank in self.ranks if rank.signs), {})
+        optimizers = [signs.get(index, "") for index in range(max(signs, default=-1) + 1)]
+        return {"by_update": self.by_update, "optimizers": optimizers}
+
+
+def read_heard(folder: Path, *, by_update: bool = False) -> list[Heard]:
     """Read what the processes of one start have said.
 
     Args:
         folder: A file per process.
+        by_update: Every update is a step, whichever optimizer's.
 
     Returns:
         More than one where a launcher has started ranks anew by itself, in order.
@@ -139,20 +162,21 @@ def read_heard(folder: Path) -> list[Heard]:
     errors: list[str] = []
     processes = 0
     for file in sorted(folder.glob("*.jsonl")):
-        process = _Process(file)
+        process = _Process(file, by_update=by_update)
         processes += 1
         errors += process.errors
         exceptions += [process.heard.exception] if process.heard.exception else []
         if process.heard.steps or process.heard.saves or process.heard.loads:
             _place(generations, process.heard)
     if not generations:
-        return [Heard(ranks=(), processes=processes, exceptions=exceptions, errors=errors)]
+        return [Heard(ranks=(), processes=processes, exceptions=exceptions, errors=errors, by_update=by_update)]
     return [
         Heard(
             ranks=[ranks[number] for number in sorted(ranks)],
             processes=processes,
             exceptions=exceptions,
             errors=errors,
+            by_update=by_update,
         )
         for ranks in generations
     ]
@@ -176,7 +200,9 @@ def _place(generations: list[dict[int, HeardRank]], heard: HeardRank) -> None:
 class _Process:
     """The file of one process."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, *, by_update: bool) -> None:
+        self._by_update = by_update
+        self._updates = 0
         self.heard = HeardRank(rank=0, ranks=1)
         self.errors: list[str] = []
         self._tables: dict[int, Sequence[str]] = {}
@@ -203,11 +229,24 @@ class _Process:
         if hear is not None:
             hear(event)
 
+    def _step(self, event: Mapping[str, Any]) -> int:
+        """How many steps the process had taken."""
+        return self._updates if self._by_update else int(event["step"])
+
     def _names(self, event: Mapping[str, Any]) -> None:
         self._tables[event["table"]] = event["names"]
 
     def _save(self, event: Mapping[str, Any]) -> None:
-        save = Save(path=Path(event["path"]), how=event["how"], step=event["step"], is_resumable=event["resumable"])
+        if event["path"] in self._waiting:
+            # A save within that of the same place: what is in the background calls what is not.
+            return
+        save = Save(
+            path=Path(event["path"]),
+            how=event["how"],
+            step=self._step(event),
+            is_resumable=event["resumable"],
+            content=self._named(event, "content"),
+        )
         self._waiting[event["path"]] = save
         self.heard.saves.append(save)
 
@@ -217,7 +256,7 @@ class _Process:
             save.is_done, save.size = not event["failed"], event["size"]
 
     def _load(self, event: Mapping[str, Any]) -> None:
-        self.heard.loads.append(Load(path=Path(event["path"]), step=event["step"]))
+        self.heard.loads.append(Load(path=Path(event["path"]), step=self._step(event)))
 
     def _file(self, event: Mapping[str, Any]) -> None:
         # Whoever renames or removes has come past what was written.
@@ -225,9 +264,12 @@ class _Process:
         if event["what"] in ("os.rename", "shutil.move"):
             before, after = map(Path, event["names"])
             self.heard.renames.append((before, after))
+            self.heard.renamed_at.append(self._step(event))
+        elif event["what"] != "open":
+            self.heard.removed_at.append(self._step(event))
 
     def _counter(self, event: Mapping[str, Any]) -> None:
-        self.heard.counters.append((event["who"], event["number"] - event["step"]))
+        self.heard.counters.append((event["who"], event["number"] - self._step(event)))
 
     def _operations(self, event: Mapping[str, Any]) -> None:
         self.heard.operations = [Operation(*seen) for seen in event["seen"]]
@@ -250,7 +292,12 @@ class _Process:
         self._follow()
         heard = self.heard
         heard.ranks = event["ranks"]
-        number = event["step"]
+        self._updates += 1
+        number = self._step(event)
+        heard.is_saved_within = heard.is_saved_within or any(
+            save.step == number and save.is_resumable for save in heard.saves[-1:]
+        )
+        heard.signs |= {event["optimizer"]: event["sign"]} if "sign" in event else {}
         if not heard.steps or heard.steps[-1].number != number:
             heard.steps.append(HeardStep(number=number))
         step = heard.steps[-1]

@@ -72,7 +72,10 @@ class Starter:
             ),
             struck=struck,
         )
-        heard, *more = read_heard(records)
+        heard, *more = read_heard(records, by_update=plan.get("by_update", False))
+        if heard.takes_turns and "optimizers" not in plan and self._every == 1:
+            # No reference has said how to count.
+            heard, *more = read_heard(records, by_update=True)
         if more:
             raise ConfigError(
                 f"{len(more) + 1} processes of the command, one after the other or at once, take optimizer steps as "

@@ -27,6 +27,7 @@ from ckptrun.foreign.alignment import (
 )
 from ckptrun.foreign.checkpoints import SavedStep
 from ckptrun.foreign.records import Heard, HeardRank, HeardStep
+from ckptrun.foreign.written import Written, not_repeated, of_its_own, written_by
 from ckptrun.text import counted
 
 __all__ = ["ToldStart", "check_loaded", "write_events", "write_ledgers"]
@@ -34,7 +35,9 @@ __all__ = ["ToldStart", "check_loaded", "write_events", "write_ledgers"]
 _RATE = "schedule.learning_rate.0"
 
 
-def write_ledgers(folder: Path, heard: Heard, *, start: int, first_step: int, reference: Heard | None) -> None:
+def write_ledgers(
+    folder: Path, heard: Heard, *, start: int, first_step: int, reference: Heard | None, first: Heard | None = None
+) -> None:
     """Append what every rank did to its ledger.
 
     Args:
@@ -43,13 +46,36 @@ def write_ledgers(folder: Path, heard: Heard, *, start: int, first_step: int, re
         start: How often the run had been started before.
         first_step: The step that they went on from.
         reference: The run that nothing happened to; None: this is it.
+        first: The first start of this run, which had loaded nothing: what it wrote as the reference did repeats itself,
+            and is compared. None: nothing of that is.
     """
     others = {rank.rank: rank for rank in reference.ranks} if reference is not None else {}
+    before = {rank.rank: rank for rank in first.ranks} if first is not None else {}
     for rank in heard.ranks:
+        there = others.get(rank.rank)
         file = ledger_file(folder, rank.rank)
         file.parent.mkdir(parents=True, exist_ok=True)
-        for step in _whole_steps(rank, first_step, others.get(rank.rank)):
-            append_line(file, _line(step, first_step, others.get(rank.rank)) | {"start": start})
+        written = _written(rank, first_step, there, before.get(rank.rank))
+        for step in _whole_steps(rank, first_step, there):
+            line = _line(step, first_step, there)
+            line["leaves"] |= written.get(line["step"], {})
+            append_line(file, line | {"start": start})
+
+
+def _written(rank: HeardRank, first_step: int, reference: HeardRank | None, first: HeardRank | None) -> Written:
+    """What it wrote that the probe does not see otherwise: compared where both have, and where it repeats itself."""
+    mine = written_by(rank, first_step=first_step)
+    if reference is None:
+        return of_its_own(mine, rank)
+    all_of_it = written_by(reference, first_step=0)
+    theirs = of_its_own(all_of_it, reference)
+    # What the first start wrote counts as equal: a run that does not repeat itself shows in its steps.
+    mine = mine if first is not None else {}
+    apart = not_repeated(all_of_it, written_by(first, first_step=0)) if first is not None else set()
+    return {
+        step: {leaf: d if leaf in apart else mine.get(step, {}).get(leaf, d) for leaf, d in leaves.items()}
+        for step, leaves in theirs.items()
+    }
 
 
 def _whole_steps(rank: HeardRank, first_step: int, reference: HeardRank | None) -> list[HeardStep]:

@@ -198,7 +198,9 @@ class _Proof:
 
     def _wants_another(self, starts: Sequence[Start], ended: TimedOutcome) -> bool:
         """Whether the run, which is complete, shall be started once more only to load its end."""
-        enough = second_resumes(starts) or len(starts) > len(self._plan) + _MOST_FURTHER_STARTS
+        # A fault that has not struck by the end never does.
+        is_missed = bool(self._plan) and not self._record.fired()
+        enough = is_missed or second_resumes(starts) or len(starts) > len(self._plan) + _MOST_FURTHER_STARTS
         return ended.outcome.exit_code == ExitCode.done and not enough
 
     def _before_resume(self, *, is_first: bool) -> None:

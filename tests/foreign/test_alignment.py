@@ -166,7 +166,7 @@ def test_what_is_written_in_the_background_is_of_the_step_that_its_content_has()
     lines = [step_of(i + 1, i, first=i == 0) for i in range(6)]
     heard = heard_of(lines)
     written = Path("/run/output/ckpt.pt")
-    content = frozenset({"w3", "m3", "something else"})
+    content = {"m": "w3", "o": "m3", "e": "something else"}
     heard.ranks[0].saves.append(
         Save(path=written, how="torch.save", step=5, is_resumable=True, content=content, is_done=True, is_followed=True)
     )

@@ -50,6 +50,7 @@ class Case:
         self.changed: dict[int, dict[str, Any]] = {}
         self.loaded = LOADED
         self.errors: list[str] = []
+        self.failure: Start | None = None
         self.lines("reference", range(1, STEPS + 1))
 
     def lines(self, name: str, steps: range, start: int = 0, changed: dict[int, dict[str, Any]] | None = None) -> Path:
@@ -80,7 +81,7 @@ class Case:
             starts=starts,
             planned=(),
             fired=(),
-            failure=None,
+            failure=self.failure,
             kept={},
         )
         return judge_command(material, facts, again=self.again, notes=())
@@ -108,6 +109,12 @@ def test_what_repeats_the_reference_is_equal_but_for_what_was_not_resumed_twice(
         ({"learning_rate": "0x1.0p-4"}, "schedule"),
         ({"skipped": True}, "scaler"),
         ({"leaves": {"gradients.w": "other"}}, None),
+        # The loss that backward starts from is scaled.
+        ({"loss": "0x1.8p+1", "leaves": {"scaler.scale": "0x1p+3"}}, "scaler"),
+        # One that was never there says more than the gradients that it changes.
+        ({"leaves": {"gradients.w": "other", "gradients.x": "new", "model.x": "new"}}, "model"),
+        # Not a matter of streams.
+        ({"leaves": {"written.ema.w in last.pt": "other"}, "streams": {"torch": "elsewhere"}}, "ema"),
         ({"loss": "0x1.8p+1"}, None),
         ({"loss": "0x1.8p+1", "streams": {"torch": "elsewhere"}}, "rng"),
         ({"batch": "another", "streams": {"torch": "elsewhere"}}, "rng"),
@@ -151,6 +158,21 @@ def test_a_stream_that_nobody_draws_from_is_not_blamed(case):
     case.lines("reference", range(1, STEPS + 1), changed=still)
     case.changed = {4: {"loss": "0x1.8p+1", "streams": {"torch": "elsewhere"}}}
     assert case.judge(first=still).blame is None
+
+
+def test_a_later_start_that_fails_hides_no_cause(case):
+    case.changed = {3: {"leaves": {"gradients.w": "other"}}}
+    case.failure = Start(index=2, step=4)
+    verdict = case.judge()
+    assert verdict.blame is None
+    assert "the step goes by something that no checkpoint holds" in verdict.reason
+
+
+def test_a_start_from_the_end_that_fails_is_told_so(case):
+    case.failure = Start(index=2, step=STEPS)
+    assert case.judge().reason.startswith(
+        "resume: start 3, which began at the end of the job (step 6), could not go on"
+    )
 
 
 def test_a_stream_that_is_elsewhere_and_changes_nothing_is_no_difference(case):

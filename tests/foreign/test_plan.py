@@ -6,7 +6,8 @@ from ckptrun.config.fault import FaultConfig, FaultKind, FaultPoint
 from ckptrun.errors import ConfigError
 from ckptrun.foreign.plan import JobFacts, armed_in_start, check_fault, plan_job_faults
 
-FACTS = JobFacts(steps=24, ranks=2, saves=[4, 8, 12, 16, 20, 24])
+FACTS = JobFacts(steps=24, ranks=2, saves=[4, 8, 12, 16, 20, 24], renames=[4, 8, 12, 16, 20, 24], removals=[12, 16, 20])
+PLAIN = JobFacts(steps=24, ranks=1, saves=[4, 8], accumulates=False)
 
 
 def steps_of(facts: JobFacts = FACTS, kind: str = "sigkill", **keys: object) -> list[tuple[str, int | None]]:
@@ -22,9 +23,26 @@ def test_the_step_that_is_asked_for_is_taken():
     assert steps_of(step=13) == [("after_optimizer", 13), ("after_optimizer", 18)]
 
 
-@pytest.mark.parametrize("point", ["at_request", "writing"])
+@pytest.mark.parametrize("point", ["at_request", "writing", "before_commit"])
 def test_a_save_that_it_strikes_in_has_one_before_it(point):
     assert steps_of(point=FaultPoint(point)) == [(point, 8), (point, 12)]
+
+
+def test_a_removal_is_struck_where_something_is_removed():
+    assert steps_of(point=FaultPoint.removing) == [("removing", 16), ("removing", 20)]
+
+
+@pytest.mark.parametrize(
+    ("point", "says"),
+    [
+        ("before_commit", "before_commit never fires: the job has renamed nothing in {run}"),
+        ("removing", "removing never fires: the job has removed nothing in {run}"),
+        ("mid_accumulation", "mid_accumulation never fires: each step of the job has one backward pass"),
+    ],
+)
+def test_what_the_job_never_does_is_told(point, says):
+    with pytest.raises(ConfigError, match=says):
+        steps_of(PLAIN, point=FaultPoint(point))
 
 
 def test_a_load_is_struck_after_a_kill():
@@ -81,6 +99,7 @@ def test_ranks_are_those_that_are_asked_for():
         ({"step": 25}, "fault.step=25 is after the last step: the job takes 24 steps"),
         ({"rank": 2}, "fault.rank=2: the job has 2 ranks, 0 to 1"),
         ({"step": 5, "point": FaultPoint.at_request}, "never fires: saved are the steps 4, 8, 12"),
+        ({"step": 4, "point": FaultPoint.removing}, "something is removed after the steps 12, 16, 20"),
     ],
 )
 def test_what_can_never_strike_is_refused_with_what_was_seen(keys, says):

@@ -213,18 +213,19 @@ m = torch.nn.Linear(4, 1); o = torch.optim.SGD(m.parameters(), lr=0.1, momentum=
 found = sorted(os.listdir(sys.argv[2]))
 found = [name for name in found if name.startswith("state-")]
 if found:
-    c = np.load(os.path.join(sys.argv[2], found[-1])); s = int(c["step"])
+    c = list(np.fromfile(os.path.join(sys.argv[2], found[-1]), "f4")); s = int(c.pop(0))
     with torch.no_grad():
-        for i, p in enumerate(m.parameters()):
-            p.copy_(torch.from_numpy(c[f"w{i}"])); o.state[p]["momentum_buffer"] = torch.from_numpy(c[f"m{i}"])
+        for p in m.parameters():
+            p.copy_(torch.tensor([c.pop(0) for _ in range(p.numel())]).view_as(p))
+            o.state[p]["momentum_buffer"] = torch.tensor([c.pop(0) for _ in range(p.numel())]).view_as(p)
 while s < 8:
     x = torch.randn(8, 4, generator=torch.Generator().manual_seed(s))
     o.zero_grad(); (m(x) - x.sum(1, keepdim=True)).square().mean().backward(); o.step(); s += 1
     if s % 2 == 0:
-        new = {f"w{i}": p.detach().numpy() for i, p in enumerate(m.parameters())}
-        new |= {f"m{i}": o.state[p]["momentum_buffer"].numpy() for i, p in enumerate(m.parameters())}
-        draft = os.path.join(sys.argv[2], "draft.npz")
-        np.savez(draft, step=s, **new); os.replace(draft, os.path.join(sys.argv[2], f"state-{s}.npz"))
+        parts = [t.detach().numpy().ravel() for p in m.parameters() for t in (p, o.state[p]["momentum_buffer"])]
+        draft = os.path.join(sys.argv[2], "draft.bin")
+        with open(draft, "wb") as file: file.write(np.concatenate([[s], *parts]).astype("f4").tobytes())
+        os.replace(draft, os.path.join(sys.argv[2], f"state-{s}.bin"))
 """
 
 
@@ -238,6 +239,62 @@ def test_a_format_of_the_jobs_own_is_proved_once_it_is_said_which_files_it_is(tm
     lost = OWN_FORMAT.replace("found[-1])", "found[0])")
     assert ckptrun(tmp_path, lost, "job.checkpoints=state-*", monkeypatch=monkeypatch) == 3
     assert verdict_of(tmp_path).reason.startswith("lost_work: start 3 went on from step 2, although the checkpoint")
+
+
+TURNS = (
+    (
+        "o = torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9)",
+        "o, o2 = (torch.optim.SGD([p], lr=0.1, momentum=0.9) for p in m.parameters())",
+    ),
+    ('o.load_state_dict(c["optim"])', 'o.load_state_dict(c["optim"]); o2.load_state_dict(c["optim2"])'),
+    ("o.zero_grad();", "m.zero_grad();"),
+    ("o.step()", "(o2 if s % 2 else o).step()"),
+    ('"optim": o.state_dict()', '"optim": o.state_dict(), "optim2": o2.state_dict()'),
+    ("s % 2 == 0", "s % 3 == 0"),
+)
+AVERAGE = (
+    ("s = 0\n", "s = 0\nema = {k: v.clone() for k, v in m.state_dict().items()}\n"),
+    ('s = c["s"]', 's = c["s"]; ema = c["ema"]'),
+    ("s += 1\n", "s += 1; ema = {k: v.lerp(m.state_dict()[k], 0.1) for k, v in ema.items()}\n"),
+    ('"s": s}', '"s": s, "ema": ema, "made": torch.rand(1, generator=G)}'),
+    ("torch.manual_seed(0)", "torch.manual_seed(0); G = torch.Generator(); G.seed()"),
+)
+WITHOUT = ('ema = c["ema"]', "ema = {k: v.clone() for k, v in m.state_dict().items()}")
+# A file whose name is drawn, and that is known by its number.
+DRAWN = (
+    ("import os,", "import tempfile, os,"),
+    ("torch.save({", "d, t = tempfile.mkstemp(dir=sys.argv[2]); w = os.fdopen(d, 'wb'); torch.save({"),
+    ('f + ".tmp"); os.replace(f + ".tmp", f)', "w); w.close(); os.replace(t, f)"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "overrides", "blame"),
+    [
+        pytest.param(TURNS, [], None, id="optimizers_take_turns"),
+        pytest.param([*TURNS, ('; o2.load_state_dict(c["optim2"])', "")], [], "optimizer", id="one_of_them_is_lost"),
+        pytest.param(AVERAGE, [], None, id="average_in_a_dict"),
+        pytest.param([*AVERAGE, WITHOUT], [], "ema", id="average_is_lost"),
+        pytest.param(DRAWN, ["fault.point=writing"], None, id="drawn_names"),
+    ],
+)
+def test_an_unusual_job_is_judged_by_what_it_does(changes, overrides, blame, tmp_path, monkeypatch):
+    script = TINY
+    for before, after in changes:
+        assert before in script
+        script = script.replace(before, after)
+    assert ckptrun(tmp_path, script, *overrides, monkeypatch=monkeypatch) == (3 if blame else 0)
+    assert verdict_of(tmp_path).blame == blame
+
+
+@pytest.mark.slow
+def test_a_job_that_its_fault_never_strikes_is_started_once(tmp_path, monkeypatch):
+    by_hand = "l = (m(x) - x.sum(1, keepdim=True)).square().mean(); ps = list(m.parameters())\n    for p, p.grad in zip(ps, torch.autograd.grad(l, ps)): pass\n    o.step()"
+    script = TINY.replace("(m(x) - x.sum(1, keepdim=True)).square().mean().backward(); o.step()", by_hand)
+    assert ckptrun(tmp_path, script, "fault.point=after_forward", monkeypatch=monkeypatch) == 4
+    assert verdict_of(tmp_path).reason.startswith("faults: ")
+    assert not (tmp_path / "proof" / "logs" / "start_00001.log").exists()
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The probe in a job's processes: it hears what they do, and they do not notice."""
 
+import json
 import os
 import subprocess
 import sys
@@ -113,6 +114,37 @@ m = torch.nn.Linear(2, 1); o = torch.optim.SGD(m.parameters(), lr=1.0)
 for batch in DataLoader(range(6), batch_size=2, collate_fn=collate):
     m(batch.x).sum().backward(); o.step()
 """,
+    "turns": """
+import torch
+m = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+both = [torch.optim.Adam(m[0].parameters()), torch.optim.SGD(m[1].parameters(), lr=0.1)]
+for i in range(5):
+    m(torch.ones(1, 2)).sum().backward(); both[i % 2].step(); m.zero_grad()
+    if i == 2: torch.save({'both': [o.state_dict() for o in both]}, 'state.pt')
+""",
+    "second_first": """
+import torch
+a, b = torch.nn.Linear(2, 2), torch.nn.Linear(2, 3)
+oa, ob = torch.optim.Adam(a.parameters()), torch.optim.Adam(b.parameters())
+for m, o in ((b, ob), (a, oa)):
+    m(torch.ones(1, 2)).sum().backward(); o.step()
+""",
+    "by_number": f"""{STEP}
+import os, tempfile
+step(); number, path = tempfile.mkstemp(dir='.')
+with os.fdopen(number, 'wb') as file: torch.save({{'optim': o.state_dict()}}, file)
+os.replace(path, 'state.pt')
+""",
+    "other_formats": f"""{STEP}
+import numpy, pickle
+from safetensors import safe_open
+from safetensors.torch import save_file
+step(); numpy.savez('state', p=p.detach().numpy(), at=numpy.int64(1))
+step(); pickle.dump({{'p': p, 'rng': torch.get_rng_state()}}, open('state.pkl', 'wb'))
+step(); save_file({{'p': p}}, 'state.safetensors')
+numpy.load('state.npz'); pickle.load(open('state.pkl', 'rb'))
+with safe_open('state.safetensors', 'pt') as file: file.keys()
+""",
     "counted": f"{STEP}\nfrom ckptrun.probe import step as count\nstep(); count(8)",
 }
 KILLS = {"sigkill": -9, "exit": 1, "exception": 1}
@@ -221,6 +253,54 @@ def test_two_optimizers_are_one_step(pieces):
     assert {name.split(".")[1] for name in rank.steps[2].moments} >= {"#1"}
 
 
+def test_of_optimizers_that_take_turns_every_update_may_be_a_step(pieces):
+    piece = pieces["turns"]
+    (rank,) = piece.heard.ranks
+    assert rank.is_saved_within
+    assert [step.updates for step in rank.steps] == [[0, 1], [0, 1], [0]]
+    (heard,) = read_heard(piece.folder / "records", by_update=True)
+    (rank,) = heard.ranks
+    assert [step.updates for step in rank.steps] == [[0], [1], [0], [1], [0]]
+    assert [save.step for save in rank.saves] == [3]
+    assert rank.signs == {0: "Adam 0.bias 0.weight", 1: "SGD 1.bias 1.weight"}
+
+
+def test_optimizers_that_save_in_between_are_not_taken_to_take_turns(pieces):
+    assert not pieces["gan"].heard.ranks[0].is_saved_within
+
+
+def test_names_and_places_are_those_of_the_reference_whichever_optimizer_is_stepped_first(pieces, tmp_path):
+    piece = pieces["second_first"]
+    (rank,) = piece.heard.ranks
+    assert rank.signs == {0: "Adam Linear.bias Linear.weight", 1: "Adam bias weight"}
+    plan = write_plan(tmp_path)
+    plan.write_text(json.dumps(json.loads(plan.read_text()) | {"optimizers": [rank.signs[1], rank.signs[0]]}))
+    assert listen(plan, sys.executable, "-c", PIECES["second_first"]).returncode == 0
+    (heard,) = read_heard(tmp_path / "records")
+    assert heard.ranks[0].signs == {1: rank.signs[0], 0: rank.signs[1]}
+
+
+def test_a_file_that_is_known_by_its_number_has_its_name(pieces):
+    piece = pieces["by_number"]
+    (rank,) = piece.heard.ranks
+    (save,) = rank.saves
+    assert save.step == 1
+    assert rank.renames == [(save.path, piece.folder / "state.pt")]
+
+
+def test_other_formats_are_saved_and_loaded_too(pieces):
+    piece = pieces["other_formats"]
+    (rank,) = piece.heard.ranks
+    names = [piece.folder / f"state.{suffix}" for suffix in ("npz", "pkl", "safetensors")]
+    assert [(save.path, save.step, list(save.content)) for save in rank.saves] == [
+        (names[0], 1, ["p"]),
+        (names[1], 2, ["p"]),
+        (names[2], 3, ["p"]),
+    ]
+    assert [save.content["p"] for save in rank.saves] == [step.after["model.parameter[0]"] for step in rank.steps]
+    assert [load.path for load in rank.loads] == names
+
+
 def test_an_optimizer_that_is_built_anew_goes_on_counting(pieces):
     (rank,) = pieces["built_anew"].heard.ranks
     assert [step.updates for step in rank.steps] == [[0]] * 4
@@ -302,3 +382,12 @@ def test_a_write_is_cut_at_its_share(pieces, tmp_path):
     piece = listen_to_pieces(tmp_path, {"cut": SAVE}, {"cut": cut})["cut"]
     assert piece.exit_code < 0
     assert (piece.folder / "state.pt").stat().st_size == size // 4
+
+
+def test_a_write_to_a_file_whose_name_is_drawn_is_cut_at_its_share(pieces, tmp_path):
+    size = (pieces["whole_save"].folder / "state.pt").stat().st_size
+    drawn = SAVE.replace("'state.pt'", "open(__import__('uuid').uuid4().hex + '.part', 'wb')")
+    cut = fault("sigkill", "writing", 1, sizes={"cut/other": size}, sizes_in_order={"0": [size]})
+    piece = listen_to_pieces(tmp_path, {"cut": drawn}, {"cut": cut})["cut"]
+    assert piece.exit_code < 0
+    assert next(piece.folder.glob("*.part")).stat().st_size == size // 4

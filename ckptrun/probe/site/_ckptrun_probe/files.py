@@ -13,7 +13,7 @@ from typing import Any
 from _ckptrun_probe.places import frames_of_job
 from _ckptrun_probe.record import quietly
 
-__all__ = ["watch_files"]
+__all__ = ["Inside", "watch_files"]
 
 _MOVES = ("os.rename", "shutil.move")
 _EVENTS = (*_MOVES, "open", "os.remove", "shutil.rmtree")
@@ -24,7 +24,7 @@ _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 def watch_files(listener: Any) -> None:
     """Listen to the files of this process from here on."""
-    is_inside = _Inside(listener.plan.output)
+    is_inside = Inside(listener.plan.output)
 
     def hear(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
@@ -71,7 +71,7 @@ def _absolute(path: Any) -> str:
     return os.path.abspath(os.fsdecode(path))  # noqa: PTH100
 
 
-class _Inside:
+class Inside:
     """Says whether a path lies in a folder, whatever links lead there."""
 
     def __init__(self, folder: str) -> None:

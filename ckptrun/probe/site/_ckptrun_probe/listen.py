@@ -43,8 +43,8 @@ class Listener:
         self.watch = Watch(self)
         self.taken = 0
         """How many steps this process has begun to take."""
-        self._optimizers: list[Any] = []
-        self._names: Any = None
+        self._lock = threading.Lock()
+        self._stepped: Any = None
         self._nested: list[Any] = []
         self._in_backward = threading.local()
         self._losses: list[Any] = []
@@ -58,6 +58,11 @@ class Listener:
         self._has_closure = False
         self._in_memory: dict[str, Any] | None = None
         self._unfinished: list[dict[str, Any]] = []
+        os.register_at_fork(after_in_child=self._forget)
+
+    def _forget(self) -> None:
+        """A forked process has a file of its own, in which no names are known."""
+        self._lock, self._tables = threading.Lock(), {}
 
     # --- who and where ---
 
@@ -104,14 +109,14 @@ class Listener:
             quietly(self.record, "a watched step", self.watch.end)
         has_closure = any(callable(given) for given in [*arguments[1:], *options.values()])
         quietly(self.record, "before an update", self._before, optimizer, has_closure)
-        if len(self._nested) == 1 and self._index(optimizer) == 0 and not (self._is_idle or has_closure):
+        if len(self._nested) == 1 and self._leads(optimizer) and not (self._is_idle or has_closure):
             self.reached("after_backward", begins=False)
 
     def after_update(self, optimizer: Any, *_: Any) -> None:
         """It has; a hook."""
         is_outermost = bool(self._nested) and self._nested[0] is optimizer
         quietly(self.record, "after an update", self._after, optimizer)
-        if is_outermost and self._index(optimizer) == 0 and not self._is_idle:
+        if is_outermost and self._leads(optimizer) and not self._is_idle:
             self._points.clear()
             self.reached("after_optimizer", begins=False)
             self._end_early()
@@ -136,19 +141,21 @@ class Listener:
         if self._is_idle:
             return
         is_first = self._register(optimizer)
-        index = self._index(optimizer)
-        self.taken += index == 0
+        index = self._stepped.index(optimizer)
+        self.taken += self._leads(optimizer)
         prefix, schedule = self._prefixes(index)
         self._has_closure = has_closure
         self._facts = {"optimizer": index, "class": type(optimizer).__name__}
         self._facts["plain"] = dict(options(optimizer, prefix, schedule))
         if not self._is_due() and not is_first:
             return
-        self._facts["before"] = self._digests([*self._names.tensors(), *self._homeless()])
+        names = self._stepped.names
+        self._facts["before"] = self.digests([*names.tensors(), *self._stepped.homeless()])
         if not has_closure:
-            self._facts["gradients"] = self._digests(gradients(optimizer, self._names))
+            self._facts["gradients"] = self.digests(gradients(optimizer, names))
         if is_first:
-            self._facts["moments_before"] = self._digests(moments(optimizer, self._names, prefix))
+            self._facts["sign"] = self._stepped.sign(optimizer)
+            self._facts["moments_before"] = self.digests(moments(optimizer, names, prefix))
 
     def _after(self, optimizer: Any) -> None:
         from _ckptrun_probe.optimizers import gradients, moments
@@ -159,20 +166,19 @@ class Listener:
         inner, self._nested = self._nested[1:], []
         if self._is_idle:
             return
-        index = self._index(optimizer)
-        prefix, _ = self._prefixes(index)
+        prefix, _ = self._prefixes(self._stepped.index(optimizer))
+        names = self._stepped.names
         facts, self._facts = self._facts, {}
         facts.update(self._seen())
         self._has_closure = False
         if self._is_due() or "moments_before" in facts:
-            facts.setdefault("gradients", self._digests(gradients(optimizer, self._names)))
-            parameters = self._names.parameters
+            facts.setdefault("gradients", self.digests(gradients(optimizer, names)))
             held = [p for group in optimizer.param_groups for p in group["params"]]
-            facts["after"] = self._digests((f"model.{parameters.get(id(p), '?')}", p) for p in held)
-            found = dict(moments(optimizer, self._names, prefix))
+            facts["after"] = self.digests((f"model.{names.parameters.get(id(p), '?')}", p) for p in held)
+            found = dict(moments(optimizer, names, prefix))
             for other in inner:
-                found.update(moments(other, self._names, prefix))
-            facts["moments"] = self._digests(found.items())
+                found.update(moments(other, names, prefix))
+            facts["moments"] = self.digests(found.items())
         facts["rng"] = stream_digests()
         facts["skipped"] = False
         self.record.event("update", **facts)
@@ -186,9 +192,13 @@ class Listener:
         from _ckptrun_probe.streams import stream_digests
 
         self._register(optimizer)
-        index = self._index(optimizer)
-        self.taken += index == 0
-        facts = {"optimizer": index, "class": type(optimizer).__name__, "plain": {}, **self._seen()}
+        self.taken += self._leads(optimizer)
+        facts = {
+            "optimizer": self._stepped.index(optimizer),
+            "class": type(optimizer).__name__,
+            "plain": {},
+            **self._seen(),
+        }
         self.record.event("update", **facts, rng=stream_digests(), skipped=True)
 
     def _seen(self) -> dict[str, Any]:
@@ -207,47 +217,31 @@ class Listener:
             }
         return facts
 
+    def _register(self, optimizer: Any) -> bool:
+        """Note an optimizer; return whether it is new."""
+        if self._stepped is None:
+            from _ckptrun_probe.optimizers import Stepped
+
+            self._stepped = Stepped(self.plan.optimizers)
+        return bool(self._stepped.register(optimizer))
+
+    def _leads(self, optimizer: Any) -> bool:
+        """Whether a step begins with an update of ``optimizer``."""
+        return self.plan.by_update or (self._stepped is not None and self._stepped.index(optimizer) == 0)
+
+    def _may_lead(self, optimizer: Any) -> bool:
+        """Whether it does, or may where none was stepped."""
+        return self._stepped is None or self._stepped.index(optimizer) < 0 or self._leads(optimizer)
+
     def _is_due(self) -> bool:
         return self.step % self.plan.every == 0
-
-    def _register(self, optimizer: Any) -> bool:
-        """Note an optimizer; return whether it is new, in which case the modules of the process are looked for."""
-        if self._index(optimizer) >= 0 and self._knows(optimizer):
-            return False
-        from _ckptrun_probe.names import find_names
-
-        is_new = self._index(optimizer) < 0
-        if is_new:
-            # One that is built anew takes the place of the one that is gone.
-            gone = next((i for i, ref in enumerate(self._optimizers) if ref() is None), len(self._optimizers))
-            self._optimizers[gone : gone + 1] = [weakref.ref(optimizer)]
-        self._names = find_names([one for one in (ref() for ref in self._optimizers) if one is not None])
-        return is_new
-
-    def _knows(self, optimizer: Any) -> bool:
-        """Whether every parameter of it has a name."""
-        known = self._names.parameters
-        return all(id(p) in known for group in optimizer.param_groups for p in group["params"])
-
-    def _homeless(self) -> list[tuple[str, Any]]:
-        """Parameters that no module has, of all optimizers."""
-        names = self._names
-        known = [optimizer for optimizer in (ref() for ref in self._optimizers) if optimizer is not None]
-        held = [p for optimizer in known for group in optimizer.param_groups for p in group["params"]]
-        return [(f"model.{names.parameters[id(p)]}", p) for p in held if id(p) in names.homeless]
-
-    def _index(self, optimizer: Any) -> int:
-        for index, reference in enumerate(self._optimizers):
-            if reference() is optimizer:
-                return index
-        return -1
 
     @staticmethod
     def _prefixes(index: int) -> tuple[str, str]:
         """Of the names of an optimizer's state, and of its learning rates."""
         return ("optimizer", "schedule") if not index else (f"optimizer.#{index}", f"schedule.#{index}")
 
-    def _digests(self, named: Any) -> list[Any]:
+    def digests(self, named: Any) -> list[Any]:
         """What stands in a line for values with names: the number of the table of names, and all digests in one."""
         import torch
 
@@ -255,9 +249,11 @@ class Listener:
 
         pairs = list(named)
         names = tuple(name for name, _ in pairs)
-        if names not in self._tables:
-            self._tables[names] = len(self._tables)
-            self.record.event("names", table=self._tables[names], names=names)
+        with self._lock:
+            # Saves come from threads as well.
+            if names not in self._tables:
+                self._tables[names] = len(self._tables)
+                self.record.event("names", table=self._tables[names], names=names)
         with torch.no_grad():
             tensors = [value for _, value in pairs if isinstance(value, torch.Tensor)]
             whole = digests_of(tensors) if tensors else ""
@@ -327,7 +323,7 @@ class Listener:
             self._wrote(path, "torch.save in memory", **self._in_memory)
             self._in_memory = None
         elif self.plan.is_checkpoint(path) and not any(facts["path"] == path for facts in self._unfinished):
-            self._wrote(path, "job.checkpoints", resumable=True, content="")
+            self._wrote(path, "job.checkpoints", resumable=True)
 
     def _wrote(self, path: str, how: str, **what: Any) -> None:
         """A checkpoint is written by a function of the job's own; that it is done shows when the job goes on."""
@@ -341,11 +337,11 @@ class Listener:
 
     def finish_files(self) -> None:
         """The job has gone on: what it wrote with functions of its own is written."""
+        from _ckptrun_probe.saves import file_size
+
         unfinished, self._unfinished = self._unfinished, []
         for facts in unfinished:
-            path = facts["path"]
-            size = os.path.getsize(path) if os.path.isfile(path) else None  # noqa: PTH113, PTH202
-            self.record.event("saved", **facts, size=size, failed=False)
+            self.record.event("saved", **facts, size=file_size(facts["path"], facts["rank"]), failed=False)
 
     # --- what is hooked ---
 
@@ -381,7 +377,7 @@ class Listener:
             self.on_scaler(scaler)
             before = self.taken
             result = original(scaler, optimizer, *arguments, **options)
-            if scaler.is_enabled() and self.taken == before and self._index(optimizer) <= 0:
+            if scaler.is_enabled() and self.taken == before and self._may_lead(optimizer):
                 self.skipped(optimizer)
             return result
 

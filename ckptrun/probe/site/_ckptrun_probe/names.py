@@ -46,17 +46,20 @@ class Names:
                 yield f"{'buffers' if is_buffer else 'model'}.{name}", tensor
 
 
-def find_names(optimizers: list[Any]) -> Names:
+def find_names(stepped: list[Any]) -> Names:
     """Look for the modules of this process, and name what they hold.
 
+    Names go by the order in which the optimizers were made, so that they are the same whichever is stepped first.
+
     Args:
-        optimizers: Whose parameters must have names, in the order of their first steps. What no module has is named
-            after its place in the optimizer.
+        stepped: Optimizers whose parameters must have names. What no module has is named after its place among those
+            of all optimizers.
     """
     names = Names()
     taken: dict[str, int] = {}
-    wanted = _order(optimizers)
-    roots = sorted(_by_root(wanted), key=lambda found: found[0])
+    modules, optimizers = _made()
+    wanted = _order([*optimizers, *(one for one in stepped if one not in optimizers)])
+    roots = sorted(_by_root(modules, wanted), key=lambda found: found[0])
     trained = {label for (place, label), _ in roots if place < len(wanted)}
     others = [label for (place, label), _ in roots if place >= len(wanted)]
     for (place, label), tensors in roots:
@@ -90,13 +93,24 @@ def _order(optimizers: list[Any]) -> dict[int, int]:
     return found
 
 
-def _by_root(wanted: dict[int, int]) -> Iterator[tuple[tuple[int, str], list[Any]]]:
-    """Modules that are part of no other one: (where it comes in the order of optimizers, class) and what it holds."""
+def _made() -> tuple[list[Any], list[Any]]:
+    """All modules and all optimizers that there are, in the order in which they were made."""
     from torch.nn import Module
+    from torch.optim import Optimizer
 
-    # From the oldest generation to the youngest: the order in which they were made, in every start.
-    things = (thing for generation in (2, 1, 0) for thing in gc.get_objects(generation))
-    modules = [thing for thing in things if issubclass(type(thing), Module) and "_modules" in vars(thing)]
+    modules, optimizers = [], []
+    # From the oldest generation to the youngest: that order, in every start.
+    for generation in (2, 1, 0):
+        for thing in gc.get_objects(generation):
+            if issubclass(type(thing), Module) and "_modules" in vars(thing):
+                modules.append(thing)
+            elif issubclass(type(thing), Optimizer) and "param_groups" in vars(thing):
+                optimizers.append(thing)
+    return modules, optimizers
+
+
+def _by_root(modules: list[Any], wanted: dict[int, int]) -> Iterator[tuple[tuple[int, str], list[Any]]]:
+    """Modules that are part of no other one: (where it comes in the order of optimizers, class) and what it holds."""
     parts = {id(child) for module in modules for child in module._modules.values()}
     for root in modules:
         if id(root) in parts:

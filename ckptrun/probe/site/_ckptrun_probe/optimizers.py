@@ -1,15 +1,73 @@
-"""What an optimizer holds, by name: parameters, gradients, moments, and the options of its groups."""
+"""The optimizers of a job, and what each holds, by name: parameters, gradients, moments, options of its groups."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from _ckptrun_probe.names import Names
+from _ckptrun_probe.names import Names, find_names
 
-__all__ = ["gradients", "moments", "options"]
+__all__ = ["Stepped", "gradients", "moments", "options"]
 
 _NOT_OPTIONS = ("params", "initial_lr")
+
+
+class Stepped:
+    """The optimizers that have been stepped, in the order of their first steps in the reference.
+
+    Args:
+        expected: Of each that the reference has stepped, what it is; see :meth:`sign`. It has that place here whichever
+            is stepped first.
+    """
+
+    def __init__(self, expected: list[str]) -> None:
+        self._expected = expected
+        self._known: list[Callable[[], Any]] = [_nobody] * len(expected)
+        self.names: Names = Names()
+
+    def index(self, optimizer: Any) -> int:
+        """Its place; -1: it was not stepped before."""
+        return next((index for index, reference in enumerate(self._known) if reference() is optimizer), -1)
+
+    def register(self, optimizer: Any) -> bool:
+        """Note an optimizer; return whether it is new, in which case the modules of the process are looked for."""
+        is_new = self.index(optimizer) < 0
+        if not is_new and all(id(p) in self.names.parameters for p in _parameters(optimizer)):
+            return False
+        self.names = find_names([*self._alive(), optimizer])
+        if is_new:
+            place = self._place(self.sign(optimizer))
+            self._known[place : place + 1] = [weakref.ref(optimizer)]
+        return is_new
+
+    def _place(self, sign: str) -> int:
+        """One that is built anew takes the place of the one that is gone."""
+        gone = [index for index, reference in enumerate(self._known) if reference() is None]
+        alike = [index for index in gone if index < len(self._expected) and self._expected[index] == sign]
+        return next(iter([*alike, *gone]), len(self._known))
+
+    def sign(self, optimizer: Any) -> str:
+        """What an optimizer is: its class, and the names of its parameters."""
+        names = sorted(self.names.parameters.get(id(p), "?") for p in _parameters(optimizer))
+        return " ".join([type(optimizer).__name__, *names])
+
+    def homeless(self) -> list[tuple[str, Any]]:
+        """Parameters that no module has, of all of them."""
+        names = self.names
+        held = [p for optimizer in self._alive() for p in _parameters(optimizer)]
+        return [(f"model.{names.parameters[id(p)]}", p) for p in held if id(p) in names.homeless]
+
+    def _alive(self) -> list[Any]:
+        return [optimizer for optimizer in (reference() for reference in self._known) if optimizer is not None]
+
+
+def _nobody() -> None:
+    return None
+
+
+def _parameters(optimizer: Any) -> list[Any]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _named(optimizer: Any, names: Names) -> Iterator[tuple[str, Any]]:

@@ -24,6 +24,13 @@ class Fault:
         """Rank -> the file that says that it has struck."""
         self.sizes: dict[str, int] = facts.get("sizes", {})
         """Of the files of the save that it strikes, by path in the job's folder; in bytes."""
+        self.sizes_in_order: dict[str, list[int | None]] = facts.get("sizes_in_order", {})
+        """The same of each rank, in the order in which it wrote them."""
+
+    def size_at(self, rank: int, place: int) -> int | None:
+        """The size of the file that ``rank`` wrote then as its ``place``-th; None where that is not known."""
+        sizes = self.sizes_in_order.get(str(rank), [])
+        return sizes[place] if place < len(sizes) else None
 
 
 class Plan:
@@ -45,6 +52,10 @@ class Plan:
         """What faults count steps from: the step that this start goes on from, as far as that is known before."""
         self.every: int = facts["digest_every_steps"]
         """Digests are taken at every so many steps."""
+        self.by_update: bool = facts.get("by_update", False)
+        """Whether every update is a step: optimizers take turns, and saves come between them."""
+        self.optimizers: list[str] = facts.get("optimizers", [])
+        """What the reference has stepped, in the order of their first steps."""
         self.is_deterministic: bool = facts["deterministic"]
         self.tells_places: bool = facts.get("tells_places", False)
         """Whether to say which code does something with a file, and when ranks have met."""

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import threading
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from _ckptrun_probe.contents import may_be_resumed, tensors_in
+from _ckptrun_probe.files import Inside
 from _ckptrun_probe.places import frames_of_job
 from _ckptrun_probe.record import quietly
 
-__all__ = ["save_hooks"]
-
-_DEEPEST = 6
+__all__ = ["file_size", "save_hooks"]
 
 
 class _Saves:
@@ -27,6 +28,12 @@ class _Saves:
     def __init__(self, listener: Any) -> None:
         self._listener = listener
         self._inside = threading.local()
+        self._is_inside = Inside(listener.plan.output)
+
+    def concerns(self, place: Any) -> bool:
+        """Whether a general function writes or reads a file in the job's folder, in a process that uses torch."""
+        path = _path(place) if "torch" in sys.modules else None
+        return path is not None and self._is_inside(path)
 
     def save(self, what: Any, path: Any, how: str, call: Callable[[], Any]) -> Any:
         """Call, and note before and after what is saved where."""
@@ -47,6 +54,8 @@ class _Saves:
             )
             try:
                 result = call()
+                if is_limited and hasattr(path, "flush"):
+                    path.flush()
             finally:
                 if is_limited:
                     listener.strikes.unlimit()
@@ -59,11 +68,15 @@ class _Saves:
         if self._listener.plan.tells_places:
             self._listener.record.event("place", names=[path], frames=frames_of_job())
         facts = {"path": path, "how": how, "step": self._listener.taken, "rank": self._listener.rank()}
-        self._listener.record.event("save", **facts, resumable=_may_be_resumed(what, how), content=_content(what))
+        self._listener.record.event("save", **facts, **self._told(what, how))
 
     def _note_in_memory(self, what: Any) -> None:
-        how = "torch.save in memory"
-        self._listener.on_saved_in_memory({"resumable": _may_be_resumed(what, how), "content": _content(what)})
+        self._listener.on_saved_in_memory(self._told(what, "torch.save in memory"))
+
+    def _told(self, what: Any, how: str) -> dict[str, Any]:
+        """What is said of what is saved: the digests of its tensors also say which step it is of."""
+        tensors = list(tensors_in(what))
+        return {"resumable": may_be_resumed(what, how, tensors), "content": self._listener.digests(tensors)}
 
     def _done(self, result: Any, path: str, how: str) -> None:
         """Say when the file is there: now, or when a save in the background is over."""
@@ -72,7 +85,7 @@ class _Saves:
 
         def done(ended: Any = None) -> None:
             failed = ended is not None and ended.exception() is not None
-            size = os.path.getsize(path) if os.path.isfile(path) else None  # noqa: PTH113, PTH202
+            size = file_size(path, listener.rank())
             listener.record.event(
                 "saved", path=path, how=how, step=step, rank=listener.rank(), size=size, failed=failed
             )
@@ -94,50 +107,32 @@ class _Saves:
         return result
 
 
+def file_size(path: str, rank: int) -> int | None:
+    """Of a file; of a folder that ranks write to, that of the largest file of this rank; in bytes."""
+    if not os.path.isdir(path):  # noqa: PTH112
+        return os.path.getsize(path) if os.path.isfile(path) else None  # noqa: PTH113, PTH202
+    files = [entry for entry in os.scandir(path) if entry.is_file()]
+    own = [entry for entry in files if entry.name.startswith(f"__{rank}_")]
+    return max((entry.stat().st_size for entry in own or files), default=None)
+
+
 def _path(place: Any) -> str | None:
     """The absolute path of what is written or read; None where that is not known."""
-    if hasattr(place, "name") and not isinstance(place, (str, os.PathLike)):
-        place = place.name
-    if isinstance(place, (str, os.PathLike)):
-        return os.path.abspath(os.fspath(place))  # noqa: PTH100
-    return None
+    if not isinstance(place, (str, os.PathLike)):
+        place = _opened(place)
+    return None if place is None else os.path.abspath(os.fspath(place))  # noqa: PTH100
 
 
-def _may_be_resumed(what: Any, how: str) -> bool:
-    """Whether it may be more than weights alone (a best model, an export), which are nothing to go on from."""
-    import torch
-
-    is_flat = isinstance(what, dict) and all(isinstance(value, torch.Tensor) for value in what.values())
-    if how.startswith("safetensors"):
-        return False
-    return not is_flat or how.startswith("dcp")
-
-
-def _content(what: Any) -> str:
-    """The digests of all tensors in it, one after the other: they say which step it is of."""
-    from _ckptrun_probe.digest import digests_of
-
-    tensors: list[Any] = []
-    _collect(what, tensors, 0)
-    return digests_of(tensors) if tensors else ""
-
-
-def _collect(value: Any, tensors: list[Any], depth: int) -> None:
-    import torch
-
-    if depth > _DEEPEST:
-        return
-    if isinstance(value, torch.Tensor):
-        tensors.append(value)
-    elif isinstance(value, dict):
-        for inner in value.values():
-            _collect(inner, tensors, depth + 1)
-    elif isinstance(value, (list, tuple)):
-        for inner in value[:10_000]:
-            _collect(inner, tensors, depth + 1)
-    elif hasattr(value, "state_dict") and callable(value.state_dict) and hasattr(value, "parameters"):
-        # A whole module.
-        tensors.extend(value.parameters())
+def _opened(file: Any) -> str | None:
+    """The path of an open file; one that was opened by its number has no name but that."""
+    name = getattr(file, "name", None)
+    if isinstance(name, str):
+        return name
+    try:
+        path = os.readlink(f"/proc/self/fd/{file.fileno()}")  # noqa: PTH115
+    except Exception:  # noqa: BLE001  # what is no file says so in its own way
+        return None
+    return path if os.path.isfile(path) else None  # noqa: PTH113
 
 
 def save_hooks(listener: Any) -> dict[str, Callable[[ModuleType], None]]:
@@ -145,7 +140,10 @@ def save_hooks(listener: Any) -> dict[str, Callable[[ModuleType], None]]:
     saves = _Saves(listener)
     return {
         "torch.serialization": functools.partial(_hook_torch, saves),
+        "safetensors": functools.partial(_hook_safe_open, saves),
         "safetensors.torch": functools.partial(_hook_safetensors, saves),
+        "numpy": functools.partial(_hook_numpy, saves),
+        "pickle": functools.partial(_hook_pickle, saves),
         "torch.distributed.checkpoint.state_dict_saver": functools.partial(_hook_dcp_saver, saves),
         "torch.distributed.checkpoint.state_dict_loader": functools.partial(_hook_dcp_loader, saves),
     }
@@ -178,6 +176,67 @@ def _hook_safetensors(saves: _Saves, module: ModuleType) -> None:
         return saves.load(filename, "safetensors.load_file", lambda: load(filename, *arguments, **options))
 
     module.save_file, module.load_file = saving, loading  # type: ignore[attr-defined]
+
+
+def _hook_safe_open(saves: _Saves, module: ModuleType) -> None:
+    original = module.safe_open
+
+    @functools.wraps(original)
+    def safe_open(filename: Any, *arguments: Any, **options: Any) -> Any:
+        return saves.load(filename, "safetensors.safe_open", lambda: original(filename, *arguments, **options))
+
+    module.safe_open = safe_open  # type: ignore[attr-defined]
+
+
+def _hook_numpy(saves: _Saves, module: ModuleType) -> None:
+    """What is in the folder of the job; a process without torch has nothing to do with it."""
+    load = module.load
+
+    def wrapped(name: str) -> Callable[..., Any]:
+        original = getattr(module, name)
+
+        @functools.wraps(original)
+        def saving(file: Any, *arrays: Any, **named: Any) -> Any:
+            def call() -> Any:
+                return original(file, *arrays, **named)
+
+            place = f"{file}.npz" if isinstance(file, (str, os.PathLike)) and not str(file).endswith(".npz") else file
+            what = {**{f"arr_{index}": one for index, one in enumerate(arrays)}, **named}
+            return saves.save(what, place, f"numpy.{name}", call) if saves.concerns(place) else call()
+
+        return saving
+
+    @functools.wraps(load)
+    def loading(file: Any, *arguments: Any, **options: Any) -> Any:
+        def call() -> Any:
+            return load(file, *arguments, **options)
+
+        return saves.load(file, "numpy.load", call) if saves.concerns(file) else call()
+
+    for name in ("savez", "savez_compressed"):
+        setattr(module, name, wrapped(name))
+    module.load = loading  # type: ignore[attr-defined]
+
+
+def _hook_pickle(saves: _Saves, module: ModuleType) -> None:
+    """The same of what is pickled."""
+    dump, load = module.dump, module.load
+
+    @functools.wraps(dump)
+    def dumping(obj: Any, file: Any, *arguments: Any, **options: Any) -> Any:
+        def call() -> Any:
+            return dump(obj, file, *arguments, **options)
+
+        return saves.save(obj, file, "pickle.dump", call) if saves.concerns(file) else call()
+
+    @functools.wraps(load)
+    def loading(file: Any, *arguments: Any, **options: Any) -> Any:
+        def call() -> Any:
+            return load(file, *arguments, **options)
+
+        return saves.load(file, "pickle.load", call) if saves.concerns(file) else call()
+
+    module.dump, module.load = dumping, loading  # type: ignore[attr-defined]
 
 
 def _hook_dcp_saver(saves: _Saves, module: ModuleType) -> None:

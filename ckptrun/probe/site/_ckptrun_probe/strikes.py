@@ -14,6 +14,8 @@ __all__ = ["Strikes", "Struck"]
 
 _SIGNALS = {"sigkill": signal.SIGKILL, "sigterm": signal.SIGTERM, "sigint": signal.SIGINT, "sigstop": signal.SIGSTOP}
 
+_OF_FILES = ("at_request", "writing", "before_commit", "removing")
+
 
 class Struck(RuntimeError):
     """Raised by a planned fault of the kind ``exception``."""
@@ -29,6 +31,8 @@ class Strikes:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._left = list(plan.faults)
+        self._begun: dict[int, int] = {}
+        """Step -> how many of its files have been begun."""
 
     def at(self, point: str, *, step: int, rank: int) -> None:
         """The job comes by a point: fail, if that is planned."""
@@ -43,8 +47,10 @@ class Strikes:
             Whether it will; then :meth:`unlimit` must be called when the file is written.
         """
         relative = os.path.relpath(path, self._plan.output)
+        begun = self._begun[step] = self._begun.get(step, -1) + 1
         for fault in self._planned("writing", step, rank):
-            size = fault.sizes.get(relative)
+            # Names may be drawn anew each time: then it is the file that has its place.
+            size = fault.sizes.get(relative, fault.size_at(rank, begun))
             if size is None or not self._note(fault, step, rank):
                 continue
             # No handler and no core: the process is gone within the write call that passes the limit.
@@ -64,7 +70,7 @@ class Strikes:
         return [
             fault
             for fault in self._left
-            if fault.point == point and rank in fault.ranks and fault.step in (None, step) and self._is_next(fault)
+            if fault.point == point and rank in fault.ranks and _is_due(fault, step) and self._is_next(fault)
         ]
 
     def _is_next(self, fault: Fault) -> bool:
@@ -100,3 +106,8 @@ class Strikes:
                 time.sleep(3600)
         else:
             raise ValueError(fault.kind)
+
+
+def _is_due(fault: Fault, step: int) -> bool:
+    """Whether it strikes at a step; what happens to files may happen in the background, some steps later."""
+    return fault.step is None or (step >= fault.step if fault.point in _OF_FILES else step == fault.step)

@@ -1,0 +1,64 @@
+"""What a job writes besides what the probe sees of it at each step: averages, teachers, running statistics of its own.
+
+A tensor in a file that a job saves, which is no parameter, moment or buffer as they were then, is compared with what
+the reference wrote there after the same step. What the first start, which had loaded nothing, wrote otherwise too (a
+time, a number of the process) does not repeat itself, and is left out. Torch-free.
+"""
+
+import re
+from collections.abc import Collection, Mapping
+
+from ckptrun.foreign.alignment import state_at
+from ckptrun.foreign.checkpoints import file_in_the_end, step_of
+from ckptrun.foreign.records import HeardRank
+
+__all__ = ["WRITTEN", "Written", "blame_of", "not_repeated", "of_its_own", "written_by"]
+
+WRITTEN = "written."
+"""What names of such leaves begin with."""
+
+Written = Mapping[int, Mapping[str, str]]
+"""Step -> leaf -> digest."""
+
+
+def written_by(rank: HeardRank, *, first_step: int) -> Written:
+    """What a rank wrote after each step: all tensors, by where they are in which file."""
+    found: dict[int, dict[str, str]] = {}
+    for save in rank.saves:
+        step = step_of(save, rank)
+        if step > 0 and save.is_done:
+            # A flat one is weights.
+            top = "" if save.is_resumable else "model."
+            file = re.sub(r"\d+", "#", file_in_the_end(save.path, rank.renames).name)
+            named = {f"{WRITTEN}{top}{key} in {file}": digest for key, digest in save.content.items()}
+            found.setdefault(first_step + step, {}).update(named)
+    return found
+
+
+def of_its_own(written: Written, rank: HeardRank) -> Written:
+    """What of it the probe has not seen otherwise; ``rank`` is that of a start from the beginning."""
+    found = {}
+    for step, leaves in written.items():
+        seen = _seen(rank, step)
+        found[step] = {leaf: digest for leaf, digest in leaves.items() if digest not in seen}
+    return found
+
+
+def not_repeated(one: Written, other: Written) -> set[str]:
+    """Leaves that two runs, to which nothing had happened yet, have written otherwise after the same step."""
+    return {
+        leaf
+        for step in one.keys() & other.keys()
+        for leaf in one[step].keys() & other[step].keys()
+        if one[step][leaf] != other[step][leaf]
+    }
+
+
+def blame_of(leaf: str) -> str:
+    """What the job itself calls the part of a checkpoint that a leaf belongs to."""
+    return leaf.removeprefix(WRITTEN).partition(".")[0].partition(" in ")[0]
+
+
+def _seen(rank: HeardRank, step: int) -> Collection[str]:
+    known = set((state_at(rank, step) or {}).values())
+    return known | set(rank.steps[step].before.values()) if step < len(rank.steps) else known
