@@ -239,6 +239,12 @@ def test_a_parameter_that_no_module_has_is_named_by_its_place(pieces):
     assert list(pieces["unnamed"].heard.ranks[0].steps[0].after) == ["model.parameter[0]"]
 
 
+def test_moments_in_lists_are_moments(pieces):
+    first, second = pieces["closure"].heard.ranks[0].steps
+    assert "optimizer.weight.old_dirs.0" in first.moments
+    assert first.moments["optimizer.weight.old_dirs.0"] != second.moments["optimizer.weight.d"]
+
+
 @pytest.mark.parametrize(("piece", "losses"), [("closure", [3, 1]), ("accumulation", [3, 3])])
 def test_several_backward_passes_are_one_step(pieces, piece, losses):
     (rank,) = pieces[piece].heard.ranks

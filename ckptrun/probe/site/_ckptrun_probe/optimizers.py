@@ -11,6 +11,7 @@ from _ckptrun_probe.names import Names, find_names
 __all__ = ["Stepped", "gradients", "moments", "options"]
 
 _NOT_OPTIONS = ("params", "initial_lr")
+_DEEPEST = 4
 
 
 class Stepped:
@@ -84,14 +85,21 @@ def gradients(optimizer: Any, names: Names) -> Iterator[tuple[str, Any]]:
 
 
 def moments(optimizer: Any, names: Names, prefix: str) -> Iterator[tuple[str, Any]]:
-    """``<prefix>.<parameter>.<moment>`` and its value: a tensor, or a number."""
-    import torch
-
+    """``<prefix>.<parameter>.<moment>`` and its value: a tensor, or a number; those within lists and dicts too."""
     for name, parameter in _named(optimizer, names):
         state = optimizer.state.get(parameter) if hasattr(optimizer.state, "get") else None
-        for key, value in state.items() if isinstance(state, dict) else ():
-            if isinstance(value, torch.Tensor) or _is_plain(value):
-                yield f"{prefix}.{name}.{key}", value
+        if isinstance(state, dict):
+            yield from _values(state, f"{prefix}.{name}", 0)
+
+
+def _values(value: Any, name: str, depth: int) -> Iterator[tuple[str, Any]]:
+    import torch
+
+    if isinstance(value, torch.Tensor) or _is_plain(value):
+        yield name, value
+    elif isinstance(value, (dict, list, tuple)) and depth < _DEEPEST:
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _values(inner, f"{name}.{key}", depth + 1)
 
 
 def options(optimizer: Any, prefix: str, schedule: str) -> Iterator[tuple[str, str]]:
