@@ -48,6 +48,10 @@ _ADVICE_ON_COMPONENTS = {
         "Random streams were not saved or not put back, or something draws between the load and the first step: "
         "seed_everything(), set_seed(), a loader's iterator, a sampler, skipped batches that augment."
     ),
+    "progress": (
+        "The resumed job ends elsewhere: look at how many steps or epochs it takes to be left, above all where the "
+        "checkpoint is the last of an epoch, and at a loader whose state is that of its end."
+    ),
     "data": (
         "The resumed epoch has another order, another place, or is augmented anew: look at the sampler's seed and "
         "epoch, at how batches are skipped, and at what is drawn while they are."
@@ -95,7 +99,7 @@ def judge_command(
     checks = [check_faults(material.planned, material.fired)] if material.planned else []
     checks += check_finite(read_lines(ledger_file(reference, 0)))
     checks.append(check_observed(facts))
-    checks += _failed(material)
+    checks += _failed(material, facts)
     checks.append(check_lost_work(starts, facts))
     found = compare_ledgers(reference, run, ranks=material.run.ranks)
     resumed_at = next((start.step for start in starts if start.resumed_from is not None), steps)
@@ -137,7 +141,12 @@ def _advice(verdict: Verdict) -> str:
     """What usually causes it, and where to look in a job that is not ours."""
     if verdict.status is Status.different:
         decided = verdict.reason.partition(":")[0]
-        return _ADVICE_ON_CHECKS.get(decided) or _ADVICE_ON_COMPONENTS.get(verdict.blame or "", _ADVICE)
+        of_component = _ADVICE_ON_COMPONENTS.get(verdict.blame or "", _ADVICE)
+        return (
+            of_component
+            if (decided, verdict.blame) == ("resume", "progress")
+            else _ADVICE_ON_CHECKS.get(decided, of_component)
+        )
     return _ADVICE_ON_DETERMINISM if "not deterministic" in verdict.reason else verdict.advice
 
 
@@ -161,16 +170,23 @@ def _loaded(starts: Sequence[Start]) -> Check:
     )
 
 
-def _failed(material: Material) -> list[Check]:
-    """A resume that ends in an error."""
+def _failed(material: Material, facts: Sequence[StartFacts]) -> list[Check]:
+    """A resume that ends in an error, or before it is done."""
     start = material.failure
     if start is None:
         return []
-    text = start.failure.text if start.failure is not None else "it ended with exit code 0 before it was done"
-    first = Difference(step=start.step or None, expected="a run that goes on", got=text)
     # The one that only loads the end: a job that is killed after its last save is started there too.
     at_end = f", which began at the end of the job (step {start.step})," if start.step == material.subject.steps else ""
-    detail = f"start {start.index + 1}{at_end} could not go on: {text}"
+    which = f"start {start.index + 1}{at_end}"
+    if start.failure is not None:
+        text = start.failure.text
+        first = Difference(step=start.step or None, expected="a run that goes on", got=text)
+        detail = f"{which} could not go on: {text}"
+    else:
+        wanted = material.subject.steps
+        taken = sum((one.aligned.step + one.steps for one in facts[start.index : start.index + 1]), 0)
+        first = Difference(step=taken or None, leaf="step", component="progress", expected=wanted, got=taken)
+        detail = f"{which} ended with exit code 0 after step {taken}, where the reference goes on to step {wanted}"
     return [Check(name="resume", status=Status.different, detail=detail, first_difference=first, start=start.index)]
 
 

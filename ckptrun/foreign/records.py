@@ -126,6 +126,8 @@ class Heard:
     exceptions: Sequence[str]
     errors: Sequence[str]
     """What went wrong in the probe itself."""
+    interpreters: Sequence[str] = ()
+    """What ran them, each once, in words."""
     by_update: bool = False
     """Whether every update was counted as a step."""
 
@@ -160,22 +162,25 @@ def read_heard(folder: Path, *, by_update: bool = False) -> list[Heard]:
     generations: list[dict[int, HeardRank]] = []
     exceptions: list[str] = []
     errors: list[str] = []
+    interpreters: dict[str, None] = {}
     processes = 0
     for file in sorted(folder.glob("*.jsonl")):
         process = _Process(file, by_update=by_update)
         processes += 1
         errors += process.errors
+        interpreters |= dict.fromkeys(process.interpreters)
         exceptions += [process.heard.exception] if process.heard.exception else []
         if process.heard.steps or process.heard.saves or process.heard.loads:
             _place(generations, process.heard)
     if not generations:
-        return [Heard(ranks=(), processes=processes, exceptions=exceptions, errors=errors, by_update=by_update)]
+        generations.append({})
     return [
         Heard(
             ranks=[ranks[number] for number in sorted(ranks)],
             processes=processes,
             exceptions=exceptions,
             errors=errors,
+            interpreters=tuple(interpreters),
             by_update=by_update,
         )
         for ranks in generations
@@ -205,6 +210,7 @@ class _Process:
         self._updates = 0
         self.heard = HeardRank(rank=0, ranks=1)
         self.errors: list[str] = []
+        self.interpreters: list[str] = []
         self._tables: dict[int, Sequence[str]] = {}
         self._waiting: dict[str, Save] = {}
         for event in _events(file):
@@ -214,6 +220,7 @@ class _Process:
         if "rank" in event:
             self.heard.rank = event["rank"]
         hear = {
+            "process": self._process,
             "names": self._names,
             "update": self._update,
             "save": self._save,
@@ -232,6 +239,9 @@ class _Process:
     def _step(self, event: Mapping[str, Any]) -> int:
         """How many steps the process had taken."""
         return self._updates if self._by_update else int(event["step"])
+
+    def _process(self, event: Mapping[str, Any]) -> None:
+        self.interpreters.append(event["python"])
 
     def _names(self, event: Mapping[str, Any]) -> None:
         self._tables[event["table"]] = event["names"]

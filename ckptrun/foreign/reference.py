@@ -3,6 +3,7 @@
 Torch-free.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,6 +48,8 @@ def words_of_end(heard: Heard, end: CommandEnd, log: Path, job: JobConfig) -> st
     said = heard.exceptions[0] if heard.exceptions else ""
     lines = last_lines(log)
     text += f": {said}" if said else ""
+    if said.startswith(("ModuleNotFoundError", "ImportError")) and heard.interpreters:
+        text += f". It was run by {' and '.join(heard.interpreters)}; ckptrun itself runs in {sys.executable}"
     return text + (f"; the end of its log:\n{lines}" if lines and not said else "")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ckptrun.evidence.run_folder import ledger_file
-from ckptrun.evidence.starts import Start
+from ckptrun.evidence.starts import Failure, Start
 from ckptrun.evidence.verdict import Check, Status, Verdict
 from ckptrun.files import append_line
 from ckptrun.foreign.alignment import Aligned
@@ -51,6 +51,7 @@ class Case:
         self.loaded = LOADED
         self.errors: list[str] = []
         self.failure: Start | None = None
+        self.taken = 4
         self.lines("reference", range(1, STEPS + 1))
 
     def lines(self, name: str, steps: range, start: int = 0, changed: dict[int, dict[str, Any]] | None = None) -> Path:
@@ -72,7 +73,9 @@ class Case:
         ]
         facts = [
             StartFacts(aligned=Aligned(step=0, how="beginning"), newest_before=None, steps=3, errors=self.errors),
-            StartFacts(aligned=Aligned(step=self.resumed_at, how="state"), newest_before=saved, steps=4, errors=()),
+            StartFacts(
+                aligned=Aligned(step=self.resumed_at, how="state"), newest_before=saved, steps=self.taken, errors=()
+            ),
         ]
         material = Material(
             subject=self.job,  # type: ignore[arg-type]
@@ -169,10 +172,17 @@ def test_a_later_start_that_fails_hides_no_cause(case):
 
 
 def test_a_start_from_the_end_that_fails_is_told_so(case):
-    case.failure = Start(index=2, step=STEPS)
-    assert case.judge().reason.startswith(
-        "resume: start 3, which began at the end of the job (step 6), could not go on"
-    )
+    case.failure = Start(index=2, step=STEPS, failure=Failure(rank=0, text="KeyError: 'w'"))
+    said = "resume: start 3, which began at the end of the job (step 6), could not go on: KeyError"
+    assert case.judge().reason.startswith(said)
+
+
+def test_a_start_that_ends_too_early_is_told_with_both_steps(case):
+    case.failure, case.taken = Start(index=1, step=2), 3
+    verdict = case.judge()
+    said = "resume: start 2 ended with exit code 0 after step 5, where the reference goes on to step 6"
+    assert (verdict.reason, verdict.blame) == (said, "progress")
+    assert verdict.advice.startswith("The resumed job ends elsewhere")
 
 
 def test_a_stream_that_is_elsewhere_and_changes_nothing_is_no_difference(case):

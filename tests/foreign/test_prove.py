@@ -168,6 +168,7 @@ def test_a_save_in_place_does_not(tmp_path, monkeypatch):
             1,
             "AttributeError: module 'collections' has no attribute 'nothing'",
         ),
+        ("import nothing.at.all", 1, f"It was run by {sys.executable} (Python 3"),
         ("print('done')", 2, "no process of it has used torch where ckptrun could hear it"),
     ],
 )

@@ -41,7 +41,7 @@ class Record:
                 os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC,
                 0o666,
             )
-            self._write({"event": "process", "pid": os.getpid(), "python": sys.version.split()[0], **_who()})
+            self._write({"event": "process", "pid": os.getpid(), "python": _interpreter(), **_who()})
         self._write({"event": kind, **facts})
 
     def _write(self, facts: dict[str, Any]) -> None:
@@ -55,6 +55,10 @@ class Record:
                 self.event("probe_error", where=where, text=traceback.format_exc(limit=8))
             except OSError:
                 return
+
+
+def _interpreter() -> str:
+    return f"{sys.executable} (Python {sys.version.split()[0]})"
 
 
 def _who() -> dict[str, Any]:
