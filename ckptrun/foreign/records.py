@@ -60,6 +60,8 @@ class Save:
     """Whether it looks like more than weights alone."""
     content: Mapping[str, str] = field(default_factory=dict)
     """Digests of the tensors in it, by where they are."""
+    in_background: bool = False
+    """Whether a thread of its own wrote it, perhaps some steps later."""
     is_done: bool = False
     size: int | None = None
     is_followed: bool = False
@@ -256,6 +258,7 @@ class _Process:
             step=self._step(event),
             is_resumable=event["resumable"],
             content=self._named(event, "content"),
+            in_background=event.get("background", False),
         )
         self._waiting[event["path"]] = save
         self.heard.saves.append(save)

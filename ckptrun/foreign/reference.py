@@ -50,6 +50,8 @@ def words_of_end(heard: Heard, end: CommandEnd, log: Path, job: JobConfig) -> st
     text += f": {said}" if said else ""
     if said.startswith(("ModuleNotFoundError", "ImportError")) and heard.interpreters:
         text += f". It was run by {' and '.join(heard.interpreters)}; ckptrun itself runs in {sys.executable}"
+    if said.startswith("EOFError") or "Inappropriate ioctl" in said:
+        text += ". The command of a proof has no terminal, and nothing to read from its input"
     return text + (f"; the end of its log:\n{lines}" if lines and not said else "")
 
 
@@ -58,8 +60,8 @@ def _takes_no_step(heard: Heard) -> str:
     if not heard.processes:
         return (
             "The command ended with exit code 0, and no process of it has used torch where ckptrun could hear it. It "
-            "listens through PYTHONPATH and sitecustomize: does the command replace PYTHONPATH, or start Python with "
-            "-I, -E or -S? Does it train with torch at all?"
+            "listens through PYTHONPATH and sitecustomize: does a shell script replace PYTHONPATH (let it say "
+            "PYTHONPATH=folder:$PYTHONPATH), or start Python with -I, -E or -S? Does it train with torch at all?"
         )
     return (
         "The command ended with exit code 0 and has taken no optimizer step: there is nothing to prove. Let it train, "

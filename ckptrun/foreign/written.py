@@ -6,7 +6,7 @@ time, a number of the process) does not repeat itself, and is left out. Torch-fr
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from ckptrun.foreign.alignment import state_at
 from ckptrun.foreign.checkpoints import file_in_the_end, step_of
@@ -26,7 +26,9 @@ def written_by(rank: HeardRank, *, first_step: int) -> Written:
     found: dict[int, dict[str, str]] = {}
     for save in rank.saves:
         step = step_of(save, rank)
-        if step > 0 and save.is_done:
+        # Of what is written in the background it must be known from its content which step it is of.
+        is_known = not save.in_background or bool(_seen(rank, step) & set(save.content.values()))
+        if step > 0 and save.is_done and is_known:
             # A flat one is weights.
             top = "" if save.is_resumable else "model."
             file = re.sub(r"\d+", "#", file_in_the_end(save.path, rank.renames).name)
@@ -59,6 +61,6 @@ def blame_of(leaf: str) -> str:
     return leaf.removeprefix(WRITTEN).partition(".")[0].partition(" in ")[0]
 
 
-def _seen(rank: HeardRank, step: int) -> Collection[str]:
+def _seen(rank: HeardRank, step: int) -> set[str]:
     known = set((state_at(rank, step) or {}).values())
     return known | set(rank.steps[step].before.values()) if step < len(rank.steps) else known

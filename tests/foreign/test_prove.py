@@ -169,6 +169,7 @@ def test_a_save_in_place_does_not(tmp_path, monkeypatch):
             "AttributeError: module 'collections' has no attribute 'nothing'",
         ),
         ("import nothing.at.all", 1, f"It was run by {sys.executable} (Python 3"),
+        ("input('go on? ')", 1, "has no terminal, and nothing to read from its input"),
         ("print('done')", 2, "no process of it has used torch where ckptrun could hear it"),
     ],
 )

@@ -33,6 +33,14 @@ def test_what_the_probe_does_not_see_otherwise_is_left():
     }
 
 
+def test_what_is_written_in_the_background_must_say_which_step_it_is_of():
+    known, unknown = rank_of(CONTENT), rank_of({"ema.w": "e2"})
+    for rank in (known, unknown):
+        rank.saves[0].in_background = True
+    assert list(written_by(known, first_step=0)) == [2]
+    assert written_by(unknown, first_step=0) == {}
+
+
 def test_steps_are_those_of_all_starts():
     assert list(written_by(rank_of(CONTENT), first_step=4)) == [6]
 

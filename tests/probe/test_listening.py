@@ -230,6 +230,20 @@ def test_a_child_of_a_child_is_heard(tmp_path):
     assert heard.steps == 1
 
 
+@pytest.mark.parametrize("environment", ["{'PATH': os.environ['PATH']}", "{**os.environ, 'PYTHONPATH': '/elsewhere'}"])
+def test_a_child_with_an_environment_of_its_own_is_heard(environment, tmp_path):
+    child = (
+        "import sys; from _ckptrun_probe import listen; listen._listener.record.event('end', step=0); print(sys.path)"
+    )
+    code = (
+        f"import os, subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], env={environment}, check=True)"
+    )
+    ended = listen(write_plan(tmp_path), sys.executable, "-c", code)
+    assert ended.returncode == 0, ended.stderr
+    assert ("/elsewhere" in ended.stdout) is ("/elsewhere" in environment)
+    assert len(list((tmp_path / "records").iterdir())) == 1
+
+
 def test_a_proof_that_is_over_disturbs_nobody(tmp_path):
     ended = listen(tmp_path / "gone.json", sys.executable, "-c", "print('fine')")
     assert (ended.stdout, ended.stderr) == ("fine\n", "")

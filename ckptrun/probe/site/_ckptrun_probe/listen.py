@@ -428,10 +428,12 @@ def begin(path: str) -> None:
         "torch.nn.modules.module": listener.watch.hook_modules,
     }
     from _ckptrun_probe.batches import batch_hooks
+    from _ckptrun_probe.children import hook_children
     from _ckptrun_probe.files import watch_files
     from _ckptrun_probe.saves import save_hooks
     from _ckptrun_probe.trainers import trainer_hooks
 
+    calls["subprocess"] = functools.partial(hook_children, path)
     calls.update(batch_hooks(listener))
     calls.update(save_hooks(listener))
     calls.update(trainer_hooks(listener))

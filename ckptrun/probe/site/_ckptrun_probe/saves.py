@@ -68,7 +68,8 @@ class _Saves:
         if self._listener.plan.tells_places:
             self._listener.record.event("place", names=[path], frames=frames_of_job())
         facts = {"path": path, "how": how, "step": self._listener.taken, "rank": self._listener.rank()}
-        self._listener.record.event("save", **facts, **self._told(what, how))
+        in_background = threading.current_thread() is not threading.main_thread()
+        self._listener.record.event("save", **facts, **self._told(what, how), background=in_background)
 
     def _note_in_memory(self, what: Any) -> None:
         self._listener.on_saved_in_memory(self._told(what, "torch.save in memory"))
