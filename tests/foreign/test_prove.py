@@ -80,6 +80,16 @@ PLANTED = {
         "trajectory",
         None,
     ),
+    "an epoch too few": (
+        [
+            (
+                '        torch.set_rng_state(state["rng"])\n',
+                '        torch.set_rng_state(state["rng"])\n        options.epochs -= 1\n',
+            )
+        ],
+        "resume",
+        "progress",
+    ),
     "a resume that fails": (
         [("        state = torch.load(", "        raise KeyError('gone')\n        state = torch.load(")],
         "resume",
