@@ -57,6 +57,9 @@ def align(start: Heard, sources: Sequence["Source"], *, newest: int) -> Aligned:
     counters = [counter for rank in start.ranks for counter in rank.counters]
     counted = counters[-1] if counters else None
     by_state = next((found for found in (_by_state(start, source) for source in sources) if found), {})
+    if newest and newest not in by_state and _has_moments(start, sources, newest):
+        # The parameters are of another step, or of none: that the newest checkpoint was loaded is known by the rest.
+        return Aligned(step=newest, how="state")
     if by_state:
         step = _likeliest(by_state, counted=counted[1] if counted else None, newest=newest)
         contradiction = ""
@@ -66,6 +69,25 @@ def align(start: Heard, sources: Sequence["Source"], *, newest: int) -> Aligned:
     if counted is not None:
         return Aligned(step=max(0, counted[1]), how="counter")
     return Aligned(step=newest, how="save") if newest else Aligned(step=0, how="beginning")
+
+
+def _has_moments(start: Heard, sources: Sequence["Source"], step: int) -> bool:
+    """Whether every rank began with all moments that it had after ``step``, and only then."""
+    return any(
+        all(_has_moments_of(rank, source, step) for rank in start.ranks if rank.steps)
+        for source in sources
+        if start.steps
+    )
+
+
+def _has_moments_of(rank: HeardRank, source: "Source", step: int) -> bool:
+    there = next((one for one in source.heard.ranks if one.rank == rank.rank), None)
+    index = step - source.first_step
+    if there is None or not 0 < index <= len(there.steps):
+        return False
+    held = moments_before(rank)
+    known, before = moments_at(there, index), moments_at(there, index - 1)
+    return bool(held) and held == known and held != before
 
 
 def _likeliest(found: Mapping[int, int], *, counted: int | None, newest: int) -> int:

@@ -99,7 +99,8 @@ def judge_command(
     checks = [check_faults(material.planned, material.fired)] if material.planned else []
     checks += check_finite(read_lines(ledger_file(reference, 0)))
     checks.append(check_observed(facts))
-    checks += _failed(material, facts)
+    failed = _failed(material, facts)
+    checks += [check for check in failed if check.blame is None]
     checks.append(check_lost_work(starts, facts))
     found = compare_ledgers(reference, run, ranks=material.run.ranks)
     resumed_at = next((start.step for start in starts if start.resumed_from is not None), steps)
@@ -120,6 +121,8 @@ def judge_command(
         known = [c for c in checks if c.status is Status.different and (c.start is None or c.start <= last)]
         explained = trajectory if known else _explained(trajectory, found, reference, run, operation)
         checks += [loaded, explained]
+    # What a start did wrong before it ended too early is why it did.
+    checks += [check for check in failed if check.blame is not None]
     if material.failure is None:
         checks.append(check_second_resume(starts, checks))
     verdict = verdict_of(checks, moment_of=lambda check: check.start if check.start is not None else len(starts))
@@ -187,7 +190,16 @@ def _failed(material: Material, facts: Sequence[StartFacts]) -> list[Check]:
         taken = sum((one.aligned.step + one.steps for one in facts[start.index : start.index + 1]), 0)
         first = Difference(step=taken or None, leaf="step", component="progress", expected=wanted, got=taken)
         detail = f"{which} ended with exit code 0 after step {taken}, where the reference goes on to step {wanted}"
-    return [Check(name="resume", status=Status.different, detail=detail, first_difference=first, start=start.index)]
+    return [
+        Check(
+            name="resume",
+            status=Status.different,
+            detail=detail,
+            first_difference=first,
+            blame=first.component,
+            start=start.index,
+        )
+    ]
 
 
 def check_observed(facts: Sequence[StartFacts]) -> Check:

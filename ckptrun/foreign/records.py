@@ -308,7 +308,7 @@ class _Process:
         self._updates += 1
         number = self._step(event)
         heard.is_saved_within = heard.is_saved_within or any(
-            save.step == number and save.is_resumable for save in heard.saves[-1:]
+            save.step == number and save.is_resumable and not save.in_background for save in heard.saves[-1:]
         )
         heard.signs |= {event["optimizer"]: event["sign"]} if "sign" in event else {}
         if not heard.steps or heard.steps[-1].number != number:

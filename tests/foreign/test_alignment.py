@@ -71,6 +71,16 @@ def test_without_moments_the_counter_decides_and_then_the_newest_save():
     assert align(heard_of([first]), [source], newest=2).step == 2
 
 
+def test_the_newest_checkpoint_with_weights_of_an_older_one_was_loaded_all_the_same():
+    start = heard_of([step_of(1, 2, moments=4, first=True)])
+    assert align(start, [straight()], newest=4) == Aligned(step=4, how="state")
+    loaded = check_loaded(start, [straight()], Aligned(step=4, how="state"))
+    assert loaded.first_difference.component == "model"
+    # Moments that are of no step say nothing.
+    start = heard_of([step_of(1, 2, moments=99, first=True)])
+    assert align(start, [straight()], newest=4).step == 2
+
+
 def test_a_counter_that_contradicts_the_state_is_told():
     start = heard_of([step_of(1, 4, first=True)], counters=[("a trainer", 3)])
     found = align(start, [straight()], newest=4)

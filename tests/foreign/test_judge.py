@@ -185,6 +185,12 @@ def test_a_start_that_ends_too_early_is_told_with_both_steps(case):
     assert verdict.advice.startswith("The resumed job ends elsewhere")
 
 
+def test_what_a_start_did_wrong_is_why_it_ends_too_early(case):
+    case.failure, case.taken = Start(index=1, step=2), 3
+    case.changed = {3: {"learning_rate": "0x1.0p-4"}}
+    assert case.judge().blame == "schedule"
+
+
 def test_a_stream_that_is_elsewhere_and_changes_nothing_is_no_difference(case):
     case.changed = {step: {"streams": {"torch": "elsewhere"}} for step in range(3, 7)}
     assert statuses(case.judge())["trajectory"] == "equal"

@@ -122,6 +122,16 @@ for i in range(5):
     m(torch.ones(1, 2)).sum().backward(); both[i % 2].step(); m.zero_grad()
     if i == 2: torch.save({'both': [o.state_dict() for o in both]}, 'state.pt')
 """,
+    "background": """
+import threading, torch
+m = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+both = [torch.optim.Adam(m[0].parameters()), torch.optim.SGD(m[1].parameters(), lr=0.1)]
+def save(): torch.save({'both': [o.state_dict() for o in both]}, 'state.pt')
+for i in range(2):
+    m(torch.ones(1, 2)).sum().backward(); both[0].step()
+    thread = threading.Thread(target=save); thread.start(); thread.join()
+    both[1].step(); m.zero_grad()
+""",
     "second_first": """
 import torch
 a, b = torch.nn.Linear(2, 2), torch.nn.Linear(2, 3)
@@ -287,6 +297,9 @@ def test_of_optimizers_that_take_turns_every_update_may_be_a_step(pieces):
 
 def test_optimizers_that_save_in_between_are_not_taken_to_take_turns(pieces):
     assert not pieces["gan"].heard.ranks[0].is_saved_within
+    # Where a thread comes is chance.
+    assert not pieces["background"].heard.ranks[0].is_saved_within
+    assert pieces["background"].heard.ranks[0].saves[0].in_background
 
 
 def test_names_and_places_are_those_of_the_reference_whichever_optimizer_is_stepped_first(pieces, tmp_path):
