@@ -273,7 +273,7 @@ def _explained(check: Check, found: LedgerComparison, reference: Path, run: Path
     blame, why = first.component, ""
     if first.field.startswith(WRITTEN):
         blame = blame_of(first.field)
-        why = "parameters, moments and buffers were the same: it is something else that the job keeps in what it saves"
+        why = "all that the step took was the same: it is something else that the job keeps, or not what is trained"
     elif first.field == "batch":
         why = "the data are at another place, or drawn anew"
     if first.component not in ("schedule", "optimizer", "scaler") and not first.field.startswith(WRITTEN):

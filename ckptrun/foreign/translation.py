@@ -27,7 +27,7 @@ from ckptrun.foreign.alignment import (
 )
 from ckptrun.foreign.checkpoints import SavedStep
 from ckptrun.foreign.records import Heard, HeardRank, HeardStep
-from ckptrun.foreign.written import Written, not_repeated, of_its_own, written_by
+from ckptrun.foreign.written import Written, not_repeated, written_by
 from ckptrun.text import counted
 
 __all__ = ["ToldStart", "check_loaded", "write_events", "write_ledgers"]
@@ -63,15 +63,14 @@ def write_ledgers(
 
 
 def _written(rank: HeardRank, first_step: int, reference: HeardRank | None, first: HeardRank | None) -> Written:
-    """What it wrote that the probe does not see otherwise: compared where both have, and where it repeats itself."""
+    """What it wrote, compared where both have, and where it repeats itself."""
     mine = written_by(rank, first_step=first_step)
     if reference is None:
-        return of_its_own(mine, rank)
-    all_of_it = written_by(reference, first_step=0)
-    theirs = of_its_own(all_of_it, reference)
+        return mine
+    theirs = written_by(reference, first_step=0)
     # What the first start wrote counts as equal: a run that does not repeat itself shows in its steps.
     mine = mine if first is not None else {}
-    apart = not_repeated(all_of_it, written_by(first, first_step=0)) if first is not None else set()
+    apart = not_repeated(theirs, written_by(first, first_step=0)) if first is not None else set()
     return {
         step: {leaf: d if leaf in apart else mine.get(step, {}).get(leaf, d) for leaf, d in leaves.items()}
         for step, leaves in theirs.items()

@@ -1,8 +1,8 @@
-"""What a job writes besides what the probe sees of it at each step: averages, teachers, running statistics of its own.
+"""What a job writes: besides what the probe sees at each step, averages, teachers, running statistics of its own.
 
-A tensor in a file that a job saves, which is no parameter, moment or buffer as they were then, is compared with what
-the reference wrote there after the same step. What the first start, which had loaded nothing, wrote otherwise too (a
-time, a number of the process) does not repeat itself, and is left out. Torch-free.
+Each tensor in a file that a job saves is compared with what the reference wrote there after the same step. What the
+first start, which had loaded nothing, wrote otherwise too (a time, a number of the process) does not repeat itself, and
+is left out. Torch-free.
 """
 
 import re
@@ -12,7 +12,7 @@ from ckptrun.foreign.alignment import state_at
 from ckptrun.foreign.checkpoints import file_in_the_end, step_of
 from ckptrun.foreign.records import HeardRank
 
-__all__ = ["WRITTEN", "Written", "blame_of", "not_repeated", "of_its_own", "written_by"]
+__all__ = ["WRITTEN", "Written", "blame_of", "not_repeated", "written_by"]
 
 WRITTEN = "written."
 """What names of such leaves begin with."""
@@ -27,22 +27,14 @@ def written_by(rank: HeardRank, *, first_step: int) -> Written:
     for save in rank.saves:
         step = step_of(save, rank)
         # Of what is written in the background it must be known from its content which step it is of.
-        is_known = not save.in_background or bool(_seen(rank, step) & set(save.content.values()))
+        state = state_at(rank, step) or {} if save.in_background else {}
+        is_known = not save.in_background or not set(save.content.values()).isdisjoint(state.values())
         if step > 0 and save.is_done and is_known:
             # A flat one is weights.
             top = "" if save.is_resumable else "model."
             file = re.sub(r"\d+", "#", file_in_the_end(save.path, rank.renames).name)
             named = {f"{WRITTEN}{top}{key} in {file}": digest for key, digest in save.content.items()}
             found.setdefault(first_step + step, {}).update(named)
-    return found
-
-
-def of_its_own(written: Written, rank: HeardRank) -> Written:
-    """What of it the probe has not seen otherwise; ``rank`` is that of a start from the beginning."""
-    found = {}
-    for step, leaves in written.items():
-        seen = _seen(rank, step)
-        found[step] = {leaf: digest for leaf, digest in leaves.items() if digest not in seen}
     return found
 
 
@@ -59,8 +51,3 @@ def not_repeated(one: Written, other: Written) -> set[str]:
 def blame_of(leaf: str) -> str:
     """What the job itself calls the part of a checkpoint that a leaf belongs to."""
     return leaf.removeprefix(WRITTEN).partition(".")[0].partition(" in ")[0]
-
-
-def _seen(rank: HeardRank, step: int) -> set[str]:
-    known = set((state_at(rank, step) or {}).values())
-    return known | set(rank.steps[step].before.values()) if step < len(rank.steps) else known

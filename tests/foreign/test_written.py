@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ckptrun.foreign.records import HeardRank, HeardStep, Save
-from ckptrun.foreign.written import blame_of, not_repeated, of_its_own, written_by
+from ckptrun.foreign.written import blame_of, not_repeated, written_by
 
 CONTENT = {"model.w": "w2", "optimizer.0.m": "m2", "ema.w": "e2", "started": "t"}
 
@@ -26,11 +26,10 @@ def rank_of(content: dict[str, str], *, is_resumable: bool = True) -> HeardRank:
     return HeardRank(rank=0, ranks=1, steps=steps, saves=[save], renames=renames)
 
 
-def test_what_the_probe_does_not_see_otherwise_is_left():
-    rank = rank_of(CONTENT)
-    assert of_its_own(written_by(rank, first_step=0), rank) == {
-        2: {"written.ema.w in ckpt-#.pt": "e2", "written.started in ckpt-#.pt": "t"}
-    }
+def test_all_tensors_have_a_name_by_where_they_are_in_which_file():
+    leaves = written_by(rank_of(CONTENT), first_step=0)[2]
+    assert leaves["written.ema.w in ckpt-#.pt"] == "e2"
+    assert set(leaves) == {f"written.{key} in ckpt-#.pt" for key in CONTENT}
 
 
 def test_what_is_written_in_the_background_must_say_which_step_it_is_of():
