@@ -233,8 +233,6 @@ class _Reader:
                 yield from self._mapped(process, call)
             case "copy_file_range" | "sendfile" | "splice" | "ioctl":
                 yield from self._copied(process, call)
-            case "io_uring_setup":
-                self._reading.unknown.add("io_uring")
             case _:
                 yield from self._of_names(process, call)
 

@@ -17,8 +17,7 @@ __all__ = ["CHANGES", "LOOKS", "Call", "path_of", "read_calls", "strace", "strin
 CHANGES = (
     "open,openat,openat2,creat,mkdir,mkdirat,rename,renameat,renameat2,unlink,unlinkat,rmdir,link,linkat,symlink,"
     "symlinkat,write,pwrite64,writev,pwritev,pwritev2,truncate,ftruncate,fallocate,copy_file_range,sendfile,splice,"
-    "fsync,fdatasync,sync,syncfs,lseek,mmap,dup,dup2,dup3,fcntl,chdir,fchdir,clone,clone3,fork,vfork,io_uring_setup,"
-    "ioctl"
+    "fsync,fdatasync,sync,syncfs,lseek,mmap,dup,dup2,dup3,fcntl,chdir,fchdir,clone,clone3,fork,vfork,ioctl"
 )
 """Calls by which files are changed, or that decide where the next one writes."""
 LOOKS = "%file,chdir,fchdir,clone,clone3,fork,vfork"
