@@ -1,14 +1,28 @@
 """What a start looked at in the job's folder: two states that agree on all of that are the same to it. Torch-free."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
-from ckptrun.crash.files import Tree
+from ckptrun.crash.files import Entry, Tree
 from ckptrun.crash.trace import Call, path_of, read_calls, string_of
 
 __all__ = ["Looked", "read_looks"]
 
+_ASKS = (
+    "stat",
+    "lstat",
+    "newfstatat",
+    "statx",
+    "access",
+    "faccessat",
+    "faccessat2",
+    "readlink",
+    "readlinkat",
+    "statfs",
+)
 _CLONES = ("clone", "clone3", "fork", "vfork")
 
 
@@ -17,19 +31,29 @@ class Looked:
     """Paths, relative to the job's folder, that calls of a start have named, whether there was something or not."""
 
     files: set[str] = field(default_factory=set)
+    """What was opened, or done something else with than to ask about it: its bytes count."""
+    asked: set[str] = field(default_factory=set)
+    """What was only asked about: that it is there, what it is, and whether it has no bytes, all of them, or some."""
     folders: set[str] = field(default_factory=set)
     """Folders that were opened to be listed."""
 
-    def seen_in(self, tree: Tree) -> tuple[object, ...]:
-        """Everything that the start has seen of ``tree``, or would have seen there."""
-        paths = self.files | self.folders
+    def seen_in(self, tree: Tree, whole: Tree) -> tuple[object, ...]:
+        """Everything that the start has seen of ``tree``, or would have seen there.
+
+        Args:
+            tree: What lies in the folder.
+            whole: What lies there when the save is over.
+        """
         # Folders on the way may be links.
-        paths |= {parent for path in paths for parent in _parents(path)}
-        paths |= {tree.resolved(path) for path in paths}
+        on_the_way = {parent for path in self.files | self.asked | self.folders for parent in _parents(path)}
+        opened = self.files | {tree.resolved(path) for path in self.files}
+        asked = self.asked | self.folders | on_the_way
+        asked |= {tree.resolved(path) for path in asked}
         folders = self.folders | {tree.resolved(folder) for folder in self.folders}
-        seen: list[object] = [
-            (path, entry.key) for path in sorted(paths) if (entry := tree.entries.get(path)) is not None
-        ]
+        seen: list[object] = [(path, tree.entries[path].key) for path in sorted(opened) if path in tree.entries]
+        for path in sorted(asked - opened):
+            if path in tree.entries:
+                seen.append((path, _answer(tree.entries[path], whole.entries.get(path))))
         for folder in sorted(folders):
             names = tree.names_in(folder)
             kinds = [tree.entries[f"{folder}/{name}" if folder else name].content is None for name in names]
@@ -37,18 +61,19 @@ class Looked:
         return tuple(seen)
 
 
-def read_looks(trace: Path, *, root: Path, cwd: Path) -> Looked:
+def read_looks(traces: Mapping[Path, int], *, root: Path, cwd: Path) -> Looked:
     """Find what a start looked at.
 
     Args:
-        trace: Of the calls that name files.
+        traces: Of the calls that name files -> the byte from which they are of this start.
         root: The job's folder, without links in its path.
         cwd: Where the command was started.
     """
     looked = Looked()
     places: dict[int, str] = {}
     prefix = f"{root}/"
-    for call in read_calls(trace, with_failed=True):
+    calls = (read_calls(trace, with_failed=True, begin=begin) for trace, begin in traces.items())
+    for call in chain.from_iterable(calls):
         place = places.setdefault(call.thread, str(cwd))
         if call.name in _CLONES:
             # Threads that change their folder for all others are not followed.
@@ -62,10 +87,27 @@ def read_looks(trace: Path, *, root: Path, cwd: Path) -> Looked:
             continue
         for path in _named(call, place):
             if path == str(root) or path.startswith(prefix):
-                relative = path[len(prefix) :]
-                (looked.folders if b"O_DIRECTORY" in b",".join(call.arguments) else looked.files).add(relative)
-    looked.files.discard("")
+                _among(looked, call).add(path[len(prefix) :])
+    for paths in (looked.files, looked.asked):
+        paths.discard("")
     return looked
+
+
+def _among(looked: Looked, call: Call) -> set[str]:
+    """Which of the three sets a path belongs to that a call names."""
+    if call.name in _ASKS:
+        return looked.asked
+    return looked.folders if b"O_DIRECTORY" in b",".join(call.arguments) else looked.files
+
+
+def _answer(entry: Entry, whole: Entry | None) -> str:
+    """What is said to who asks about a file."""
+    if entry.content is None:
+        return entry.key
+    if not entry.content.size:
+        return "no bytes"
+    is_all = whole is not None and whole.content is not None and whole.content.size == entry.content.size
+    return "all bytes" if is_all else "some bytes"
 
 
 def _named(call: Call, cwd: str) -> list[str]:

@@ -10,11 +10,13 @@ from pathlib import Path
 
 from ckptrun.config.run import RunConfig
 from ckptrun.console import say, say_error
+from ckptrun.crash.judging import Judging, chosen_of
 from ckptrun.crash.recording import Recording, Window, choose_window, read_recording
 from ckptrun.crash.report import Group, Judged, groups_of, lines_of, write_repro
-from ckptrun.crash.resumes import Came, Resumed, Resumes, outcome_of
-from ckptrun.crash.states import CrashState, How, crash_states
+from ckptrun.crash.resumes import Came, Resumes
+from ckptrun.crash.states import How, crash_states
 from ckptrun.crash.trace import CHANGES, strace
+from ckptrun.crash.warm import read_programs
 from ckptrun.evidence.difference import Difference
 from ckptrun.evidence.run_folder import PROOF_LOCK
 from ckptrun.evidence.verdict import Check, Status, Verdict, verdict_of, write_verdict
@@ -32,7 +34,7 @@ from ckptrun.run.lock import RunLock
 from ckptrun.run.preflight import check_folder, make_folder
 from ckptrun.text import counted
 
-__all__ = ["chosen_of", "prove_crash_states"]
+__all__ = ["prove_crash_states"]
 
 _MOST_REPROS = 20
 _OWN = ("output", "probe", "repro", "crash")
@@ -76,6 +78,7 @@ class _CrashProof:
         self._folder = config.run_dir
         self._output = config.run_dir / "output"
         self._reference = config.run_dir / "crash" / "reference"
+        self._records = config.run_dir / "probe" / "start_00000"
         self._cwd = Path(config.job.cwd.replace("{run}", str(self._output)) if config.job.cwd else Path.cwd())
 
     def run(self) -> int:
@@ -106,7 +109,12 @@ class _CrashProof:
             output=self._output,
             steps=self._crash.resume_steps,
         )
-        judged = self._judge(resumes, window, states, counts)
+        whole = window.whole[window.step].key
+        chosen = chosen_of(states, whole, self._crash.max_states)
+        counts.left_out = len(states) - len(chosen)
+        judging = Judging(resumes, chosen, whole, programs=read_programs(self._records), folder=self._folder / "crash")
+        judged = judging.run()
+        counts.resumed = judging.resumed
         shutil.rmtree(self._output, ignore_errors=True)
         return self._finish([self._check(judged, counts, window)], judged, recording, counts=counts, window=window)
 
@@ -116,7 +124,7 @@ class _CrashProof:
         """Run the job with its system calls written down; None: it does not run at all."""
         config = self._config
         folder = self._folder / "crash"
-        trace, records = folder / "calls", self._folder / "probe" / "start_00000"
+        trace, records = folder / "calls", self._records
         folder.mkdir(parents=True, exist_ok=True)
         self._output.mkdir(parents=True, exist_ok=True)
         log = self._folder / "logs" / "start_00000.log"
@@ -151,35 +159,6 @@ class _CrashProof:
         say(leg_line("save", text, seconds))
 
     # --- the states ---
-
-    def _judge(self, resumes: Resumes, window: Window, states: Sequence[CrashState], counts: _Counts) -> list[Judged]:
-        """Resume from each state, but those that look the same to a resume that there was already."""
-        whole = window.whole[window.step].key
-        chosen = chosen_of(states, whole, self._crash.max_states)
-        counts.left_out = len(states) - len(chosen)
-        done: list[Resumed] = []
-        judged: list[Judged] = []
-        told: set[tuple[str, str]] = set()
-        for number, state in enumerate(chosen):
-            newest = resumes.newest(state.tree)
-            argv = resumes.starter.argv(newest)
-            resumed = next((r for r in done if r.argv == argv and r.looked.seen_in(state.tree) == r.seen), None)
-            if resumed is None:
-                began = time.monotonic()
-                resumed = resumes.resume(state.tree)
-                if resumed.end.interrupted_by is not None:
-                    raise Interrupted(resumed.end.interrupted_by)
-                done.append(resumed)
-                counts.resumed += 1
-                outcome = outcome_of(resumed, newest)
-                if outcome.came is not Came.equal and (outcome.came, state.endings[0].text) not in told:
-                    told.add((outcome.came, state.endings[0].text))
-                    ending = state.endings[0]
-                    say(leg_line(f"  {outcome.came}", str(ending), time.monotonic() - began))
-            judged.append(Judged(state=state, outcome=outcome_of(resumed, newest), argv=argv))
-            if number == 0 and judged[0].outcome.came is not Came.equal and state.tree.key == whole:
-                break
-        return judged
 
     def _check(self, judged: Sequence[Judged], counts: _Counts, window: Window) -> Check:
         covered = {"states": len(judged), "resumes": counts.resumed}
@@ -254,19 +233,6 @@ class _CrashProof:
             if number < _MOST_REPROS:
                 say(f"  again: {self._folder}/repro/{number + 1:02d}/reproduce.sh; for its tracker: report.md there")
         say(coloured(text_of(verdict), verdict.status) if has_colour() else text_of(verdict))
-
-
-def chosen_of(states: Sequence[CrashState], whole: str, most: int | None) -> list[CrashState]:
-    """Return what is judged, in order: at most so many, spread over all.
-
-    The first is that in which the save is over (``whole`` is its key): what differs there is no matter of crashes.
-    """
-    first = [state for state in states if state.tree.key == whole]
-    others = [state for state in states if state.tree.key != whole]
-    left = len(others) if most is None else max(0, most - len(first))
-    if left >= len(others):
-        return [*first, *others]
-    return [*first, *(others[(2 * i + 1) * len(others) // (2 * left)] for i in range(left))]
 
 
 def _not_recorded(recording: Recording) -> Check:

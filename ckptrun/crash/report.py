@@ -15,7 +15,7 @@ from ckptrun.crash.resumes import Came, Outcome
 from ckptrun.crash.states import CrashState, Ending
 from ckptrun.text import counted
 
-__all__ = ["Group", "Judged", "groups_of", "lines_of", "write_repro"]
+__all__ = ["Group", "Judged", "cause_of", "groups_of", "lines_of", "write_repro"]
 
 _SHOWN_KINDS = 6
 _LONGEST = 300
@@ -61,13 +61,16 @@ class Group:
         }
 
 
+def cause_of(outcome: Outcome) -> str:
+    """What outcomes of one cause have in common; empty for those that are equal."""
+    return "" if outcome.came is Came.equal else _without_numbers(outcome.text)
+
+
 def groups_of(judged: Sequence[Judged]) -> list[Group]:
     """Put states together; the worst first, and of those the most frequent."""
     found: dict[tuple[str, str], Group] = {}
     for one in judged:
-        outcome = one.outcome
-        cause = "" if outcome.came is Came.equal else _without_numbers(outcome.text)
-        found.setdefault((outcome.came, cause), Group(outcome)).judged.append(one)
+        found.setdefault((one.outcome.came, cause_of(one.outcome)), Group(one.outcome)).judged.append(one)
     order = [Came.different, Came.lost_work, Came.failed, Came.equal]
     return sorted(found.values(), key=lambda group: (order.index(group.outcome.came), -len(group.judged)))
 

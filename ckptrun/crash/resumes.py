@@ -12,6 +12,7 @@ from ckptrun.crash.files import Tree
 from ckptrun.crash.looks import Looked, read_looks
 from ckptrun.crash.recording import Recording, Window
 from ckptrun.crash.trace import LOOKS, strace
+from ckptrun.crash.warm import WarmServers
 from ckptrun.evidence.ledger_comparison import compare_ledgers
 from ckptrun.evidence.mismatch import Mismatch
 from ckptrun.evidence.verdict import Check, Status
@@ -111,7 +112,10 @@ class Resumes:
         self._recording = recording
         self._window = window
         self._folder = folder / "resume"
-        self._output = output
+        self.output = output
+        self.whole = window.whole[window.step]
+        """What lies there when the save is over."""
+        self.cwd = Path.cwd() if job.cwd is None else Path(job.cwd.replace("{run}", str(output)))
         self._reference = folder / "reference"
         self._steps = steps
         self._total = recording.heard.steps
@@ -119,15 +123,21 @@ class Resumes:
 
     def newest(self, tree: Tree) -> SavedStep | None:
         """See :func:`newest_in`."""
-        return newest_in(tree, self._window, self._recording.saved, self._output)
+        return newest_in(tree, self._window, self._recording.saved, self.output)
 
-    def resume(self, tree: Tree) -> Resumed:
-        """Resume from a state, and end after some steps."""
+    def resume(self, tree: Tree, *, warm: WarmServers | None = None) -> Resumed:
+        """Resume from a state, and end after some steps.
+
+        Args:
+            tree: The state.
+            warm: What the job's processes are forked from; None: they are started as ever.
+        """
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
-        tree.build(self._output)
+        tree.build(self.output)
         newest = self.newest(tree)
-        trace = self._folder / "looks"
+        cold = self._folder / "looks"
+        traces = {cold: 0} | ({} if warm is None else {trace: trace.stat().st_size for trace in warm.traces})
         heard, end = self.starter.start(
             self._folder / "probe" / "start_00001",
             log=self._folder / "log",
@@ -137,11 +147,12 @@ class Resumes:
                 "first_step": newest.step if newest is not None else 0,
                 "most_steps": self._steps + 1,
                 **self._recording.heard.counting,
+                "warm": {} if warm is None else warm.places,
             },
-            before=strace(trace, LOOKS),
+            before=strace(cold, LOOKS),
         )
         cwd = (self.starter.folder(newest) or Path()).absolute()
-        looked = read_looks(trace, root=self._output, cwd=cwd)
+        looked = read_looks(traces, root=self.output, cwd=cwd)
         source = Source(heard=self._recording.heard, first_step=0)
         has_loaded = any(rank.loads for rank in heard.ranks)
         aligned = align(heard, [source], newest=newest.step if newest is not None and has_loaded else 0)
@@ -152,7 +163,7 @@ class Resumes:
         return Resumed(
             looked=looked,
             argv=self.starter.argv(newest),
-            seen=looked.seen_in(tree),
+            seen=looked.seen_in(tree, self.whole),
             heard=heard,
             end=end,
             aligned=aligned,
@@ -172,7 +183,7 @@ class Resumes:
         if end.timed_out:
             return f"it had taken {heard.steps} steps after {self._job.timeout_seconds:.0f} s and was killed"
         if heard.exceptions:
-            return heard.exceptions[0]
+            return heard.exceptions[0].strip().removesuffix(":")
         if end.exit_code == 0:
             return f"it ended with exit code 0 after {heard.steps} steps"
         lines = last_lines(self._folder / "log").splitlines()

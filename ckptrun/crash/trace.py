@@ -71,10 +71,11 @@ def strace(trace: Path, calls: str) -> list[str]:
     ]  # fmt: skip
 
 
-def read_calls(trace: Path, *, with_failed: bool = False) -> Iterator[Call]:
-    """Read what has succeeded, or all; a line that a kill has cut is none."""
+def read_calls(trace: Path, *, with_failed: bool = False, begin: int = 0) -> Iterator[Call]:
+    """Read what has succeeded, or all, from a byte of the file on; a line that a kill has cut is none."""
     begun: dict[int, bytes] = {}
     with trace.open("rb") as file:
+        file.seek(begin)
         for line in file:
             found = _LINE.fullmatch(line.rstrip(b"\n"))
             if found is None:

@@ -69,7 +69,8 @@ def test_a_save_that_is_synced_and_renamed_stands_all_of_them(tmp_path, monkeypa
     assert states["power cut"] >= 3
     (check,) = verdict["checks"]
     assert check["covered"]["states"] == came_to(verdict)["equal"]
-    assert check["covered"]["resumes"] < check["covered"]["states"]
+    # Each one that a resume has looked at otherwise, and the whole state both ways.
+    assert 2 <= check["covered"]["resumes"] <= check["covered"]["states"] + 1
     assert not (tmp_path / "repro").exists()
 
 

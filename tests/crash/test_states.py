@@ -4,8 +4,8 @@ import pytest
 
 from ckptrun.crash.content import EMPTY, Content
 from ckptrun.crash.files import Files, Tree
+from ckptrun.crash.judging import chosen_of
 from ckptrun.crash.operations import Deed, Operation
-from ckptrun.crash.prove import chosen_of
 from ckptrun.crash.states import CrashState, How, crash_states
 
 

@@ -13,18 +13,18 @@ _VARIABLE = "CKPTRUN_PROBE"
 _SITE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
 
 
-def hook_children(plan: str, module: ModuleType) -> None:
+def hook_children(listener: Any, module: ModuleType) -> None:
     """``subprocess`` is there: a child with another environment is told of the probe all the same.
 
     Args:
-        plan: The path of what this start is about.
+        listener: Who listens in this process.
         module: The module.
     """
     original = module.Popen.__init__
 
     @functools.wraps(original)
     def __init__(self: Any, *arguments: Any, **options: Any) -> None:
-        given = options.get("env")
+        given, plan = options.get("env"), listener.plan.path
         if given is not None or not _hears(os.environ, plan):
             options["env"] = _heard(os.environ if given is None else given, plan)
         original(self, *arguments, **options)

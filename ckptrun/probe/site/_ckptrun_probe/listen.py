@@ -418,6 +418,10 @@ def begin(path: str) -> None:
     except (OSError, ValueError, KeyError):
         # The proof is over, and what it has started goes on.
         return
+    if plan.warm:
+        from _ckptrun_probe.warm import hand_over
+
+        hand_over(plan.warm)
     listener = _listener = Listener(plan)
     record = listener.record
     calls: dict[str, Callable[[ModuleType], None]] = {
@@ -433,7 +437,7 @@ def begin(path: str) -> None:
     from _ckptrun_probe.saves import save_hooks
     from _ckptrun_probe.trainers import trainer_hooks
 
-    calls["subprocess"] = functools.partial(hook_children, path)
+    calls["subprocess"] = functools.partial(hook_children, listener)
     calls.update(batch_hooks(listener))
     calls.update(save_hooks(listener))
     calls.update(trainer_hooks(listener))
@@ -444,6 +448,48 @@ def begin(path: str) -> None:
     AfterImport({name: functools.partial(quietly, record, name, call) for name, call in calls.items()}).install()
     quietly(record, "files", watch_files, listener)
     _note_the_end(listener)
+    if plan.tells_places:
+        quietly(record, "the program", _note_program, record)
+
+
+def _note_program(record: Record) -> None:
+    """Say what this process was started as, and at its end what it has imported."""
+    from _ckptrun_probe.warm import key_of
+
+    key = key_of(list(getattr(sys, "orig_argv", ())))
+    if key is None:
+        return
+    record.event("program", key=key, executable=sys.executable, environment=dict(os.environ))
+    atexit.register(lambda: record.event("modules", modules=_imported()))
+
+
+def _imported() -> list[str]:
+    """Modules that were installed, in the order in which they were imported."""
+    import sysconfig
+
+    folders = tuple(os.path.join(sysconfig.get_path(key), "") for key in ("stdlib", "purelib", "platlib"))  # noqa: PTH118
+    found = []
+    for name, module in list(sys.modules.items()):
+        origin = getattr(getattr(module, "__spec__", None), "origin", None)
+        if isinstance(origin, str) and origin.startswith(folders) and not name.startswith("_ckptrun_probe"):
+            found.append(name)
+    return found
+
+
+def serve_warm() -> None:
+    """Import what a job imports, and become it whenever it is started, in a forked child."""
+    from _ckptrun_probe.warm import serve
+
+    listener = _listener
+    if listener is None:
+        raise SystemExit("this process has no plan")
+
+    def retarget(path: str) -> None:
+        listener.plan = plan = Plan(path)
+        listener.strikes = Strikes(plan)
+        listener.record.retarget(plan.records)
+
+    serve(listener.plan.server["place"], listener.plan.server["modules"], retarget)
 
 
 def _note_the_end(listener: Listener) -> None:

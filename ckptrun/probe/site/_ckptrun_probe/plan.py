@@ -43,6 +43,7 @@ class Plan:
     def __init__(self, path: str) -> None:
         with open(path, encoding="utf-8") as file:  # noqa: PTH123
             facts = json.load(file)
+        self.path = path
         self.records: str = facts["records"]
         """Folder: a file per process."""
         self.output: str = facts["output"]
@@ -59,6 +60,10 @@ class Plan:
         self.is_deterministic: bool = facts["deterministic"]
         self.tells_places: bool = facts.get("tells_places", False)
         """Whether to say which code does something with a file, and when ranks have met."""
+        self.warm: dict[str, str] = facts.get("warm", {})
+        """Program -> the socket of a process that has imported what it imports, see ``warm``."""
+        self.server: dict[str, Any] = facts.get("server", {})
+        """What such a process is told."""
         self.checkpoints: str | None = facts.get("checkpoints")
         """A pattern of paths below ``output``: files that are checkpoints, by whatever function they are written."""
         self.watched_step: int | None = facts.get("watched_step")

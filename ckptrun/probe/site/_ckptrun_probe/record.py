@@ -32,6 +32,10 @@ class Record:
         """A forked process has a file of its own."""
         self._file = -1
 
+    def retarget(self, folder: str) -> None:
+        """From here on this process is another one's child, and says what it does elsewhere."""
+        self._folder, self._file, self.errors = folder, -1, 0
+
     def event(self, kind: str, **facts: Any) -> None:
         """Write a line."""
         if self._file < 0:

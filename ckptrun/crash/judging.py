@@ -1,0 +1,121 @@
+"""All states of a save, judged: each resume that must be made, and none twice. Torch-free."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ckptrun.console import say
+from ckptrun.crash.report import Judged, cause_of
+from ckptrun.crash.resumes import Came, Outcome, Resumed, Resumes, outcome_of
+from ckptrun.crash.states import CrashState
+from ckptrun.crash.warm import Program, WarmServers
+from ckptrun.proof.prove import Interrupted
+from ckptrun.proof.view import leg_line
+
+__all__ = ["Judging", "chosen_of"]
+
+# With fewer states servers cost more than they save.
+_LEAST_STATES = 4
+
+
+def chosen_of(states: Sequence[CrashState], whole: str, most: int | None) -> list[CrashState]:
+    """Return what is judged, in order: at most so many, spread over all.
+
+    The first is that in which the save is over (``whole`` is its key): what differs there is no matter of crashes.
+    """
+    first = [state for state in states if state.tree.key == whole]
+    others = [state for state in states if state.tree.key != whole]
+    left = len(others) if most is None else max(0, most - len(first))
+    if left >= len(others):
+        return [*first, *others]
+    return [*first, *(others[(2 * i + 1) * len(others) // (2 * left)] for i in range(left))]
+
+
+class Judging:
+    """Judges states, in order.
+
+    A resume from processes that have imported everything (see ``warm``) takes a fraction of the time. It must come to
+    what an ordinary one comes to from the whole state, and for each cause that it finds the first state is resumed
+    from as ever, too: where the two do not agree, all is done as ever.
+
+    Args:
+        resumes: By which the job is resumed.
+        states: The first is that in which the save is over.
+        whole: Its key.
+        programs: What the job's processes are started as.
+        folder: Of the crash proof.
+    """
+
+    def __init__(
+        self, resumes: Resumes, states: Sequence[CrashState], whole: str, *, programs: Sequence[Program], folder: Path
+    ) -> None:
+        self._resumes = resumes
+        self._states = states
+        self._whole = whole
+        self._programs = programs
+        self._folder = folder
+        self._done: list[Resumed] = []
+        self._confirmed: set[tuple[str, str]] = set()
+        self.resumed = 0
+        """How many resumes were made."""
+
+    def run(self) -> list[Judged]:
+        """Judge all; only the first where that is not equal already."""
+        first = self._states[0]
+        judged = [self._judged(first, None)]
+        if first.tree.key == self._whole and judged[0].outcome.came is not Came.equal:
+            return judged
+        if len(self._states) < _LEAST_STATES:
+            return [*judged, *(self._judged(state, None) for state in self._states[1:])]
+        with WarmServers(
+            self._programs, self._folder / "warm", output=self._resumes.output, cwd=self._resumes.cwd
+        ) as servers:
+            warm = servers if servers.is_ready and self._agrees(first, judged[0].outcome, servers) else None
+            for state in self._states[1:]:
+                one = self._judged(state, warm)
+                if warm is not None and not self._is_confirmed(one):
+                    say("  an ordinary start does not come to that: all is done again by ordinary starts")
+                    warm, self._done = None, []
+                    judged = [self._judged(earlier, None) for earlier in self._states[: len(judged)]]
+                    one = self._judged(state, None)
+                judged.append(one)
+        return judged
+
+    def _agrees(self, state: CrashState, outcome: Outcome, warm: WarmServers) -> bool:
+        """Whether a state comes to the same from warm processes."""
+        self._done = []
+        other = self._judged(state, warm).outcome
+        return (other.came, cause_of(other)) == (outcome.came, cause_of(outcome))
+
+    def _is_confirmed(self, one: Judged) -> bool:
+        """Whether a cause that was not met before is there in a start as ever, too."""
+        key = (str(one.outcome.came), cause_of(one.outcome))
+        if one.outcome.came is Came.equal or key in self._confirmed:
+            return True
+        self._confirmed.add(key)
+        newest = self._resumes.newest(one.state.tree)
+        other = outcome_of(self._resume(one.state, None), newest)
+        return (str(other.came), cause_of(other)) == key
+
+    def _judged(self, state: CrashState, warm: WarmServers | None) -> Judged:
+        """A state and what it comes to, by a resume of its own or by one that has seen the same."""
+        newest = self._resumes.newest(state.tree)
+        argv = self._resumes.starter.argv(newest)
+        whole = self._resumes.whole
+        like = (r for r in self._done if r.argv == argv and r.looked.seen_in(state.tree, whole) == r.seen)
+        resumed = next(like, None)
+        if resumed is None:
+            began = time.monotonic()
+            resumed = self._resume(state, warm)
+            self._done.append(resumed)
+            outcome = outcome_of(resumed, newest)
+            if outcome.came is not Came.equal:
+                say(leg_line(f"  {outcome.came}", str(state.endings[0]), time.monotonic() - began))
+        return Judged(state=state, outcome=outcome_of(resumed, newest), argv=argv)
+
+    def _resume(self, state: CrashState, warm: WarmServers | None) -> Resumed:
+        resumed = self._resumes.resume(state.tree, warm=warm)
+        self.resumed += 1
+        if resumed.end.interrupted_by is not None:
+            raise Interrupted(resumed.end.interrupted_by)
+        return resumed
