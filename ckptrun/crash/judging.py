@@ -9,6 +9,7 @@ from ckptrun.crash.report import Judged, cause_of
 from ckptrun.crash.resumes import Came, Outcome, Resumed, Resumes, outcome_of
 from ckptrun.crash.states import CrashState
 from ckptrun.crash.warm import Program, WarmServers
+from ckptrun.foreign.judge import StartFacts
 from ckptrun.proof.prove import Interrupted
 from ckptrun.proof.view import leg_line
 
@@ -57,7 +58,14 @@ class Judging:
         self._done: list[Resumed] = []
         self._confirmed: set[tuple[str, str]] = set()
         self.resumed = 0
-        """How many resumes were made."""
+        """How many resumes were made, those that confirm others included."""
+        self.facts: list[StartFacts] = []
+        """What is known of each."""
+
+    @property
+    def distinct(self) -> int:
+        """How many states were resumed from by themselves; the others look the same to the job as one of them."""
+        return len(self._done)
 
     def run(self) -> list[Judged]:
         """Judge all; only the first where that is not equal already."""
@@ -116,6 +124,10 @@ class Judging:
     def _resume(self, state: CrashState, warm: WarmServers | None) -> Resumed:
         resumed = self._resumes.resume(state.tree, warm=warm)
         self.resumed += 1
+        heard = resumed.heard
+        self.facts.append(
+            StartFacts(aligned=resumed.aligned, newest_before=None, steps=heard.steps, errors=heard.errors)
+        )
         if resumed.end.interrupted_by is not None:
             raise Interrupted(resumed.end.interrupted_by)
         return resumed

@@ -61,7 +61,6 @@ class Operation:
     """Whether ``open`` shortens it to nothing."""
     only_grows: bool = False
     """Whether ``resize`` leaves a longer file as it is."""
-    replaces: bool = True
     process: int
     time: float
     rank: int = 0

@@ -21,7 +21,9 @@ from ckptrun.evidence.difference import Difference
 from ckptrun.evidence.run_folder import PROOF_LOCK
 from ckptrun.evidence.verdict import Check, Status, Verdict, verdict_of, write_verdict
 from ckptrun.exit_codes import ExitCode
+from ckptrun.foreign.alignment import Aligned
 from ckptrun.foreign.checkpoints import saved_steps
+from ckptrun.foreign.judge import StartFacts, check_observed
 from ckptrun.foreign.preflight import check_command_proof
 from ckptrun.foreign.reference import check_reference, words_of_end
 from ckptrun.foreign.starter import Starter
@@ -38,6 +40,7 @@ __all__ = ["prove_crash_states"]
 
 _MOST_REPROS = 20
 _OWN = ("output", "probe", "repro", "crash")
+_BEGAN = Aligned(step=0, how="beginning")
 
 
 def prove_crash_states(config: RunConfig) -> int:
@@ -68,6 +71,7 @@ class _Counts:
     found: dict[How, int]
     states: int
     resumed: int = 0
+    distinct: int = 0
     left_out: int = 0
 
 
@@ -114,9 +118,12 @@ class _CrashProof:
         counts.left_out = len(states) - len(chosen)
         judging = Judging(resumes, chosen, whole, programs=read_programs(self._records), folder=self._folder / "crash")
         judged = judging.run()
-        counts.resumed = judging.resumed
+        counts.resumed, counts.distinct = judging.resumed, judging.distinct
+        heard = recording.heard
+        facts = [StartFacts(aligned=_BEGAN, newest_before=None, steps=heard.steps, errors=heard.errors), *judging.facts]
         shutil.rmtree(self._output, ignore_errors=True)
-        return self._finish([self._check(judged, counts, window)], judged, recording, counts=counts, window=window)
+        checks = [check_observed(facts), self._check(judged, counts, window)]
+        return self._finish(checks, judged, recording, counts=counts, window=window)
 
     # --- the record ---
 
@@ -172,8 +179,8 @@ class _CrashProof:
                 name="resume", status=Status.different, detail=detail, covered=covered, blame=first.outcome.component
             )
         numbers = {came: sum(one.outcome.came is came for one in judged) for came in Came}
-        same = len(judged) - counts.resumed
-        how = f"{counted(counts.resumed, 'resume')}; {same} look to the job like one of these"
+        same = len(judged) - counts.distinct
+        how = f"{counted(counts.resumed, 'resume')}; {same} look to the job like another one"
         worst = next((g for g in groups_of(judged) if g.outcome.came is not Came.equal), None)
         if worst is None:
             detail = f"all {counted(len(judged), 'state')} are resumed exactly, without lost work ({how})"

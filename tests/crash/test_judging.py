@@ -42,6 +42,7 @@ class Job:
         return SimpleNamespace(
             looked=looked, argv=["train"], seen=looked.seen_in(tree, self.whole), end=SimpleNamespace(interrupted_by=None),
             aligned=Aligned(step=0, how="beginning"), failure="KeyError: gone" if is_broken else "", loaded=None, first=None,
+            heard=SimpleNamespace(steps=1, errors=()),
         )  # fmt: skip
 
 
