@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 
 from ckptrun.crash.files import Entry, Tree
-from ckptrun.crash.trace import Call, path_of, read_calls, string_of
+from ckptrun.crash.trace import CLONES, Call, path_of, read_calls, string_of
 
 __all__ = ["Looked", "read_looks"]
 
@@ -23,7 +23,6 @@ _ASKS = (
     "readlinkat",
     "statfs",
 )
-_CLONES = ("clone", "clone3", "fork", "vfork")
 
 
 @dataclass(slots=True)
@@ -75,7 +74,7 @@ def read_looks(traces: Mapping[Path, int], *, root: Path, cwd: Path) -> Looked:
     calls = (read_calls(trace, with_failed=True, begin=begin) for trace, begin in traces.items())
     for call in chain.from_iterable(calls):
         place = places.setdefault(call.thread, str(cwd))
-        if call.name in _CLONES:
+        if call.name in CLONES:
             # Threads that change their folder for all others are not followed.
             places[call.result] = place
             continue

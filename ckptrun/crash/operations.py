@@ -12,13 +12,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from ckptrun.crash.trace import Call, path_of, string_of
+from ckptrun.crash.trace import CLONES, Call, path_of, string_of
 
 __all__ = ["Deed", "Operation", "read_operations"]
 
 _OPENS = {"open": 0, "openat": 1, "openat2": 1, "creat": 0}
 _WRITES = ("write", "pwrite64", "writev", "pwritev", "pwritev2")
-_CLONES = ("clone", "clone3", "fork", "vfork")
 _MAKES = ("O_CREAT", "O_TRUNC")
 
 
@@ -151,7 +150,7 @@ class _Reader:
         if process is None:
             process = self._threads[call.thread] = _Process(call.thread, self._cwd)
         name = call.name
-        if name in _CLONES:
+        if name in CLONES:
             self._clone(process, call)
         elif name in ("chdir", "fchdir"):
             argument = call.arguments[0]

@@ -83,7 +83,7 @@ class _CrashProof:
         self._output = config.run_dir / "output"
         self._reference = config.run_dir / "crash" / "reference"
         self._records = config.run_dir / "probe" / "start_00000"
-        self._cwd = Path(config.job.cwd.replace("{run}", str(self._output)) if config.job.cwd else Path.cwd())
+        self._cwd = Path((config.job.cwd or "").replace("{run}", str(self._output))).absolute()
 
     def run(self) -> int:
         """Record, build, judge, and say what came out."""

@@ -115,7 +115,7 @@ class Resumes:
         self.output = output
         self.whole = window.whole[window.step]
         """What lies there when the save is over."""
-        self.cwd = Path.cwd() if job.cwd is None else Path(job.cwd.replace("{run}", str(output)))
+        self.cwd = Path((job.cwd or "").replace("{run}", str(output))).absolute()
         self._reference = folder / "reference"
         self._steps = steps
         self._total = recording.heard.steps
@@ -151,8 +151,7 @@ class Resumes:
             },
             before=strace(cold, LOOKS),
         )
-        cwd = (self.starter.folder(newest) or Path()).absolute()
-        looked = read_looks(traces, root=self.output, cwd=cwd)
+        looked = read_looks(traces, root=self.output, cwd=self.cwd)
         source = Source(heard=self._recording.heard, first_step=0)
         has_loaded = any(rank.loads for rank in heard.ranks)
         aligned = align(heard, [source], newest=newest.step if newest is not None and has_loaded else 0)

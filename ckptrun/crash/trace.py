@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ckptrun.errors import ConfigError
 
-__all__ = ["CHANGES", "LOOKS", "Call", "path_of", "read_calls", "strace", "string_of"]
+__all__ = ["CHANGES", "CLONES", "LOOKS", "Call", "path_of", "read_calls", "strace", "string_of"]
 
 CHANGES = (
     "open,openat,openat2,creat,mkdir,mkdirat,rename,renameat,renameat2,unlink,unlinkat,rmdir,link,linkat,symlink,"
@@ -22,6 +22,8 @@ CHANGES = (
 """Calls by which files are changed, or that decide where the next one writes."""
 LOOKS = "%file,chdir,fchdir,clone,clone3,fork,vfork"
 """Calls that name a file."""
+CLONES = ("clone", "clone3", "fork", "vfork")
+"""Calls that return the number of a new thread or process."""
 
 _LONGEST_STRING = 1 << 28
 _LINE = re.compile(rb"(\d+) +(\d+\.\d+) (.*)")
