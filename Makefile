@@ -17,10 +17,11 @@ run: $(READY)  ## train, save asynchronously, reload and compare, on 4 ranks
 test: $(READY)  ## all tests that need no GPU, but for the slow ones (ARGS="-m slow")
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(ARGS)
 
-check: $(READY)  ## formatting, lint, types
+check: $(READY)  ## formatting, lint, types, and the rules of the house
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_architecture.py
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -25,7 +25,7 @@ __all__ = ["Program", "WarmServers", "read_programs"]
 
 _MOST_SECONDS = 120.0
 _LOOK_SECONDS = 0.05
-_CODE = "from _ckptrun_probe.listen import serve_warm; serve_warm()"
+_CODE = "from _ckptrun_probe.begin import serve_warm; serve_warm()"
 # Of one start, or of one rank of it.
 _OWN = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "MASTER_PORT")
 

@@ -14,6 +14,6 @@ def step(number: int) -> None:
     Args:
         number: 1 after the first step of the training, whatever the job was resumed from.
     """
-    probe = sys.modules.get("_ckptrun_probe.listen")
+    probe = sys.modules.get("_ckptrun_probe.begin")
     if probe is not None:
         probe.mark(number)

@@ -242,9 +242,7 @@ def test_a_child_of_a_child_is_heard(tmp_path):
 
 @pytest.mark.parametrize("environment", ["{'PATH': os.environ['PATH']}", "{**os.environ, 'PYTHONPATH': '/elsewhere'}"])
 def test_a_child_with_an_environment_of_its_own_is_heard(environment, tmp_path):
-    child = (
-        "import sys; from _ckptrun_probe import listen; listen._listener.record.event('end', step=0); print(sys.path)"
-    )
+    child = "import sys; from _ckptrun_probe import begin; begin._listener.record.event('end', step=0); print(sys.path)"
     code = (
         f"import os, subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], env={environment}, check=True)"
     )

@@ -15,7 +15,7 @@ from ckptrun.probe import PLAN_VARIABLE, site_folder
 _FORKS = """
 import atexit, json, os, sys, traceback
 import torch, numpy, safetensors.torch
-from _ckptrun_probe import listen
+from _ckptrun_probe import begin
 from _ckptrun_probe.plan import Plan
 from _ckptrun_probe.record import Record
 from _ckptrun_probe.strikes import Strikes
@@ -25,7 +25,7 @@ for name, code in json.load(open(sys.argv[1])).items():
         folder = os.path.join(sys.argv[2], name)
         out = os.open(os.path.join(folder, "printed"), os.O_WRONLY | os.O_CREAT)
         os.dup2(out, 1), os.dup2(out, 2)
-        listener = listen._listener
+        listener = begin._listener
         listener.plan = Plan(os.path.join(folder, "plan.json"))
         listener.record, listener.strikes = Record(listener.plan.records), Strikes(listener.plan)
         os.chdir(folder)

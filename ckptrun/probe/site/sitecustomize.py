@@ -22,7 +22,7 @@ def _run_own() -> None:
 
 
 if os.environ.get("CKPTRUN_PROBE"):
-    from _ckptrun_probe.listen import begin
+    from _ckptrun_probe.begin import begin
 
     begin(os.environ["CKPTRUN_PROBE"])
 _run_own()
