@@ -37,6 +37,14 @@ elif what == "raise":
 elif what == "exit":
     atexit.register(lambda: print("at exit"))
     sys.exit(7)
+elif what == "words":
+    sys.exit("the last words")
+elif what == "interrupt":
+    raise KeyboardInterrupt
+elif what == "thread":
+    atexit.register(lambda: print("at exit", end=""))
+    threading.Thread(target=lambda: (threading.main_thread().join(), print("a thread"))).start()
+    print("main", end=" ")
 elif what == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
 elif what == "random":
@@ -84,12 +92,12 @@ def started(plan: Path, *command: str, cwd: Path, **more) -> "subprocess.Popen[s
 
 
 def both(plan: Path, *command: str, cwd: Path, given: str = "") -> list[tuple[int, str, str]]:
-    """Exit code, output and last line of the errors: warm, and as ever."""
+    """Exit code, output and errors: warm, and as ever."""
     found = []
     for one in (plan, plan.with_name("cold.json")):
         process = started(one, *command, cwd=cwd)
         output, errors = process.communicate(given, timeout=120)
-        found.append((process.returncode, output, errors.strip().rpartition("\n")[2]))
+        found.append((process.returncode, output, errors))
     return found
 
 
@@ -107,7 +115,15 @@ def test_a_program_finds_everything_as_it_would(options, plan, script, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("what", "code", "output"), [("raise", 1, ""), ("exit", 7, "at exit\n"), ("kill", -signal.SIGKILL, "")]
+    ("what", "code", "output"),
+    [
+        ("raise", 1, ""),
+        ("exit", 7, "at exit\n"),
+        ("words", 1, ""),
+        ("interrupt", -signal.SIGINT, ""),
+        ("thread", 0, "main a thread\nat exit"),
+        ("kill", -signal.SIGKILL, ""),
+    ],
 )
 def test_it_ends_as_it_would(what, code, output, plan, script, tmp_path) -> None:
     warm, cold = both(plan, str(script), what, cwd=tmp_path)

@@ -2,12 +2,15 @@
 
 Importing takes most of the time of a start that ends after a few steps. Where a process of the job is started and there
 is such a server for its program, it hands over: arguments, environment, folder and standard streams go to a child that
-the server forks, and it waits for that child's end. In the child the program runs as ``__main__``, as it would have.
+the server forks, and it waits for that child's end. In the child the program runs as ``__main__``, as it would have,
+and ends as it would have, but for taking every imported module apart.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -17,7 +20,8 @@ import signal
 import socket
 import struct
 import sys
-from typing import Any
+import threading
+from typing import Any, NoReturn
 
 __all__ = ["hand_over", "key_of", "serve"]
 
@@ -88,8 +92,8 @@ def _send(child: int, number: int) -> None:
 # --- the server ---
 
 
-def serve(place: str, modules: list[str], retarget: Any) -> None:
-    """Import, wait for jobs, and fork for each; returns in no process but in the children, once their job is done.
+def serve(place: str, modules: list[str], retarget: Any) -> NoReturn:
+    """Import, wait for jobs, and fork for each, which ends with its job.
 
     Args:
         place: Of the socket.
@@ -101,12 +105,53 @@ def serve(place: str, modules: list[str], retarget: Any) -> None:
             importlib.import_module(name)
         except BaseException:  # noqa: BLE001  # the job imports it again, and sees for itself
             continue
+    # Children share these pages until somebody looks for garbage in them.
+    gc.collect()
+    gc.freeze()
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(f"{place}.new")
     listening.listen(64)
     os.rename(f"{place}.new", place)  # noqa: PTH104
     job = _Server(listening).job()
-    _become(job, retarget)
+    code = 1
+    try:
+        code = _code_of(job, retarget)
+    finally:
+        if code < 0:
+            signal.signal(-code, signal.SIG_DFL)
+            os.kill(os.getpid(), -code)
+        os._exit(code)
+
+
+def _code_of(job: dict[str, Any], retarget: Any) -> int:
+    """Run a job and all that waits for its end; return the exit code, of which a signal is the negative.
+
+    What a process still does after that, once nothing of a program runs any more, took longer than its steps.
+    """
+    code = 0
+    try:
+        _become(job, retarget)
+    except SystemExit as ended:
+        code = _told(ended.code)
+    except BaseException as error:  # noqa: BLE001  # as the interpreter itself
+        at = error.__traceback__
+        while at is not None and at.tb_frame.f_code.co_filename == __file__:
+            at = at.tb_next
+        sys.excepthook(type(error), error.with_traceback(at), at)
+        code = -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    return code
+
+
+def _told(code: Any) -> int:
+    if code is None or isinstance(code, int):
+        return (code or 0) & 0xFF
+    sys.stderr.write(f"{code}\n")
+    return 1
 
 
 class _Server:
