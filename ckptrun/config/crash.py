@@ -25,8 +25,8 @@ class CrashConfig:
     kind: CrashKind = CrashKind.none
     """Set by the choice: ``crash=save``."""
     step: int | None = None
-    """The step whose save it is; unset: the first with an older checkpoint beside it that is removed or replaced
-    meanwhile; else the first with an older one beside it."""
+    """The step whose save it is; unset: of those after which the job takes ``resume_steps`` more, the first with an
+    older checkpoint beside it that is removed or replaced meanwhile; else the first with an older one beside it."""
     resume_steps: int = 2
     """How many steps a resumed job takes until it is judged."""
     power_cut: bool = True

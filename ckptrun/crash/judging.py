@@ -12,11 +12,13 @@ from ckptrun.crash.warm import Program, WarmServers
 from ckptrun.foreign.judge import StartFacts
 from ckptrun.proof.prove import Interrupted
 from ckptrun.proof.view import leg_line
+from ckptrun.text import counted
 
 __all__ = ["Judging", "chosen_of"]
 
 # With fewer states servers cost more than they save.
 _LEAST_STATES = 4
+_NEWS_SECONDS = 30.0
 
 
 def chosen_of(states: Sequence[CrashState], whole: str, most: int | None) -> list[CrashState]:
@@ -57,6 +59,7 @@ class Judging:
         self._folder = folder
         self._done: list[Resumed] = []
         self._confirmed: set[tuple[str, str]] = set()
+        self._began = self._told = time.monotonic()
         self.resumed = 0
         """How many resumes were made, those that confirm others included."""
         self.facts: list[StartFacts] = []
@@ -87,7 +90,16 @@ class Judging:
                     judged = [self._judged(earlier, None) for earlier in self._states[: len(judged)]]
                     one = self._judged(state, None)
                 judged.append(one)
+                self._tell(len(judged))
         return judged
+
+    def _tell(self, judged: int) -> None:
+        """Say now and then how far it is."""
+        now = time.monotonic()
+        if now - self._told > _NEWS_SECONDS:
+            self._told = now
+            text = f"{judged} of {len(self._states)} states, by {counted(self.resumed, 'resume')}"
+            say(leg_line("  judged so far", text, now - self._began))
 
     def _agrees(self, state: CrashState, outcome: Outcome, warm: WarmServers) -> bool:
         """Whether a state comes to the same from warm processes."""

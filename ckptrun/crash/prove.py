@@ -93,7 +93,7 @@ class _CrashProof:
             return ExitCode.failed
         if recording.unknown:
             return self._finish([_not_recorded(recording)], [], recording)
-        window = choose_window(recording, self._crash.step)
+        window = choose_window(recording, self._crash.step, resume_steps=self._crash.resume_steps)
         began = time.monotonic()
         states = crash_states(
             window.before,
@@ -122,7 +122,7 @@ class _CrashProof:
         heard = recording.heard
         facts = [StartFacts(aligned=_BEGAN, newest_before=None, steps=heard.steps, errors=heard.errors), *judging.facts]
         shutil.rmtree(self._output, ignore_errors=True)
-        checks = [check_observed(facts), self._check(judged, counts, window)]
+        checks = [check_observed(facts), self._check(judged, counts, recording, window)]
         return self._finish(checks, judged, recording, counts=counts, window=window)
 
     # --- the record ---
@@ -167,7 +167,7 @@ class _CrashProof:
 
     # --- the states ---
 
-    def _check(self, judged: Sequence[Judged], counts: _Counts, window: Window) -> Check:
+    def _check(self, judged: Sequence[Judged], counts: _Counts, recording: Recording, window: Window) -> Check:
         covered = {"states": len(judged), "resumes": counts.resumed}
         first = judged[0]
         if len(judged) == 1 and counts.states > 1 and first.outcome.came is not Came.equal:
@@ -182,6 +182,12 @@ class _CrashProof:
         same = len(judged) - counts.distinct
         how = f"{counted(counts.resumed, 'resume')}; {same} look to the job like another one"
         worst = next((g for g in groups_of(judged) if g.outcome.came is not Came.equal), None)
+        if worst is None and not recording.steps_after(window.step):
+            detail = (
+                f"no state of the save of step {window.step} fails, but the job takes no step after it: what a resume "
+                "would compute is not seen. Let the job go on for longer, or choose an earlier save with crash.step"
+            )
+            return Check(name="crash_states", status=Status.not_verified, detail=detail, covered=covered)
         if worst is None:
             detail = f"all {counted(len(judged), 'state')} are resumed exactly, without lost work ({how})"
             return Check(name="crash_states", status=Status.equal, detail=detail, covered=covered)
@@ -215,6 +221,9 @@ class _CrashProof:
         uncovered = [*recording.notes]
         if left_out:
             uncovered.append(f"{left_out} states: crash.max_states={self._crash.max_states} chose others")
+        left = 0 if window is None else min(recording.steps_after(window.step), self._crash.resume_steps)
+        if window is not None and left < self._crash.resume_steps:
+            uncovered.append(f"what a resume computes: the job takes {counted(left, 'step')} after the save")
         if not self._crash.power_cut:
             uncovered.append("power cuts: crash.power_cut=false")
         verdict = replace(verdict, path=str(self._folder), not_covered=uncovered, advice=_advice(groups))

@@ -11,6 +11,7 @@ from ckptrun.crash.trace import read_calls
 from ckptrun.errors import ConfigError
 from ckptrun.foreign.checkpoints import SavedStep
 from ckptrun.foreign.records import Heard
+from ckptrun.text import counted
 
 __all__ = ["Recording", "Window", "choose_window", "read_recording"]
 
@@ -30,8 +31,12 @@ class Recording:
     """Why the record does not tell all; empty: it does."""
     seconds: float = 0.0
     """How long it took."""
-    notes: Sequence[str]
+    notes: list[str]
     """What was not seen, and changes nothing of the rest."""
+
+    def steps_after(self, step: int) -> int:
+        """How many steps the job takes after a save."""
+        return max(0, self.heard.steps - step)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -145,12 +150,13 @@ def _some(paths: Sequence[str]) -> str:
     return ", ".join(paths[:_NAMED]) + more
 
 
-def choose_window(recording: Recording, step: int | None) -> Window:
+def choose_window(recording: Recording, step: int | None, *, resume_steps: int) -> Window:
     """Find the save that is judged.
 
     Args:
         recording: Of the run.
         step: Whose save it is; None: see ``crash.step``.
+        resume_steps: How many steps a resume is to take after it.
 
     Raises:
         ConfigError: There is no such save.
@@ -163,7 +169,18 @@ def choose_window(recording: Recording, step: int | None) -> Window:
     if step is not None:
         return _window(recording, steps, step)
     windows = [_window(recording, steps, one) for one in steps[1:] or steps]
-    return next((window for window in windows if window.replaces), windows[0])
+    # Of a save that the job ends with nothing is seen of what a resume from it would compute.
+    most = max(min(recording.steps_after(window.step), resume_steps) for window in windows)
+    judged = [window for window in windows if recording.steps_after(window.step) >= most]
+    window = next((window for window in judged if window.replaces), judged[0])
+    late = next((other for other in windows if other.replaces), None)
+    if late is not None and not window.replaces:
+        left = counted(recording.steps_after(late.step), "step")
+        recording.notes.append(
+            f"the removal of older checkpoints: the first save with it is that of step {late.step}, after which the "
+            f"job takes {left} (crash.step={late.step}, or let it go on for longer)"
+        )
+    return window
 
 
 def _window(recording: Recording, steps: Sequence[int], step: int) -> Window:
