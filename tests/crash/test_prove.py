@@ -76,6 +76,19 @@ def test_a_save_that_is_synced_and_renamed_stands_all_of_them(tmp_path, monkeypa
 
 
 @pytest.mark.slow
+def test_a_save_that_the_job_ends_with_is_not_called_equal(tmp_path, monkeypatch) -> None:
+    code, verdict = prove(tmp_path, "synced", "crash.step=8", "crash.power_cut=false", monkeypatch=monkeypatch)
+    assert (code, verdict["verdict"]) == (4, "not_verified")
+    assert verdict["reason"].startswith(
+        "crash_states: no state of the save of step 8 fails, but the job takes no step after it: "
+    )
+    assert verdict["not_covered"] == [
+        "what a resume computes: the job takes 0 steps after the save",
+        "power cuts: crash.power_cut=false",
+    ]
+
+
+@pytest.mark.slow
 def test_two_files_that_do_not_belong_together_are_loaded_silently(tmp_path, monkeypatch) -> None:
     code, verdict = prove(tmp_path, "two_files", monkeypatch=monkeypatch)
     assert (code, verdict["verdict"], verdict["blame"]) == (3, "different", "optimizer")

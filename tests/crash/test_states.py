@@ -1,4 +1,6 @@
-"""Which states a save can leave, told one by one for saves of a few calls."""
+"""Which states a save can leave, told one by one for saves of a few calls; and which save is judged."""
+
+from pathlib import Path
 
 import pytest
 
@@ -6,7 +8,10 @@ from ckptrun.crash.content import EMPTY, Content
 from ckptrun.crash.files import Files, Tree
 from ckptrun.crash.judging import chosen_of
 from ckptrun.crash.operations import Deed, Operation
+from ckptrun.crash.recording import Recording, choose_window
 from ckptrun.crash.states import CrashState, How, crash_states
+from ckptrun.foreign.checkpoints import SavedStep
+from ckptrun.foreign.records import Heard, HeardRank
 
 
 def do(deed: Deed, path: str, **more) -> Operation:
@@ -156,3 +161,37 @@ def test_a_tree_is_built_as_it_is_told(tmp_path) -> None:
     assert (tmp_path / "out/g").read_bytes() == b"x"
     assert (tmp_path / "out/c/f").stat().st_mtime == 20.0
     assert (tmp_path / "out/last").is_symlink()
+
+
+def recorded(*, steps: int, saves: list[int], removes: list[int]) -> Recording:
+    """A run that saves after some steps, and removes the save before after some of them."""
+    heard = Heard(ranks=(HeardRank(rank=0, ranks=1, steps=[None] * steps),), processes=1, exceptions=(), errors=())
+    operations: list[Operation] = []
+    for before, step in zip([None, *saves], saves, strict=False):
+        operations.append(open_(f"{step}.pt", step=step))
+        operations += [do(Deed.remove, f"{before}.pt", step=step)] if step in removes else []
+    saved = [SavedStep(step=step, place=Path(f"/{step}.pt"), is_complete=True, sizes={}) for step in saves]
+    return Recording(heard=heard, saved=saved, operations=operations, unknown=[], notes=[])
+
+
+@pytest.mark.parametrize(
+    ("steps", "saves", "removes", "chosen", "note"),
+    [
+        # An older checkpoint lies beside it; is removed.
+        (9, [2, 4, 6], [], 4, ""),
+        (9, [2, 4, 6], [6], 6, ""),
+        (9, [2, 4, 6, 7], [6, 7], 6, ""),
+        (9, [2], [], 2, ""),
+        # What a resume computes is seen only where steps follow.
+        (8, [2, 4, 6, 8], [8], 4, "step 8, after which the job takes 0 steps (crash.step=8,"),
+        (7, [2, 4, 6], [6], 4, "step 6, after which the job takes 1 step (crash.step=6,"),
+        (7, [2, 6], [6], 6, ""),
+        (6, [2, 6], [6], 6, ""),
+    ],
+)
+def test_the_save_that_is_judged_shows_most(steps, saves, removes, chosen, note) -> None:
+    recording = recorded(steps=steps, saves=saves, removes=removes)
+    assert choose_window(recording, None, resume_steps=2).step == chosen
+    assert [note in said for said in recording.notes] == ([True] if note else [])
+    for step in saves:
+        assert choose_window(recording, step, resume_steps=2).step == step
