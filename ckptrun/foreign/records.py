@@ -112,7 +112,8 @@ class HeardRank:
     """Whether it saved between the updates of what is counted as one step: its optimizers take turns."""
     operations: list[Operation] = field(default_factory=list)
     """Of the step that was watched."""
-    exception: str | None = None
+    exception: tuple[float, str] | None = None
+    """When it ended in an exception, in seconds, and which."""
     has_ended: bool = False
     """Whether its interpreter came to its end."""
 
@@ -126,6 +127,7 @@ class Heard:
     processes: int
     """How many processes have said anything."""
     exceptions: Sequence[str]
+    """What processes have ended in, the first first: others may have failed for want of that one."""
     errors: Sequence[str]
     """What went wrong in the probe itself."""
     interpreters: Sequence[str] = ()
@@ -162,7 +164,7 @@ def read_heard(folder: Path, *, by_update: bool = False) -> list[Heard]:
         More than one where a launcher has started ranks anew by itself, in order.
     """
     generations: list[dict[int, HeardRank]] = []
-    exceptions: list[str] = []
+    exceptions: list[tuple[float, str]] = []
     errors: list[str] = []
     interpreters: dict[str, None] = {}
     processes = 0
@@ -180,7 +182,7 @@ def read_heard(folder: Path, *, by_update: bool = False) -> list[Heard]:
         Heard(
             ranks=[ranks[number] for number in sorted(ranks)],
             processes=processes,
-            exceptions=exceptions,
+            exceptions=[text for _, text in sorted(exceptions)],
             errors=errors,
             interpreters=tuple(interpreters),
             by_update=by_update,
@@ -288,7 +290,7 @@ class _Process:
         self.heard.operations = [Operation(*seen) for seen in event["seen"]]
 
     def _exception(self, event: Mapping[str, Any]) -> None:
-        self.heard.exception = event["text"]
+        self.heard.exception = event["time"], event["text"]
 
     def _error(self, event: Mapping[str, Any]) -> None:
         self.errors.append(f"{event['where']}: {event['text'].strip().splitlines()[-1]}")

@@ -6,6 +6,7 @@ import atexit
 import functools
 import os
 import sys
+import time
 from collections.abc import Callable
 from types import ModuleType, TracebackType
 
@@ -112,8 +113,10 @@ def _note_the_end(listener: Listener) -> None:
     before = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, at: TracebackType | None) -> None:
-        text = f"{kind.__name__}: {error}"
-        quietly(listener.record, "an exception", lambda: listener.record.event("exception", text=text[:2000]))
+        def tell() -> None:
+            listener.record.event("exception", time=time.time(), text=f"{kind.__name__}: {error}"[:2000])
+
+        quietly(listener.record, "an exception", tell)
         before(kind, error, at)
 
     sys.excepthook = hook
