@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ckptrun.console import say
@@ -58,7 +59,7 @@ class Judging:
         self._programs = programs
         self._folder = folder
         self._done: list[Resumed] = []
-        self._confirmed: set[tuple[str, str]] = set()
+        self._confirmed: set[tuple[Came, str]] = set()
         self._began = self._told = time.monotonic()
         self.resumed = 0
         """How many resumes were made, those that confirm others included."""
@@ -84,12 +85,13 @@ class Judging:
             warm = servers if servers.is_ready and self._agrees(first, judged[0].outcome, servers) else None
             for state in self._states[1:]:
                 one = self._judged(state, warm)
-                if warm is not None and not self._is_confirmed(one):
+                confirmed = one if warm is None else self._confirmed_one(one)
+                if confirmed is None:
                     say("  an ordinary start does not come to that: all is done again by ordinary starts")
                     warm, self._done = None, []
                     judged = [self._judged(earlier, None) for earlier in self._states[: len(judged)]]
-                    one = self._judged(state, None)
-                judged.append(one)
+                    confirmed = self._judged(state, None)
+                judged.append(confirmed)
                 self._tell(len(judged))
         return judged
 
@@ -107,15 +109,20 @@ class Judging:
         other = self._judged(state, warm).outcome
         return (other.came, cause_of(other)) == (outcome.came, cause_of(outcome))
 
-    def _is_confirmed(self, one: Judged) -> bool:
-        """Whether a cause that was not met before is there in a start as ever, too."""
-        key = (str(one.outcome.came), cause_of(one.outcome))
+    def _confirmed_one(self, one: Judged) -> Judged | None:
+        """Return it where a cause that was not met before is there in a start as ever, too; None: it is not.
+
+        Why a start fails may be told otherwise by another rank that came first: as the ordinary one tells it.
+        """
+        key = (one.outcome.came, cause_of(one.outcome))
         if one.outcome.came is Came.equal or key in self._confirmed:
-            return True
-        self._confirmed.add(key)
-        newest = self._resumes.newest(one.state.tree)
-        other = outcome_of(self._resume(one.state, None), newest)
-        return (str(other.came), cause_of(other)) == key
+            return one
+        other = outcome_of(self._resume(one.state, None), self._resumes.newest(one.state.tree))
+        other_key = (other.came, cause_of(other))
+        if other_key != key and not other.came is one.outcome.came is Came.failed:
+            return None
+        self._confirmed |= {key, other_key}
+        return replace(one, outcome=other)
 
     def _judged(self, state: CrashState, warm: WarmServers | None) -> Judged:
         """A state and what it comes to, by a resume of its own or by one that has seen the same."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from ckptrun.checks.whole_runs import check_steps
 from ckptrun.config.job import JobConfig
 from ckptrun.crash.files import Tree
 from ckptrun.crash.looks import Looked, read_looks
@@ -14,10 +15,12 @@ from ckptrun.crash.recording import Recording, Window
 from ckptrun.crash.trace import LOOKS, strace
 from ckptrun.crash.warm import WarmServers
 from ckptrun.evidence.ledger_comparison import compare_ledgers
-from ckptrun.evidence.mismatch import Mismatch
+from ckptrun.evidence.run_folder import ledger_file
 from ckptrun.evidence.verdict import Check, Status
+from ckptrun.files import append_line, read_lines
 from ckptrun.foreign.alignment import Aligned, Source, align
 from ckptrun.foreign.checkpoints import SavedStep
+from ckptrun.foreign.judge import explained
 from ckptrun.foreign.process import CommandEnd, last_lines
 from ckptrun.foreign.records import Heard
 from ckptrun.foreign.starter import Starter
@@ -64,7 +67,8 @@ class Resumed:
     heard: Heard
     end: CommandEnd
     aligned: Aligned
-    first: Mismatch | None
+    steps: Check
+    """Its steps, compared with those of the run that nothing happened to."""
     loaded: Check | None
     failure: str
     """Why it came to nothing; empty: it took its steps."""
@@ -155,10 +159,12 @@ class Resumes:
         source = Source(heard=self._recording.heard, first_step=0)
         has_loaded = any(rank.loads for rank in heard.ranks)
         aligned = align(heard, [source], newest=newest.step if newest is not None and has_loaded else 0)
+        self._write_before(aligned.step)
         write_ledgers(self._folder, heard, start=1, first_step=aligned.step, reference=self._recording.heard)
         found = compare_ledgers(
             self._reference, self._folder, ranks=len(self._recording.heard.ranks), last_step=aligned.step + self._steps
         )
+        steps = check_steps(found, wanted=0, after=0, is_complete=False)
         return Resumed(
             looked=looked,
             argv=self.starter.argv(newest),
@@ -166,10 +172,19 @@ class Resumes:
             heard=heard,
             end=end,
             aligned=aligned,
-            first=found.first,
+            steps=explained(steps, found, self._reference, self._folder),
             loaded=check_loaded(heard, [source], aligned) if aligned.step and heard.steps else None,
             failure=self._failure(heard, end, aligned),
         )
+
+    def _write_before(self, step: int) -> None:
+        """Let the ledger begin with the step that was gone on from, as the killed run had taken it."""
+        for rank in range(len(self._recording.heard.ranks)):
+            file = ledger_file(self._folder, rank)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            for line in read_lines(ledger_file(self._reference, rank)):
+                if line["step"] == step:
+                    append_line(file, line)
 
     def _failure(self, heard: Heard, end: CommandEnd, aligned: Aligned) -> str:
         wanted = min(self._steps, self._total - aligned.step)
@@ -206,6 +221,6 @@ def outcome_of(resumed: Resumed, newest: SavedStep | None) -> Outcome:
             component=None if first is None else first.component,
             step=step,
         )
-    if resumed.first is not None:
-        return Outcome(came=Came.different, text=str(resumed.first), component=resumed.first.component, step=step)
+    if resumed.steps.status is Status.different:
+        return Outcome(came=Came.different, text=resumed.steps.detail, component=resumed.steps.blame, step=step)
     return Outcome(came=Came.equal, text=f"it goes on from step {step}", step=step)

@@ -66,7 +66,15 @@ _ORDER = {name: place for place, name in enumerate(("batch", "learning_rate", "s
 # What a step comes to; it is in no checkpoint.
 _NO_COMPONENTS = ("gradients", "loss")
 
-__all__ = ["StartFacts", "check_lost_work", "check_observed", "is_unexplained", "judge_command", "streams_apart"]
+__all__ = [
+    "StartFacts",
+    "check_lost_work",
+    "check_observed",
+    "explained",
+    "is_unexplained",
+    "judge_command",
+    "streams_apart",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,8 +127,8 @@ def judge_command(
         # What happened to a later start explains nothing.
         last = found.first.start if found.first is not None else len(starts)
         known = [c for c in checks if c.status is Status.different and (c.start is None or c.start <= last)]
-        explained = trajectory if known else _explained(trajectory, found, reference, run, operation)
-        checks += [loaded, explained]
+        judged = trajectory if known else explained(trajectory, found, reference, run, operation)
+        checks += [loaded, judged]
     # What a start did wrong before it ended too early is why it did.
     checks += [check for check in failed if check.blame is not None]
     if material.failure is None:
@@ -263,8 +271,16 @@ def _unjudged(check: Check, differs: Mismatch, operation: str) -> Check:
     )
 
 
-def _explained(check: Check, found: LedgerComparison, reference: Path, run: Path, operation: str) -> Check:
-    """A difference in the steps, with what led to it."""
+def explained(check: Check, found: LedgerComparison, reference: Path, run: Path, operation: str = "") -> Check:
+    """Return a check of the steps with what led to the difference, and whose fault that is.
+
+    Args:
+        check: As ``check_steps`` makes it.
+        found: What it was made of.
+        reference: The run folder that was compared with.
+        run: The other one.
+        operation: The first operation that differs; empty: it is not known.
+    """
     if found.first is None:
         return check
     first = _nearest_to_cause(found.first, reference, run, ranks=found.ranks)

@@ -12,7 +12,10 @@ from ckptrun.crash.judging import Judging
 from ckptrun.crash.looks import Looked
 from ckptrun.crash.resumes import Came
 from ckptrun.crash.states import CrashState, Ending, How
+from ckptrun.evidence.verdict import Check, Status
 from ckptrun.foreign.alignment import Aligned
+
+EQUAL = Check(name="trajectory", status=Status.equal, detail="")
 
 
 def state(**files: bytes) -> CrashState:
@@ -27,10 +30,19 @@ class Job:
     whole = Tree({})
     starter = SimpleNamespace(argv=lambda newest: ["train"])
 
-    def __init__(self, *, looks: tuple[str, ...] = ("a", "broken"), fails_cold: bool = True, fails_warm: bool = True):
+    def __init__(
+        self,
+        *,
+        looks: tuple[str, ...] = ("a", "broken"),
+        fails_cold: bool = True,
+        fails_warm: bool = True,
+        words: str = "KeyError: gone",
+    ):
         self.looks = looks
+        self.words = {True: "KeyError: gone", False: words}
         self.fails = {False: fails_cold, True: fails_warm}
         self.made: list[tuple[str, bool]] = []
+        self.told: list[str] = []
 
     def newest(self, tree: Tree) -> None:
         return None
@@ -41,7 +53,7 @@ class Job:
         is_broken = "broken" in tree.entries and self.fails[warm is not None]
         return SimpleNamespace(
             looked=looked, argv=["train"], seen=looked.seen_in(tree, self.whole), end=SimpleNamespace(interrupted_by=None),
-            aligned=Aligned(step=0, how="beginning"), failure="KeyError: gone" if is_broken else "", loaded=None, first=None,
+            aligned=Aligned(step=0, how="beginning"), failure=self.words[warm is not None] if is_broken else "", loaded=None, steps=EQUAL,
             heard=SimpleNamespace(steps=1, errors=()),
         )  # fmt: skip
 
@@ -64,7 +76,9 @@ def judge(monkeypatch, tmp_path):
 
     def run(job: Job, states: list[CrashState]):
         judged = Judging(job, states, states[0].tree.key, programs=(), folder=tmp_path)
-        return [one.outcome.came for one in judged.run()], judged.resumed
+        outcomes = [one.outcome for one in judged.run()]
+        job.told = [outcome.text for outcome in outcomes if outcome.came is Came.failed]
+        return [outcome.came for outcome in outcomes], judged.resumed
 
     return run
 
@@ -81,6 +95,15 @@ def test_what_looks_the_same_is_resumed_once_and_a_cause_is_confirmed(judge) -> 
     assert job.made == [
         ("a", False), ("a", True), ("a", True), ("a broken", True), ("a broken", False), ("broken", True),
     ]  # fmt: skip
+    assert resumed == len(job.made)
+
+
+def test_a_failure_is_told_as_an_ordinary_start_tells_it(judge) -> None:
+    job = Job(words="RuntimeError: Connection closed by peer")
+    came, resumed = judge(job, [WHOLE, state(a=b"half"), state(a=b"half", broken=b""), state(a=b"other")])
+    assert came == [Came.equal, Came.equal, Came.failed, Came.equal]
+    assert job.told == ["RuntimeError: Connection closed by peer"]
+    assert job.made[-1] == ("a", True)
     assert resumed == len(job.made)
 
 

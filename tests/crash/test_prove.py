@@ -128,3 +128,25 @@ def test_a_step_without_a_save_is_refused(tmp_path, monkeypatch, capsys) -> None
     assert ended.value.code == 2
     said = "crash.step=3: nothing was saved after that step. Saved are the steps 2, 4, 6, 8."
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("waits", [False, True])
+def test_what_one_rank_leaves_behind_while_the_others_go_on_is_judged(waits, tmp_path, monkeypatch) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command = [*torchrun, str(JOB.with_name("ranks_job.py")), "--output_dir", "{run}", *["--waits"] * waits]
+    overrides = ["crash=save", "crash.power_cut=false", "crash.resume_steps=1", f"run.dir={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["ckptrun", "prove", *overrides, "--", *command])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    verdict = json.loads((tmp_path / "verdict.json").read_text())
+    assert verdict["save"] == 4
+    assert verdict["states"]["one rank killed"] >= 3
+    if waits:
+        assert (ended.value.code, came_to(verdict).keys()) == (0, {"equal"})
+        return
+    assert (ended.value.code, verdict["blame"]) == (3, "rng")
+    assert came_to(verdict).keys() == {"equal", "different"}
+    different = [group for group in verdict["crash_states"] if group["came_to"] == "different"]
+    left_by = {one["what"].partition(":")[0] for group in different for one in group["left_by"]}
+    assert left_by == {"one rank killed"}
