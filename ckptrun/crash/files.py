@@ -22,6 +22,8 @@ __all__ = ["Change", "Entry", "Files", "Tree", "Unreplayable", "tree_with"]
 
 _DEEPEST_LINKS = 40
 _TOP = 0
+_ELSEWHERE = 1
+"""Where whole paths begin, which are in no tree."""
 
 
 class Unreplayable(Exception):
@@ -132,8 +134,8 @@ class Files:
     """The folder, and what is done to it. Begins empty."""
 
     def __init__(self) -> None:
-        self._nodes: dict[int, _Node] = {_TOP: _Node(names={})}
-        self._next = 1
+        self._nodes: dict[int, _Node] = {_TOP: _Node(names={}), _ELSEWHERE: _Node(names={})}
+        self._next = _ELSEWHERE + 1
 
     def copy(self) -> "Files":
         """One that can be changed on its own."""
@@ -300,7 +302,7 @@ class Files:
 
     def _place(self, path: str, *, is_followed: bool = False) -> tuple[int, str]:
         """The folder that a path is in, links in it followed, and its name there; at the end of links, if asked."""
-        way, left, hops = [_TOP], path.split("/"), 0
+        way, left, hops = [_ELSEWHERE if path.startswith("/") else _TOP], path.split("/"), 0
         while True:
             part = left.pop(0)
             if part == ".." and len(way) > 1:
@@ -315,6 +317,9 @@ class Files:
             elif not left:
                 return way[-1], part
             elif part not in ("", ".", ".."):
+                if number is None and way[0] == _ELSEWHERE:
+                    # Folders that were there before.
+                    number = self._names(way[-1])[part] = self._new(_Node(names={}))
                 if number is None:
                     raise KeyError(path)
                 way.append(number)

@@ -1,24 +1,30 @@
 """What the processes of a job did to the files in its folder, one operation after the other, from its system calls.
 
+[Note: files from elsewhere]
+A writer may make a file in a folder for temporary files and move it to the job's folder when it is whole (fsspec's
+transactions, and with them Lightning). What becomes of such files is followed from the beginning, under their whole
+paths: those in the job's folder are relative to it. Known are only files that the job itself has made.
+
 Torch-free.
 """
 
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from ckptrun.crash.trace import CLONES, Call, path_of, string_of
+from ckptrun.crash.trace import CLONES, Call, path_of, read_calls, string_of, strings_of
 
-__all__ = ["Deed", "Operation", "read_operations"]
+__all__ = ["Deed", "Operation", "names_from_elsewhere", "read_operations"]
 
 _OPENS = {"open": 0, "openat": 1, "openat2": 1, "creat": 0}
 _WRITES = ("write", "pwrite64", "writev", "pwritev", "pwritev2")
 _MAKES = ("O_CREAT", "O_TRUNC")
+_BRINGS = (b"rename", b" link", b"copy_file_range", b"sendfile", b"splice")
 
 
 class Deed(StrEnum):
@@ -41,7 +47,7 @@ class Deed(StrEnum):
 
 @dataclass(slots=True, kw_only=True)
 class Operation:
-    """One change of the files in the job's folder. Paths are relative to it."""
+    """One change of the files in the job's folder. Paths are relative to it; see [Note: files from elsewhere]."""
 
     deed: Deed
     path: str
@@ -69,6 +75,11 @@ class Operation:
     """How many collectives the rank had come through."""
     where: tuple[str, ...] = ()
     """The trainer's code that did it, innermost first: ``file:line function``."""
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it changes nothing in the job's folder."""
+        return self.path.startswith("/") and (self.deed not in (Deed.rename, Deed.link) or self.other.startswith("/"))
 
     def __str__(self) -> str:
         match self.deed:
@@ -120,10 +131,36 @@ class Reading:
     """Calls that change files in a way that is not understood here."""
 
 
+def names_from_elsewhere(trace: Path, root: Path) -> set[str]:
+    """The last names of what may be moved, linked or copied from elsewhere to ``root``."""
+    inside, found = f"{root}/", set[str]()
+    # Backwards, as a file may be moved several times.
+    for before, after in reversed(list(_brought(trace))):
+        may_come = after.startswith(inside) or not after.startswith("/") or _last_name(after) in found
+        if may_come and not before.startswith(inside):
+            found.add(_last_name(before))
+    return found - {""}
+
+
+def _brought(trace: Path) -> Iterator[tuple[str, str]]:
+    """What is moved, linked or copied, and to where."""
+    for call in read_calls(trace, names=_BRINGS):
+        if call.name in ("copy_file_range", "splice", "sendfile"):
+            into, source = (2, 0) if call.name != "sendfile" else (0, 1)
+            yield path_of(call.arguments[source]) or "", path_of(call.arguments[into]) or ""
+        else:
+            paths = strings_of(call.arguments)
+            yield paths[0], paths[-1]
+
+
+def _last_name(path: str) -> str:
+    return os.path.basename(path.rstrip("/"))  # noqa: PTH119
+
+
 def read_operations(
-    calls: Iterator[Call], *, root: Path, records: Path, cwd: Path, reading: Reading
+    calls: Iterator[Call], *, root: Path, records: Path, cwd: Path, reading: Reading, from_elsewhere: Collection[str]
 ) -> Iterator[Operation]:
-    """Find what changes files in ``root``.
+    """Find what changes files in ``root``, and files that come there.
 
     Args:
         calls: Of all processes of the job.
@@ -131,14 +168,16 @@ def read_operations(
         records: Where the probe writes to: by what it writes, ranks and steps are known.
         cwd: Where the command was started.
         reading: Filled meanwhile.
+        from_elsewhere: See :func:`names_from_elsewhere`.
     """
-    reader = _Reader(root, records, cwd, reading)
+    reader = _Reader(root, records, cwd, reading, from_elsewhere)
     for call in calls:
         yield from reader.read(call)
 
 
 class _Reader:
-    def __init__(self, root: Path, records: Path, cwd: Path, reading: Reading) -> None:
+    def __init__(self, root: Path, records: Path, cwd: Path, reading: Reading, from_elsewhere: Collection[str]) -> None:
+        self._from_elsewhere = set(from_elsewhere)
         self._root = str(root)
         self._records = str(records)
         self._cwd = str(cwd)
@@ -189,9 +228,9 @@ class _Reader:
             return
         process.files[call.result] = _Open(appends="O_APPEND" in flags)
         if any(flag in flags for flag in _MAKES):
-            yield self._operation(
-                process, call, Deed.open, relative, is_new="O_CREAT" in flags, is_cut="O_TRUNC" in flags
-            )
+            # What lay elsewhere before, nobody knows.
+            is_new = "O_CREAT" in flags and (not relative.startswith("/") or bool(re.search("O_EXCL|O_TRUNC", flags)))
+            yield self._operation(process, call, Deed.open, relative, is_new=is_new, is_cut="O_TRUNC" in flags)
 
     def _written(self, process: _Process, call: Call) -> Iterator[Operation]:
         path = path_of(call.arguments[0])
@@ -312,6 +351,8 @@ class _Reader:
         elif before is not None:
             # What leaves the folder is gone from it.
             yield self._operation(process, call, Deed.remove, before)
+        elif after is not None and after.startswith("/"):
+            yield self._operation(process, call, Deed.remove, after)
         elif after is not None:
             self._reading.unknown.add(f"{call.name} of {paths[0]} to {after}")
 
@@ -327,7 +368,7 @@ class _Reader:
                 base = path_of(argument) or process.cwd
 
     def _inside(self, path: str | None) -> str | None:
-        """A path relative to the job's folder; None: it is elsewhere. Folders that links lead to are followed."""
+        """A path relative to the job's folder, or whole if it may come there; None: it is elsewhere."""
         if path is None or not path.startswith("/"):
             return None
         path = os.path.normpath(path)
@@ -335,7 +376,8 @@ class _Reader:
             return ""
         if path.startswith(self._root + "/"):
             return path[len(self._root) + 1 :]
-        return None
+        comes = not self._from_elsewhere.isdisjoint(path.split("/")) and not path.startswith(self._records)
+        return path if comes else None
 
     def _operation(self, process: _Process, call: Call, deed: Deed, path: str, **more: Any) -> Operation:
         teller = process

@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from ckptrun.crash.files import Files, Tree, Unreplayable
-from ckptrun.crash.operations import Deed, Operation, Reading, read_operations
+from ckptrun.crash.operations import Deed, Operation, Reading, names_from_elsewhere, read_operations
 from ckptrun.crash.trace import read_calls
 from ckptrun.errors import ConfigError
 from ckptrun.foreign.checkpoints import SavedStep
@@ -78,7 +78,11 @@ def read_recording(
     unknown: list[str] = []
     mapped: list[tuple[Operation, int | None]] = []
     files = Files()
-    for operation in read_operations(read_calls(trace), root=output, records=records, cwd=cwd, reading=reading):
+    found = read_operations(
+        read_calls(trace), root=output, records=records, cwd=cwd, reading=reading,
+        from_elsewhere=names_from_elsewhere(trace, output),
+    )  # fmt: skip
+    for operation in found:
         try:
             if operation.call == "mmap":
                 mapped.append((operation, files.node_of(operation.path)))
@@ -86,12 +90,16 @@ def read_recording(
                 _fill(operation, files, output)
                 files.apply(operation)
         except Unreplayable as error:
+            if operation.is_elsewhere:
+                continue
             unknown.append(f"{error}: the record has nothing of what it needs")
             continue
         operations.append(operation)
     unknown += sorted(reading.unknown)
     for operation, node in mapped:
         path = None if node is None else files.path_of(node)
+        if path is None and node is None and operation.is_elsewhere:
+            continue
         if path is None:
             unknown.append(f"{operation.path} was written through memory, and is there no more")
         else:
@@ -116,12 +124,13 @@ def _fill(operation: Operation, files: Files, output: Path) -> None:
         return
     origin = Path(operation.other)
     begin = operation.offset or 0
-    if output in origin.parents:
-        content = files.content_of(str(origin.relative_to(output)))
-        if content is None:
-            raise Unreplayable(str(operation))
+    is_inside = output in origin.parents
+    content = files.content_of(str(origin.relative_to(output) if is_inside else origin))
+    if content is not None:
         operation.data = content.part(begin, begin + operation.size)
         return
+    if is_inside:
+        raise Unreplayable(str(operation))
     try:
         with origin.open("rb") as file:
             file.seek(begin)

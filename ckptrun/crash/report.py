@@ -100,6 +100,7 @@ def _line(ending: Ending) -> str:
 
 def _without_numbers(text: str) -> str:
     text = re.sub(r"\.tmp\w+", ".tmp#", text)
+    text = re.sub(r"\btmp[a-z0-9_]{8}\b", "tmp#", text)
     return re.sub(r"\d+", "#", text)
 
 

@@ -81,9 +81,9 @@ _Found = Iterator[tuple[Tree, Ending]]
 def _killed(files: Files, operations: Sequence[Operation], block_bytes: int) -> _Found:
     yield files.tree(), Ending(how=How.killed, by=None, text="before the save")
     for operation in operations:
-        if operation.deed is Deed.write:
+        if operation.deed is Deed.write and not operation.is_elsewhere:
             yield from _torn(files, operation, block_bytes)
-        if files.apply(operation):
+        if files.apply(operation) and not operation.is_elsewhere:
             yield files.tree(), Ending(how=How.killed, by=operation, text=f"after {operation}")
 
 
@@ -156,7 +156,7 @@ def _cut_at(before: Files, files: Files, changes: Sequence[Change], pending: Seq
         return
     yield state(pending, last, "nothing that was not synced is there")
     data = [index for index in pending if changes[index].data is not None or changes[index].size is not None]
-    names = [index for index in pending if changes[index].names]
+    names = [index for index in pending if changes[index].names and not changes[index].by.is_elsewhere]
     if data:
         yield state(data, changes[data[-1]].by, "names are there, bytes that were not synced are not")
     by_node: dict[int, list[int]] = {}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ckptrun.errors import ConfigError
 
-__all__ = ["CHANGES", "CLONES", "LOOKS", "Call", "path_of", "read_calls", "strace", "string_of"]
+__all__ = ["CHANGES", "CLONES", "LOOKS", "Call", "path_of", "read_calls", "strace", "string_of", "strings_of"]
 
 CHANGES = (
     "open,openat,openat2,creat,mkdir,mkdirat,rename,renameat,renameat2,unlink,unlinkat,rmdir,link,linkat,symlink,"
@@ -26,6 +26,7 @@ CLONES = ("clone", "clone3", "fork", "vfork")
 """Calls that return the number of a new thread or process."""
 
 _LONGEST_STRING = 1 << 28
+_NAME_WITHIN = 80
 _LINE = re.compile(rb"(\d+) +(\d+\.\d+) (.*)")
 _RESUMED = re.compile(rb"<\.\.\. (\w+) resumed>")
 _CALL = re.compile(rb"(\w+)\((.*)\) += (-?\d+|0x[0-9a-f]+|\?)(.*)", re.DOTALL)
@@ -73,12 +74,19 @@ def strace(trace: Path, calls: str) -> list[str]:
     ]  # fmt: skip
 
 
-def read_calls(trace: Path, *, with_failed: bool = False, begin: int = 0) -> Iterator[Call]:
-    """Read what has succeeded, or all, from a byte of the file on; a line that a kill has cut is none."""
+def read_calls(
+    trace: Path, *, with_failed: bool = False, begin: int = 0, names: Sequence[bytes] = ()
+) -> Iterator[Call]:
+    """Read what has succeeded, or all, from a byte of the file on; a line that a kill has cut is none.
+
+    With ``names`` only calls whose lines have one of them near their beginning are read, which is fast.
+    """
     begun: dict[int, bytes] = {}
     with trace.open("rb") as file:
         file.seek(begin)
         for line in file:
+            if names and not any(name in line[:_NAME_WITHIN] for name in names):
+                continue
             found = _LINE.fullmatch(line.rstrip(b"\n"))
             if found is None:
                 continue
@@ -123,6 +131,12 @@ def _split(text: bytes) -> list[bytes]:
 def string_of(argument: bytes) -> bytes:
     """The bytes of an argument that is a string, or a list of ``iovec``."""
     return b"".join(_unhex(found) for found in _STRING.findall(argument))
+
+
+def strings_of(arguments: Sequence[bytes]) -> list[str]:
+    """The names among arguments."""
+    found = [string_of(argument) for argument in arguments if argument.startswith(b'"')]
+    return [name.decode(errors="surrogateescape") for name in found]
 
 
 def path_of(argument: bytes) -> str | None:
