@@ -75,18 +75,35 @@ class Resumed:
 
 
 def newest_in(tree: Tree, window: Window, saved: Sequence[SavedStep], output: Path) -> SavedStep | None:
-    """The newest checkpoint that is complete in a state: all of it is as it was when its save was over."""
+    """The newest checkpoint that is complete in a state: all of it, or a copy, is as it was when its save was over."""
     intact = window.before.tree()
     for one in sorted(saved, key=lambda one: -one.step):
         if one.step not in window.whole:
             continue
-        places = {str(path.relative_to(output)) for path in (one.place, *one.files) if output in path.parents}
         whole = window.whole[one.step]
         for known in (whole, intact) if one.step < window.step else (whole,):
-            parts = [(tree.below(place), known.below(place)) for place in sorted(places)]
-            if parts and all(mine and mine == theirs for mine, theirs in parts):
-                return one
+            for paths in _alternatives(one, window, output):
+                parts = [(tree.below(path), known.below(path)) for path in paths]
+                if parts and all(mine and mine == theirs for mine, theirs in parts):
+                    return one
     return None
+
+
+def _alternatives(one: SavedStep, window: Window, output: Path) -> list[list[str]]:
+    """What must be there: all that a save has left in its place, which others may share; or one of its copies."""
+    files, copies, places = (
+        [str(path.relative_to(output)) for path in paths if output in path.parents]
+        for paths in (one.files, one.copies, [one.place])
+    )
+    earlier = window.whole.get(max((step for step in window.whole if step < one.step), default=-1))
+    whole = window.whole[one.step]
+    left = {
+        path
+        for place in places
+        for path, key in whole.below(place).items()
+        if whole.entries[path].content is not None and (earlier is None or earlier.below(path).get(path) != key)
+    }
+    return [sorted({*files, *left}), *([path] for path in copies)]
 
 
 class Resumes:

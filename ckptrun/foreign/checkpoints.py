@@ -27,6 +27,8 @@ class SavedStep:
     """Of its files, where they are known, in bytes."""
     files: tuple[Path, ...] = ()
     """As they are called in the end."""
+    copies: tuple[Path, ...] = ()
+    """Those of them each of which holds all of it, where there are several."""
 
     @property
     def name(self) -> str:
@@ -65,9 +67,17 @@ def saved_steps(start: Heard, *, first_step: int, output: Path, pattern: str | N
                 is_complete=all(save.is_done and save.is_followed for save in saves),
                 sizes={save.path: save.size for save in saves if save.size is not None},
                 files=tuple(files),
+                copies=_copies(saves, files),
             )
         )
     return found
+
+
+def _copies(saves: Sequence[Save], files: Sequence[Path]) -> tuple[Path, ...]:
+    """Files of the same content, if all are: one under the name of the step, say, and one that is always the last."""
+    first = saves[0]
+    alike = all(save.is_resumable and save.content == first.content for save in saves)
+    return tuple(sorted(set(files))) if alike and first.content and len(set(files)) > 1 else ()
 
 
 def _is_meant(path: Path, output: Path, pattern: str) -> bool:

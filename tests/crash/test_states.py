@@ -1,14 +1,16 @@
 """Which states a save can leave, told one by one for saves of a few calls; and which save is judged."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ckptrun.crash.content import EMPTY, Content
-from ckptrun.crash.files import Files, Tree
+from ckptrun.crash.files import Entry, Files, Tree
 from ckptrun.crash.judging import chosen_of
 from ckptrun.crash.operations import Deed, Operation
-from ckptrun.crash.recording import Recording, choose_window
+from ckptrun.crash.recording import Recording, Window, choose_window
+from ckptrun.crash.resumes import newest_in
 from ckptrun.crash.states import CrashState, How, crash_states
 from ckptrun.foreign.checkpoints import SavedStep
 from ckptrun.foreign.records import Heard, HeardRank
@@ -195,3 +197,47 @@ def test_the_save_that_is_judged_shows_most(steps, saves, removes, chosen, note)
     assert [note in said for said in recording.notes] == ([True] if note else [])
     for step in saves:
         assert choose_window(recording, step, resume_steps=2).step == step
+
+
+def folder_of(**files: str) -> Tree:
+    content = {name.replace("__", "."): Entry(EMPTY.written(0, text.encode())) for name, text in files.items()}
+    return Tree({"all": Entry(), **{f"all/{name}": entry for name, entry in content.items()}})
+
+
+def newest_step(tree: Tree, whole: dict[int, Tree], *, copies: bool) -> int | None:
+    """Which step is found complete where each step saves two files to a folder that all steps share."""
+    saved = []
+    for step in (2, 4):
+        files = (Path(f"/output/all/{step}.pt"), Path("/output/all/last.pt" if copies else f"/output/all/{step}.opt"))
+        saved.append(
+            SavedStep(
+                step=step, place=Path("/output/all"), is_complete=True, sizes={}, files=files,
+                copies=files if copies else (),
+            )
+        )  # fmt: skip
+    before = SimpleNamespace(tree=lambda: whole[2])
+    window = Window(step=4, before=before, operations=[], whole={0: Tree({}), **whole})
+    newest = newest_in(tree, window, saved, Path("/output"))
+    return None if newest is None else newest.step
+
+
+def test_one_copy_of_a_checkpoint_is_enough() -> None:
+    whole = {
+        2: folder_of(**{"2__pt": "two", "last__pt": "two"}),
+        4: folder_of(**{"2__pt": "two", "4__pt": "four", "last__pt": "four"}),
+    }
+    between = folder_of(**{"2__pt": "two", "4__pt": "four", "last__pt": "two"})
+    assert newest_step(between, whole, copies=True) == 4
+    torn = folder_of(**{"2__pt": "two", "4__pt": "fo", "last__pt": "two"})
+    assert newest_step(torn, whole, copies=True) == 2
+
+
+def test_checkpoints_that_share_a_folder_are_complete_on_their_own() -> None:
+    whole = {2: folder_of(**{"2__pt": "m", "2__opt": "o"})}
+    whole[4] = folder_of(**{"2__pt": "m", "2__opt": "o", "4__pt": "M", "4__opt": "O", "4__json": "{}"})
+    assert newest_step(whole[4], whole, copies=False) == 4
+    for left_out in ("4__pt", "4__opt", "4__json"):
+        files = {"2__pt": "m", "2__opt": "o", "4__pt": "M", "4__opt": "O", "4__json": "{}"}
+        del files[left_out]
+        assert newest_step(folder_of(**files), whole, copies=False) == 2
+    assert newest_step(folder_of(**{"2__pt": "m", "4__pt": "M"}), whole, copies=False) is None

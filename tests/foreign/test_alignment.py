@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 from ckptrun.foreign.alignment import Aligned, Source, align, used_batches
 from ckptrun.foreign.checkpoints import SavedStep, newest_of, saved_steps
 from ckptrun.foreign.records import Batch, Heard, HeardRank, HeardStep, Save
@@ -182,3 +184,18 @@ def test_what_is_written_in_the_background_is_of_the_step_that_its_content_has()
     )
     (found,) = saved_steps(heard, first_step=10, output=Path("/run/output"))
     assert (found.step, found.is_complete) == (13, True)
+
+
+@pytest.mark.parametrize(
+    ("content", "copies"), [({"m": "w3", "o": "m3"}, ["last.ckpt", "step-3.ckpt"]), ({"m": "w3"}, [])]
+)
+def test_files_of_one_content_are_copies_of_a_checkpoint(content, copies):
+    lines = [step_of(i + 1, i, first=i == 0) for i in range(4)]
+    heard = heard_of(lines)
+    output = Path("/run/output")
+    for name, holds in (("step-3.ckpt", {"m": "w3", "o": "m3"}), ("last.ckpt", content)):
+        heard.ranks[0].saves.append(
+            Save(path=output / name, how="torch.save", step=3, is_resumable=True, content=holds, is_done=True)
+        )
+    (found,) = saved_steps(heard, first_step=0, output=output)
+    assert found.copies == tuple(output / name for name in copies)
