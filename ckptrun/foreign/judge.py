@@ -23,8 +23,8 @@ from ckptrun.text import counted
 _COMPARED = "losses, batches, gradients, options, parameters, moments, buffers"
 
 _ADVICE = (
-    "Something that decides the step is in no checkpoint: a counter, a cache or a running value in an attribute, a "
-    "global or a closure, of the model, the loss, a hook or the trainer."
+    "Something that decides the step was not saved, or not put back: a counter, a cache or a running value in an "
+    "attribute, a global or a closure, of the model, the loss, a hook or the trainer."
 )
 _ADVICE_ON_CHECKS = {
     "resume": "What the kill left behind cannot be loaded, or the resume itself fails: its own words stand above.",
@@ -144,7 +144,9 @@ def is_unexplained(verdict: Verdict) -> bool:
         return False
     if "not deterministic" in trajectory.detail:
         return True
-    is_decided = any(check.status is Status.different and check is not trajectory for check in verdict.checks)
+    # That it first shows after the second resume explains nothing.
+    others = [check for check in verdict.checks if check.name not in ("trajectory", "second_resume")]
+    is_decided = any(check.status is Status.different for check in others)
     return not is_decided and trajectory.blame is None and trajectory.first_difference.component is None
 
 
@@ -300,8 +302,8 @@ def explained(check: Check, found: LedgerComparison, reference: Path, run: Path,
         blame = None
     if blame is None:
         why = why or (
-            "parameters, moments, batch and random streams were the same: the step goes by something that no "
-            "checkpoint holds"
+            "parameters, moments, batch and random streams were the same: the step goes by something else, which did "
+            "not come back"
         )
         why += f"; {operation}" if operation else ""
     difference = None if check.first_difference is None else replace(check.first_difference, component=blame)

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 
+from ckptrun.evidence.difference import Difference
 from ckptrun.evidence.run_folder import ledger_file
 from ckptrun.evidence.starts import Failure, Start
-from ckptrun.evidence.verdict import Check, Status, Verdict
+from ckptrun.evidence.verdict import Check, Status, Verdict, verdict_of
 from ckptrun.files import append_line
 from ckptrun.foreign.alignment import Aligned
 from ckptrun.foreign.checkpoints import SavedStep
-from ckptrun.foreign.judge import StartFacts, judge_command
+from ckptrun.foreign.judge import StartFacts, is_unexplained, judge_command
 from ckptrun.proof.material import Material
 from ckptrun.proof.subject import Run
 
@@ -163,12 +164,20 @@ def test_a_stream_that_nobody_draws_from_is_not_blamed(case):
     assert case.judge(first=still).blame is None
 
 
+@pytest.mark.parametrize(("other", "is_so"), [("second_resume", True), ("loaded_equals_saved", False)])
+def test_that_it_shows_after_the_second_resume_explains_nothing(other, is_so):
+    first = Difference(step=5, expected=1.0, got=2.0)
+    trajectory = Check(name="trajectory", status=Status.different, detail="step 5", first_difference=first)
+    verdict = verdict_of([trajectory, Check(name=other, status=Status.different, detail="by hand")])
+    assert is_unexplained(verdict) is is_so
+
+
 def test_a_later_start_that_fails_hides_no_cause(case):
     case.changed = {3: {"leaves": {"gradients.w": "other"}}}
     case.failure = Start(index=2, step=4)
     verdict = case.judge()
     assert verdict.blame is None
-    assert "the step goes by something that no checkpoint holds" in verdict.reason
+    assert "the step goes by something else, which did not come back" in verdict.reason
 
 
 def test_a_start_from_the_end_that_fails_is_told_so(case):

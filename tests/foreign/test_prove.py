@@ -143,7 +143,7 @@ def test_the_operation_that_goes_by_something_hidden_is_told(tmp_path, monkeypat
     verdict = verdict_of(tmp_path)
     assert verdict.blame is None
     where = line_of(script, "loss = loss * scale")
-    assert "the step goes by something that no checkpoint holds; operation " in verdict.reason
+    assert "the step goes by something else, which did not come back; operation " in verdict.reason
     told = (
         f"aten.mul.Tensor at {tmp_path}/{where}, is given other tensors or numbers, which no operation before it made"
     )
