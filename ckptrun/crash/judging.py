@@ -117,7 +117,8 @@ class Judging:
         key = (one.outcome.came, cause_of(one.outcome))
         if one.outcome.came is Came.equal or key in self._confirmed:
             return one
-        other = outcome_of(self._resume(one.state, None), self._resumes.newest(one.state.tree))
+        again = self._resume(one.state, None, is_watched=False)
+        other = outcome_of(again, self._resumes.newest(one.state.tree))
         other_key = (other.came, cause_of(other))
         if other_key != key and not other.came is one.outcome.came is Came.failed:
             return None
@@ -140,8 +141,8 @@ class Judging:
                 say(leg_line(f"  {outcome.came}", str(state.endings[0]), time.monotonic() - began))
         return Judged(state=state, outcome=outcome_of(resumed, newest), argv=argv)
 
-    def _resume(self, state: CrashState, warm: WarmServers | None) -> Resumed:
-        resumed = self._resumes.resume(state.tree, warm=warm)
+    def _resume(self, state: CrashState, warm: WarmServers | None, *, is_watched: bool = True) -> Resumed:
+        resumed = self._resumes.resume(state.tree, warm=warm, is_watched=is_watched)
         self.resumed += 1
         heard = resumed.heard
         self.facts.append(

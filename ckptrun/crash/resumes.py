@@ -146,19 +146,21 @@ class Resumes:
         """See :func:`newest_in`."""
         return newest_in(tree, self._window, self._recording.saved, self.output)
 
-    def resume(self, tree: Tree, *, warm: WarmServers | None = None) -> Resumed:
+    def resume(self, tree: Tree, *, warm: WarmServers | None = None, is_watched: bool = True) -> Resumed:
         """Resume from a state, and end after some steps.
 
         Args:
             tree: The state.
             warm: What the job's processes are forked from; None: they are started as ever.
+            is_watched: Whether is to be known what it looks at.
         """
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
         tree.build(self.output)
         newest = self.newest(tree)
         cold = self._folder / "looks"
-        traces = {cold: 0} | ({} if warm is None else {trace: trace.stat().st_size for trace in warm.traces})
+        traces = {cold: 0} if is_watched else {}
+        traces |= {} if warm is None else {trace: trace.stat().st_size for trace in warm.traces}
         heard, end = self.starter.start(
             self._folder / "probe" / "start_00001",
             log=self._folder / "log",
@@ -170,7 +172,7 @@ class Resumes:
                 **self._recording.heard.counting,
                 "warm": {} if warm is None else warm.places,
             },
-            before=strace(cold, LOOKS),
+            before=strace(cold, LOOKS) if is_watched else (),
         )
         looked = read_looks(traces, root=self.output, cwd=self.cwd)
         source = Source(heard=self._recording.heard, first_step=0)

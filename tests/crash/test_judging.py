@@ -47,7 +47,7 @@ class Job:
     def newest(self, tree: Tree) -> None:
         return None
 
-    def resume(self, tree: Tree, *, warm: object = None) -> SimpleNamespace:
+    def resume(self, tree: Tree, *, warm: object = None, is_watched: bool = True) -> SimpleNamespace:
         self.made.append((" ".join(sorted(tree.entries)), warm is not None))
         looked = Looked(files=set(self.looks))
         is_broken = "broken" in tree.entries and self.fails[warm is not None]
