@@ -12,6 +12,7 @@ sys.path.insert(0, str(site_folder()))
 
 from _ckptrun_probe import digest as probe_digest
 from _ckptrun_probe.digest import digest_of, digests_of
+from _ckptrun_probe.streams import stream_digests
 
 DTYPES = [
     torch.float32,
@@ -86,6 +87,35 @@ def test_numpy_and_torch_come_to_the_same(words, monkeypatch):
     with_numpy = digest_of(raw)
     monkeypatch.setattr(probe_digest, "_array", lambda words: None)
     assert digest_of(raw) == with_numpy
+
+
+def test_without_numpy_it_is_looked_for_once(monkeypatch):
+    looked = []
+
+    class Finder:
+        def find_spec(self, name, path, target=None):
+            if name == "numpy":
+                looked.append(name)
+                raise ModuleNotFoundError(name)
+
+    tensor = filled(torch.float32, 5, 3)
+    with_numpy = digest_of(tensor)
+    probe_digest._numpy.cache_clear()
+    monkeypatch.delitem(sys.modules, "numpy")
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    assert [digest_of(tensor), digest_of(tensor)] == [with_numpy] * 2
+    assert looked == ["numpy"]
+    probe_digest._numpy.cache_clear()
+
+
+def test_a_process_that_may_fork_is_not_asked_for_devices(monkeypatch):
+    def asked():
+        raise AssertionError("a forked process could not use CUDA any more")
+
+    monkeypatch.setattr(torch.cuda, "is_available", asked)
+    monkeypatch.setattr(torch.cuda, "device_count", asked)
+    monkeypatch.setattr(torch._C, "_cuda_getDeviceCount", asked, raising=False)
+    assert "torch" in stream_digests()
 
 
 def test_many_at_once_are_those_of_each():

@@ -11,6 +11,7 @@ On a device the sums are made there, and nothing but they come to the host.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from typing import Any
@@ -104,12 +105,22 @@ def _words(local: Any) -> tuple[Any, Any]:
 
 def _array(words: Any) -> Any:
     """The words as an array of NumPy, which shares their memory; None without NumPy."""
+    numpy = _numpy()
+    try:
+        return None if numpy is None else words.numpy().view(numpy.uint64)
+    except RuntimeError:
+        # It is there, and torch cannot use it.
+        return None
+
+
+@functools.lru_cache(maxsize=1)
+def _numpy() -> Any:
+    """The module, or None; looking for what is not there goes through all folders each time."""
     try:
         import numpy
-
-        return words.numpy().view(numpy.uint64)
-    except (ImportError, RuntimeError):
+    except ImportError:
         return None
+    return numpy
 
 
 def _weights(device: Any) -> Any:

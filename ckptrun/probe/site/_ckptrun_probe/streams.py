@@ -22,7 +22,8 @@ def stream_digests() -> dict[str, str]:
     torch = sys.modules.get("torch")
     if torch is not None:
         found["torch"] = _short(_raw(torch.get_rng_state()))
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
+        # To ask whether there is a device at all would keep processes that are forked later from using it.
+        if torch.cuda.is_initialized():
             device = torch.cuda.current_device()
             found[f"cuda:{device}"] = _short(_raw(torch.cuda.get_rng_state(device)))
     return found
