@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ckptrun.__main__ import main
+from tests.support.job_python import JOB_PYTHON
 from tests.support.strace import needs_strace
 
 pytestmark = needs_strace
@@ -19,7 +20,7 @@ LINE = next(n for n, line in enumerate(JOB.read_text().splitlines(), 1) if "torc
 
 def prove(folder: Path, how: str, *overrides: str, monkeypatch) -> tuple[int, dict]:
     """Judge the crash states of the job; return exit code and verdict."""
-    command = ["--", sys.executable, str(JOB), "--output_dir", "{run}", "--how", how]
+    command = ["--", JOB_PYTHON, str(JOB), "--output_dir", "{run}", "--how", how]
     arguments = ["ckptrun", "prove", "crash=save", "crash.resume_steps=1", f"run.dir={folder}", *overrides, *command]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as ended:
@@ -119,7 +120,7 @@ def test_a_machine_without_strace_is_told_what_to_install(tmp_path, monkeypatch,
 
 
 def test_a_step_without_a_save_is_refused(tmp_path, monkeypatch, capsys) -> None:
-    command = ["--", sys.executable, str(JOB), "--output_dir", "{run}", "--how", "in_place"]
+    command = ["--", JOB_PYTHON, str(JOB), "--output_dir", "{run}", "--how", "in_place"]
     monkeypatch.setattr(
         sys, "argv", ["ckptrun", "prove", "crash=save", "crash.step=3", f"run.dir={tmp_path}", *command]
     )
@@ -133,7 +134,7 @@ def test_a_step_without_a_save_is_refused(tmp_path, monkeypatch, capsys) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("waits", [False, True])
 def test_what_one_rank_leaves_behind_while_the_others_go_on_is_judged(waits, tmp_path, monkeypatch) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    torchrun = [JOB_PYTHON, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command = [*torchrun, str(JOB.with_name("ranks_job.py")), "--output_dir", "{run}", *["--waits"] * waits]
     overrides = ["crash=save", "crash.power_cut=false", "crash.resume_steps=1", f"run.dir={tmp_path}"]
     monkeypatch.setattr(sys, "argv", ["ckptrun", "prove", *overrides, "--", *command])

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from ckptrun.crash.warm import Program, WarmServers
 from ckptrun.files import write_json
 from ckptrun.probe import PLAN_VARIABLE, site_folder
+from tests.support.job_python import JOB_PYTHON
 from tests.support.strace import needs_strace
 
 pytestmark = needs_strace
@@ -71,7 +71,7 @@ def plan(script: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
     folder = tmp_path_factory.mktemp("warm")
     environment = {**os.environ, "PYTHONPATH": str(site_folder())}
     programs = [
-        Program(key=key, executable=sys.executable, environment=environment, modules=["http.client", "no.such.module"])
+        Program(key=key, executable=JOB_PYTHON, environment=environment, modules=["http.client", "no.such.module"])
         for key in (str(script), "-m train")
     ]
     (folder / "output").mkdir()
@@ -88,7 +88,7 @@ def plan(script: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
 def started(plan: Path, *command: str, cwd: Path, **more) -> "subprocess.Popen[str]":
     environment = {**os.environ, "PYTHONPATH": str(site_folder()), PLAN_VARIABLE: str(plan), "OWN": "mine"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, *command], cwd=cwd, env=environment, text=True, **pipes, **more)
+    return subprocess.Popen([JOB_PYTHON, *command], cwd=cwd, env=environment, text=True, **pipes, **more)
 
 
 def both(plan: Path, *command: str, cwd: Path, given: str = "") -> list[tuple[int, str, str]]:

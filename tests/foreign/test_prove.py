@@ -8,6 +8,7 @@ import pytest
 
 from ckptrun.__main__ import main
 from ckptrun.evidence.verdict import Verdict, read_verdict
+from tests.support.job_python import JOB_PYTHON
 
 PLAIN = (Path(__file__).resolve().parents[2] / "examples" / "jobs" / "plain.py").read_text()
 LOSS = "            loss = nn.functional.cross_entropy(model(inputs), targets)\n"
@@ -19,7 +20,7 @@ def ckptrun(folder: Path, script: str, *overrides: str, monkeypatch) -> int:
     """Prove ``script`` as the command line does; return the exit code."""
     file = folder / "train.py"
     file.write_text(script)
-    command = ["--", sys.executable, str(file), "--output_dir", "{run}", "--epochs", "2"]
+    command = ["--", JOB_PYTHON, str(file), "--output_dir", "{run}", "--epochs", "2"]
     monkeypatch.setattr(sys, "argv", ["ckptrun", "prove", f"run.dir={folder}/proof", *overrides, *command])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -178,7 +179,7 @@ def test_a_save_in_place_does_not(tmp_path, monkeypatch):
             1,
             "AttributeError: module 'collections' has no attribute 'nothing'",
         ),
-        ("import nothing.at.all", 1, f"It was run by {sys.executable} (Python 3"),
+        ("import nothing.at.all", 1, f"It was run by {JOB_PYTHON} (Python 3"),
         ("input('go on? ')", 1, "has no terminal, and nothing to read from its input"),
         ("print('done')", 2, "no process of it has used torch where ckptrun could hear it"),
     ],
@@ -313,7 +314,7 @@ def test_a_job_that_its_fault_never_strikes_is_started_once(tmp_path, monkeypatc
 def test_a_sweep_proves_a_command_with_each_fault(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.py").write_text(TINY)
-    command = ["--", sys.executable, "train.py", "--out", "{run}"]
+    command = ["--", JOB_PYTHON, "train.py", "--out", "{run}"]
     monkeypatch.setattr(sys, "argv", ["ckptrun", "prove", "-m", "fault=sigkill,exception", *command])
     with pytest.raises(SystemExit) as ended:
         main()

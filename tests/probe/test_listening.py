@@ -3,12 +3,12 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from ckptrun.foreign.records import read_heard
+from tests.support.job_python import JOB_PYTHON
 from tests.support.listened import Piece, listen, listen_to_pieces, write_plan
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "jobs"
@@ -176,7 +176,7 @@ def pieces(tmp_path_factory) -> dict[str, Piece]:
 def plain(tmp_path_factory) -> Path:
     """A whole job, and in ``alone`` the same without the probe."""
     folder = tmp_path_factory.mktemp("plain")
-    command = (sys.executable, str(EXAMPLES / "plain.py"), "--output_dir")
+    command = (JOB_PYTHON, str(EXAMPLES / "plain.py"), "--output_dir")
     alone = subprocess.Popen([*command, folder / "alone"], env={**os.environ, "OMP_NUM_THREADS": "1"})
     ended = listen(write_plan(folder), *command, str(folder / "output"))
     assert ended.returncode == 0, ended.stderr
@@ -218,7 +218,7 @@ def test_the_job_computes_the_same_bits_without_it(plain):
 
 def test_a_job_without_torch_does_not_load_it(tmp_path):
     code = "import sys; print('torch' in sys.modules, 'numpy' in sys.modules)"
-    ended = listen(write_plan(tmp_path), sys.executable, "-c", code)
+    ended = listen(write_plan(tmp_path), JOB_PYTHON, "-c", code)
     assert (ended.stdout.split(), ended.stderr) == (["False", "False"], "")
     assert not list((tmp_path / "records").iterdir())
 
@@ -228,14 +228,14 @@ def test_the_jobs_own_sitecustomize_runs(tmp_path):
     own.parent.mkdir()
     own.write_text("import builtins; builtins.mine = 'here'")
     code = "import sitecustomize; print(mine, sitecustomize.__file__)"
-    ended = listen(write_plan(tmp_path), sys.executable, "-c", code, PYTHONPATH=str(own.parent))
+    ended = listen(write_plan(tmp_path), JOB_PYTHON, "-c", code, PYTHONPATH=str(own.parent))
     assert ended.stdout.split() == ["here", str(own)]
 
 
 def test_a_child_of_a_child_is_heard(tmp_path):
     middle = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {STEP + 'step()'!r}], check=True)"
     outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {middle!r}], check=True)"
-    assert listen(write_plan(tmp_path), sys.executable, "-c", outer).returncode == 0
+    assert listen(write_plan(tmp_path), JOB_PYTHON, "-c", outer).returncode == 0
     (heard,) = read_heard(tmp_path / "records")
     assert heard.steps == 1
 
@@ -246,14 +246,14 @@ def test_a_child_with_an_environment_of_its_own_is_heard(environment, tmp_path):
     code = (
         f"import os, subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], env={environment}, check=True)"
     )
-    ended = listen(write_plan(tmp_path), sys.executable, "-c", code)
+    ended = listen(write_plan(tmp_path), JOB_PYTHON, "-c", code)
     assert ended.returncode == 0, ended.stderr
     assert ("/elsewhere" in ended.stdout) is ("/elsewhere" in environment)
     assert len(list((tmp_path / "records").iterdir())) == 1
 
 
 def test_a_proof_that_is_over_disturbs_nobody(tmp_path):
-    ended = listen(tmp_path / "gone.json", sys.executable, "-c", "print('fine')")
+    ended = listen(tmp_path / "gone.json", JOB_PYTHON, "-c", "print('fine')")
     assert (ended.stdout, ended.stderr) == ("fine\n", "")
 
 
@@ -306,7 +306,7 @@ def test_names_and_places_are_those_of_the_reference_whichever_optimizer_is_step
     assert rank.signs == {0: "Adam Linear.bias Linear.weight", 1: "Adam bias weight"}
     plan = write_plan(tmp_path)
     plan.write_text(json.dumps(json.loads(plan.read_text()) | {"optimizers": [rank.signs[1], rank.signs[0]]}))
-    assert listen(plan, sys.executable, "-c", PIECES["second_first"]).returncode == 0
+    assert listen(plan, JOB_PYTHON, "-c", PIECES["second_first"]).returncode == 0
     (heard,) = read_heard(tmp_path / "records")
     assert heard.ranks[0].signs == {1: rank.signs[0], 0: rank.signs[1]}
 

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from ckptrun.foreign.records import Heard, read_heard
 from ckptrun.probe import PLAN_VARIABLE, site_folder
+from tests.support.job_python import JOB_PYTHON
 
 _FORKS = """
 import atexit, json, os, sys, traceback
@@ -93,7 +93,7 @@ def listen_to_pieces(
         write_plan(folder / name, output=folder, faults=own)
     (folder / "pieces.json").write_text(json.dumps(dict(pieces)))
     plan = write_plan(folder / "forks", output=folder)
-    ended = listen(plan, sys.executable, "-c", _FORKS, str(folder / "pieces.json"), str(folder))
+    ended = listen(plan, JOB_PYTHON, "-c", _FORKS, str(folder / "pieces.json"), str(folder))
     assert ended.returncode == 0, ended.stderr
     return {
         name: Piece(
