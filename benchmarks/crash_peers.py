@@ -31,7 +31,9 @@ def main() -> None:
                 continue
             chaos = [sys.executable, "-m", "ckpt_chaos", "run", "--work", f"{folder}/work", "--max-points", "1000"]
             text, seconds = _timed([*chaos, "--", *job, "{out}"])
-            said = re.findall(r"([A-Z_]{4,}): (\d+)", text.strip().splitlines()[-1])
+            said = re.findall(r"([A-Z_]{4,}): (\d+)", (text.strip().splitlines() or [""])[-1])
+            if not said:
+                sys.exit(f"ckpt-chaos has judged nothing: {text}")
             _print(way, "ckpt-chaos", {name: int(number) for name, number in said}, seconds)
 
 
@@ -39,7 +41,7 @@ def _timed(command: Sequence[str]) -> tuple[str, float]:
     began = time.perf_counter()
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout, time.perf_counter() - began
+    return done.stdout or done.stderr, time.perf_counter() - began
 
 
 def _print(way: str, tool: str, came: dict[str, int], seconds: float) -> None:

@@ -17,6 +17,7 @@ def main() -> None:
     parser.add_argument("--how", choices=["synced", "in_place", "two_files", "pointer"], required=True)
     options = parser.parse_args()
     folder = options.output_dir
+    folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 2)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
