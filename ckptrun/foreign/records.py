@@ -329,14 +329,16 @@ class _Process:
         step.moments |= self._named(event, "moments")
         if "moments_before" in event:
             step.moments_before = (step.moments_before or {}) | self._named(event, "moments_before")
+            for inner in event.get("inner_before", ()):
+                step.moments_before |= self._digests_of(*inner)
         step.streams = event["rng"]
         step.iterators += event["iterators"]
         step.skipped = step.skipped or event["skipped"]
 
     def _named(self, event: Mapping[str, Any], section: str) -> dict[str, str]:
-        if section not in event:
-            return {}
-        table, digests = event[section]
+        return self._digests_of(*event[section]) if section in event else {}
+
+    def _digests_of(self, table: int, digests: str) -> dict[str, str]:
         names = self._tables[table]
         return {name: digests[i * _DIGITS : (i + 1) * _DIGITS] for i, name in enumerate(names)}
 

@@ -114,6 +114,22 @@ m = torch.nn.Linear(2, 1); o = torch.optim.SGD(m.parameters(), lr=1.0)
 for batch in DataLoader(range(6), batch_size=2, collate_fn=collate):
     m(batch.x).sum().backward(); o.step()
 """,
+    "container": """
+import torch
+class Container(torch.optim.Optimizer):
+    def __init__(self, parts):
+        super().__init__([p for part in parts for group in part.param_groups for p in group['params']], {'lr': 9.0})
+        self.parts = parts
+    def step(self, closure=None):
+        for part in self.parts: part.step()
+m = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+parts = [torch.optim.SGD(m[0].parameters(), lr=0.5, momentum=0.9), torch.optim.SGD(m[1].parameters(), lr=0.25, momentum=0.9)]
+for part in parts:
+    for p in part.param_groups[0]['params']: part.state[p]['momentum_buffer'] = torch.ones_like(p)
+o = Container(parts)
+for _ in range(2):
+    m(torch.ones(1, 2)).sum().backward(); o.step(); m.zero_grad()
+""",
     "turns": """
 import torch
 m = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
@@ -365,6 +381,17 @@ def test_what_is_saved_in_memory_is_the_file_that_is_written_next(pieces):
     (save,) = rank.saves
     assert (save.path, save.step, save.is_done) == (piece.folder / "state.part", 1, True)
     assert rank.renames == [(piece.folder / "state.part", piece.folder / "state.ckpt")]
+
+
+def test_an_optimizer_that_steps_others_has_their_moments_and_options(pieces):
+    first, second = pieces["container"].heard.ranks[0].steps
+    names = {f"optimizer.{place}.{leaf}.momentum_buffer" for place in (0, 1) for leaf in ("weight", "bias")}
+    assert set(first.moments_before) == set(first.moments) == set(second.moments) == names
+    # What was there before the first step, as it was put there.
+    assert len({first.moments_before[f"optimizer.{place}.bias.momentum_buffer"] for place in (0, 1)}) == 1
+    assert second.moments_before is None
+    rates = {name: float.fromhex(value) for name, value in first.plain.items() if "learning_rate" in name}
+    assert rates == {"schedule.learning_rate.0": 0.5, "schedule.inner1.learning_rate.0": 0.25}
 
 
 def test_wrappers_leave_no_trace_in_names(pieces):

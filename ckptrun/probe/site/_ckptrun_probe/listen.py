@@ -132,6 +132,7 @@ class Listener:
             del self._nested[self._nested.index(optimizer) :]
         self._nested.append(optimizer)
         if len(self._nested) > 1:
+            self._before_inner(optimizer)
             return
         self._is_idle = not (self._losses or has_closure) and _has_only_zeros(optimizer)
         if self._is_idle:
@@ -152,6 +153,19 @@ class Listener:
         if is_first:
             self._facts["sign"] = self._stepped.sign(optimizer)
             self._facts["moments_before"] = self.digests(moments(optimizer, names, prefix))
+
+    def _before_inner(self, optimizer: Any) -> None:
+        """One that another one steps holds the moments, and goes by options of its own."""
+        from _ckptrun_probe.optimizers import moments, options
+
+        if self._is_idle or "plain" not in self._facts:
+            return
+        prefix, schedule = self._prefixes(self._stepped.index(self._nested[0]))
+        part = f".inner{len(self._nested) - 2}" if len(self._nested) > 2 else ""
+        self._facts["plain"].update(options(optimizer, prefix + part, schedule + part))
+        if "moments_before" in self._facts:
+            found = moments(optimizer, self._stepped.names, prefix)
+            self._facts.setdefault("inner_before", []).append(self.digests(found))
 
     def _after(self, optimizer: Any) -> None:
         from _ckptrun_probe.optimizers import gradients, moments
