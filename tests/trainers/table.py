@@ -31,8 +31,10 @@ What cannot be installed beside the rest, each in an environment of its own.
   --output_dir {run}` is different, `trajectory: step 9, rank 0: the batch is another one than in the reference`, blamed on data. After the
   first resume all is equal, and the state of the stream stands still; the second one begins anew. 5.2.0 is equal, as above.
 - **torchtitan 0.3.0** with torch 2.13.0 for CPU: it installs, but not beside datasets 5.2 (it wants datasets below 4.8, and with it another
-  fsspec), and `import torchtitan.train` ends in `ModuleNotFoundError: No module named 'triton'`, which the CPU build of torch does not
-  bring. Its device is `cuda` where there is no accelerator. Nothing was proved; a shim was not tried.
+  fsspec), and wants an accelerator and triton; `examples/jobs/torchtitan_cpu.py` is what it takes to do without. `ckptrun prove fault=sigkill --
+  ENVIRONMENT/bin/python -m torch.distributed.run --nproc-per-node 2 examples/jobs/torchtitan_llama.py --output_dir {run}` (Llama 3 of its
+  debug size, FSDP2, DCP, `debug.deterministic`) is equal, on one rank as well. There is no dropout in it: random streams are in no checkpoint of
+  torchtitan. Its asynchronous saves, and those by torch_checkpointing, were not tried.
 - **DeepSpeed 0.19.8** on CPU: installs beside torch 2.13.0, and compiles an extension at its first start (g++, ninja; minutes), so that it is in no
   extra. `ckptrun prove fault=sigkill -- ENVIRONMENT/bin/python -m torch.distributed.run --nproc-per-node 2 examples/jobs/deepspeed_zero.py
   --output_dir {run}` (ZeRO stage 1, gloo, `DS_ACCELERATOR=cpu`) is equal. What is compared are the flat parts that a rank holds, under no
