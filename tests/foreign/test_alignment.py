@@ -199,3 +199,15 @@ def test_files_of_one_content_are_copies_of_a_checkpoint(content, copies):
         )
     (found,) = saved_steps(heard, first_step=0, output=output)
     assert found.copies == tuple(output / name for name in copies)
+
+
+def test_what_each_rank_saves_for_itself_is_no_copy_of_what_another_one_saves():
+    heard = heard_of([step_of(1, 0, first=True)], [step_of(1, 0, first=True)])
+    output = Path("/run/output")
+    for rank in heard.ranks:
+        path = output / f"rank-{rank.rank}.pt"
+        rank.saves.append(
+            Save(path=path, how="torch.save", step=1, is_resumable=True, content={"m": "w1", "o": "m1"}, is_done=True)
+        )
+    (found,) = saved_steps(heard, first_step=0, output=output)
+    assert (len(found.files), found.copies) == (2, ())
