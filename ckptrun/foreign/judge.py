@@ -14,7 +14,7 @@ from ckptrun.evidence.run_folder import ledger_file
 from ckptrun.evidence.starts import Start
 from ckptrun.evidence.verdict import Check, Status, Verdict, verdict_of
 from ckptrun.files import read_lines
-from ckptrun.foreign.alignment import Aligned
+from ckptrun.foreign.alignment import Aligned, is_of_copy
 from ckptrun.foreign.checkpoints import SavedStep
 from ckptrun.foreign.written import WRITTEN, blame_of
 from ckptrun.proof.material import Material
@@ -57,6 +57,10 @@ _ADVICE_ON_COMPONENTS = {
         "epoch, at how batches are skipped, and at what is drawn while they are."
     ),
 }
+_ADVICE_ON_COPIES = (
+    "A copy of the model (an average of its weights, a teacher, a target network) was not saved, not loaded, or made "
+    "anew after the load."
+)
 _ADVICE_ON_DETERMINISM = (
     "The job does not repeat itself, resumed or not: look for time, process numbers, unseeded generators, the order of "
     "sets, threads, and kernels that are not deterministic (job.deterministic=true)."
@@ -154,7 +158,9 @@ def _advice(verdict: Verdict) -> str:
     """What usually causes it, and where to look in a job that is not ours."""
     if verdict.status is Status.different:
         decided = verdict.reason.partition(":")[0]
-        of_component = _ADVICE_ON_COMPONENTS.get(verdict.blame or "", _ADVICE)
+        first = verdict.first_difference
+        is_copy = verdict.blame == "model" and first is not None and is_of_copy(first.leaf or "")
+        of_component = _ADVICE_ON_COPIES if is_copy else _ADVICE_ON_COMPONENTS.get(verdict.blame or "", _ADVICE)
         return (
             of_component
             if (decided, verdict.blame) == ("resume", "progress")

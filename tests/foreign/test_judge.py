@@ -138,6 +138,12 @@ def test_the_first_thing_that_differs_is_blamed_on_whose_it_is(case, changed, bl
     assert verdict.advice
 
 
+def test_a_copy_of_the_model_is_told_apart_from_what_is_trained(case):
+    case.changed = {3: {"leaves": {"model.copy of Net.w": "other"}}}
+    verdict = case.judge()
+    assert (verdict.blame, verdict.advice.partition(" (")[0]) == ("model", "A copy of the model")
+
+
 def test_a_stream_that_came_back_is_not_blamed_for_a_later_batch(case):
     """A loader that began once more, in the middle of an epoch, has drawn a seed that no batch comes of."""
     case.changed = {step: {"streams": {"torch": "one draw more"}} for step in range(3, 7)}
