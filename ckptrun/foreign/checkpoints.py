@@ -46,13 +46,13 @@ def saved_steps(start: Heard, *, first_step: int, output: Path, pattern: str | N
         pattern: Only files that it stands for are checkpoints, see ``job.checkpoints``; None: it is not said which.
     """
     by_step: dict[int, list[Save]] = {}
-    by_rank: dict[int, set[int]] = {}
+    ranks_at: dict[int, set[int]] = {}
     renames = [pair for rank in start.ranks for pair in rank.renames]
     for rank in start.ranks:
         for save in rank.saves:
             step = first_step + step_of(save, rank)
             by_step.setdefault(step, []).append(save)
-            by_rank.setdefault(step, set()).add(rank.rank)
+            ranks_at.setdefault(step, set()).add(rank.rank)
     found = []
     for step, saves in sorted(by_step.items()):
         if pattern is not None:
@@ -71,7 +71,7 @@ def saved_steps(start: Heard, *, first_step: int, output: Path, pattern: str | N
                 sizes={save.path: save.size for save in saves if save.size is not None},
                 files=tuple(files),
                 # Of what each rank saves for itself, all may be wanted, though ranks hold the same.
-                copies=_copies(saves, files) if len(by_rank[step]) == 1 else (),
+                copies=_copies(saves, files) if len(ranks_at[step]) == 1 else (),
             )
         )
     return found
