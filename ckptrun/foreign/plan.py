@@ -20,10 +20,17 @@ _POINTS = (
     FaultPoint.at_request,
     FaultPoint.writing,
     FaultPoint.before_commit,
+    FaultPoint.after_commit,
     FaultPoint.removing,
 )
-_DONE_AT = {FaultPoint.before_commit: "renamed", FaultPoint.removing: "removed"}
-_OF_SAVE = (FaultPoint.at_request, FaultPoint.writing, FaultPoint.before_commit, FaultPoint.removing)
+_DONE_AT = {
+    FaultPoint.before_commit: "renamed",
+    FaultPoint.after_commit: "renamed",
+    FaultPoint.removing: "removed",
+}
+_OF_SAVE = (FaultPoint.at_request, FaultPoint.writing, *_DONE_AT)
+# The checkpoint of the step is whole when they strike.
+_AFTER_SAVE = (None, FaultPoint.after_commit)
 # A job may answer them with a save, at whatever step, before it ends.
 _ANSWERED = (FaultKind.sigterm, FaultKind.sigint)
 
@@ -94,7 +101,8 @@ def plan_job_faults(fault: FaultConfig, facts: JobFacts) -> tuple[PlannedFault, 
 
 def _is_in_answer(before: FaultKind, point: FaultPoint | None, step: int | None) -> bool:
     """Whether a fault strikes the save, whichever that is, that a job answers the signal before it with."""
-    return before in _ANSWERED and point in (FaultPoint.at_request, FaultPoint.before_commit) and step is None
+    in_save = (FaultPoint.at_request, FaultPoint.before_commit, FaultPoint.after_commit)
+    return before in _ANSWERED and point in in_save and step is None
 
 
 def armed_in_start(
@@ -147,7 +155,7 @@ def _placed(key: str, fault: FaultConfig, facts: JobFacts, *, resumed: int) -> F
 def _steps_of(point: FaultPoint, facts: JobFacts) -> Sequence[int]:
     """The steps after which a point of a save is come by."""
     match point:
-        case FaultPoint.before_commit:
+        case FaultPoint.before_commit | FaultPoint.after_commit:
             return facts.renames
         case FaultPoint.removing:
             return facts.removals
@@ -179,7 +187,7 @@ def _middle(facts: JobFacts, resumed: int) -> int:
 def _resumed(fault: FaultConfig, facts: JobFacts) -> int:
     """What a job that saves now and then goes on from after ``fault``."""
     step = fault.step or 1
-    return max((save for save in facts.saves if save < step or (save == step and fault.point is None)), default=0)
+    return max((save for save in facts.saves if save < step or (save == step and fault.point in _AFTER_SAVE)), default=0)
 
 
 def _again(fault: FaultConfig, facts: JobFacts) -> FaultConfig | None:

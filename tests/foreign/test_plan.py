@@ -28,6 +28,10 @@ def test_a_save_that_it_strikes_in_has_one_before_it(point):
     assert steps_of(point=FaultPoint(point)) == [(point, 8), (point, 12)]
 
 
+def test_after_a_rename_the_checkpoint_is_gone_on_from():
+    assert steps_of(point=FaultPoint.after_commit) == [("after_commit", 8), ("after_commit", 16)]
+
+
 def test_a_removal_is_struck_where_something_is_removed():
     assert steps_of(point=FaultPoint.removing) == [("removing", 16), ("removing", 20)]
 
@@ -36,6 +40,7 @@ def test_a_removal_is_struck_where_something_is_removed():
     ("point", "says"),
     [
         ("before_commit", "before_commit never fires: the job has renamed nothing in {run}"),
+        ("after_commit", "after_commit never fires: the job has renamed nothing in {run}"),
         ("removing", "removing never fires: the job has removed nothing in {run}"),
         ("mid_accumulation", "mid_accumulation never fires: each step of the job has one backward pass"),
     ],

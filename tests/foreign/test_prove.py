@@ -152,7 +152,7 @@ def test_the_operation_that_goes_by_something_hidden_is_told(tmp_path, monkeypat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("point", ["at_request", "writing", "before_commit", "loading"])
+@pytest.mark.parametrize("point", ["at_request", "writing", "before_commit", "after_commit", "loading"])
 def test_a_save_that_is_renamed_at_its_end_survives_a_kill_in_it(point, tmp_path, monkeypatch):
     assert ckptrun(tmp_path, PLAIN, f"fault.point={point}", monkeypatch=monkeypatch) == 0
 

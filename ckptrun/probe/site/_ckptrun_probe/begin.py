@@ -44,7 +44,7 @@ def begin(path: str) -> None:
     }
     from _ckptrun_probe.batches import batch_hooks
     from _ckptrun_probe.children import hook_children
-    from _ckptrun_probe.files import watch_files
+    from _ckptrun_probe.files import move_hooks, watch_files
     from _ckptrun_probe.saves import save_hooks
     from _ckptrun_probe.trainers import trainer_hooks
 
@@ -52,6 +52,7 @@ def begin(path: str) -> None:
     calls.update(batch_hooks(listener))
     calls.update(save_hooks(listener))
     calls.update(trainer_hooks(listener))
+    calls.update(move_hooks(listener))
     if plan.tells_places:
         from _ckptrun_probe.places import meeting_hooks
 

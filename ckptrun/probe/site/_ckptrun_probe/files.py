@@ -6,14 +6,17 @@ file that is opened next.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from _ckptrun_probe.places import frames_of_job
 from _ckptrun_probe.record import quietly
 
-__all__ = ["Inside", "watch_files"]
+__all__ = ["Inside", "move_hooks", "watch_files"]
 
 _MOVES = ("os.rename", "shutil.move")
 _EVENTS = (*_MOVES, "open", "os.remove", "shutil.rmtree")
@@ -49,6 +52,29 @@ def watch_files(listener: Any) -> None:
                 listener.reached("before_commit" if event in _MOVES else "removing", begins=False)
 
     sys.addaudithook(audit)
+
+
+def move_hooks(listener: Any) -> dict[str, Callable[[ModuleType], None]]:
+    """What is to be done with the modules that rename, where a fault strikes afterwards: audit events come before."""
+    if not any(fault.point == "after_commit" for fault in listener.plan.faults):
+        return {}
+    is_inside = Inside(listener.plan.output)
+
+    def hook(module: ModuleType, names: tuple[str, ...]) -> None:
+        for name in names:
+            setattr(module, name, told(getattr(module, name)))
+
+    def told(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def move(before: Any, after: Any, *arguments: Any, **options: Any) -> Any:
+            result = original(before, after, *arguments, **options)
+            if is_inside(after):
+                listener.reached("after_commit", begins=False)
+            return result
+
+        return move
+
+    return {"os": lambda module: hook(module, ("rename", "replace")), "shutil": lambda module: hook(module, ("move",))}
 
 
 def _comes_whole(plan: Any, is_inside: Any, before: Any, after: Any) -> bool:

@@ -14,7 +14,7 @@ __all__ = ["Strikes", "Struck"]
 
 _SIGNALS = {"sigkill": signal.SIGKILL, "sigterm": signal.SIGTERM, "sigint": signal.SIGINT, "sigstop": signal.SIGSTOP}
 
-_OF_FILES = ("at_request", "writing", "before_commit", "removing")
+_OF_FILES = ("at_request", "writing", "before_commit", "after_commit", "removing")
 
 
 class Struck(RuntimeError):
