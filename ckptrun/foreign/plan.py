@@ -187,7 +187,9 @@ def _middle(facts: JobFacts, resumed: int) -> int:
 def _resumed(fault: FaultConfig, facts: JobFacts) -> int:
     """What a job that saves now and then goes on from after ``fault``."""
     step = fault.step or 1
-    return max((save for save in facts.saves if save < step or (save == step and fault.point in _AFTER_SAVE)), default=0)
+    return max(
+        (save for save in facts.saves if save < step or (save == step and fault.point in _AFTER_SAVE)), default=0
+    )
 
 
 def _again(fault: FaultConfig, facts: JobFacts) -> FaultConfig | None:

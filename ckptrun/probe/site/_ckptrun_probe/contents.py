@@ -33,7 +33,7 @@ def may_be_resumed(value: Any, how: str, tensors: Sequence[Any]) -> bool:
         return False
     arrays = (torch.Tensor, sys.modules["numpy"].ndarray) if "numpy" in sys.modules else (torch.Tensor,)
     is_flat = isinstance(value, dict) and all(isinstance(one, arrays) for one in value.values())
-    return how.startswith("dcp") or not (is_flat or (how.startswith("pickle") and not tensors))
+    return how.startswith(("dcp", "torch_checkpointing")) or not (is_flat or (how.startswith("pickle") and not tensors))
 
 
 def _tensors(value: Any, name: str, depth: int) -> Iterator[tuple[str, Any]]:

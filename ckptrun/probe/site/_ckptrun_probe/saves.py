@@ -147,6 +147,7 @@ def save_hooks(listener: Any) -> dict[str, Callable[[ModuleType], None]]:
         "pickle": functools.partial(_hook_pickle, saves),
         "torch.distributed.checkpoint.state_dict_saver": functools.partial(_hook_dcp_saver, saves),
         "torch.distributed.checkpoint.state_dict_loader": functools.partial(_hook_dcp_loader, saves),
+        "torch_checkpointing.checkpoint_manager": functools.partial(_hook_torch_checkpointing, saves),
     }
 
 
@@ -263,6 +264,22 @@ def _wrapped_dcp(saves: _Saves, original: Callable[..., Any], how: str) -> Calla
         return saves.save(state_dict, path, how, lambda: original(state_dict, *arguments, **options))
 
     return saving
+
+
+def _hook_torch_checkpointing(saves: _Saves, module: ModuleType) -> None:
+    save, load = module.CheckpointManager.save, module.CheckpointManager.load
+
+    @functools.wraps(save)
+    def saving(manager: Any, checkpoint_id: Any, checkpoint: Any) -> Any:
+        how = "torch_checkpointing.save"
+        return saves.save(checkpoint, checkpoint_id, how, lambda: save(manager, checkpoint_id, checkpoint))
+
+    @functools.wraps(load)
+    def loading(manager: Any, checkpoint_id: Any, *arguments: Any, **options: Any) -> Any:
+        how = "torch_checkpointing.load"
+        return saves.load(checkpoint_id, how, lambda: load(manager, checkpoint_id, *arguments, **options))
+
+    module.CheckpointManager.save, module.CheckpointManager.load = saving, loading  # type: ignore[attr-defined]
 
 
 def _dcp_path(options: dict[str, Any], storage: str) -> Any:
