@@ -33,6 +33,8 @@ class Case:
     """What is lost, in words."""
     upstream: str = "-"
     """The issue in its tracker, where one is known."""
+    came: tuple[str, ...] = ()
+    """With ``crash=save``: what states come to, each that there is."""
 
     @property
     def command(self) -> list[str]:
@@ -56,6 +58,13 @@ CASES = [
     Case(name="gan", package="torch", setting="two optimizers that take turns", job="gan.py"),
     Case(name="ddp", package="torch", setting="DDP, 2 ranks, one file that is replaced", job="ddp.py", ranks=2),
     Case(name="fsdp2", package="torch", setting="FSDP2, 2 ranks, DCP", job="fsdp2.py", ranks=2),
+    Case(
+        name="torch_checkpointing",
+        package="torch_checkpointing",
+        setting="FSDP2, 2 ranks, saved in the background by another process",
+        job="torch_checkpointing_fsdp2.py",
+        ranks=2,
+    ),
     Case(
         name="transformers",
         package="transformers",
@@ -243,5 +252,91 @@ CASES = [
         check="trajectory",
         blame="data",
         lost="the examples that are in the buffer, as its documentation says",
+    ),
+]
+
+_CRASH = ("crash=save", "crash.power_cut=false")
+
+CRASH_CASES = [
+    Case(
+        name="plain",
+        package="torch",
+        setting="one process, another name first, then renamed",
+        job="plain.py",
+        overrides=_CRASH,
+        came=("equal",),
+    ),
+    Case(
+        name="ddp",
+        package="torch",
+        setting="DDP, 2 ranks, one file that is replaced",
+        job="ddp.py",
+        ranks=2,
+        overrides=_CRASH,
+        came=("equal",),
+    ),
+    Case(
+        name="fsdp2",
+        package="torch",
+        setting="FSDP2, 2 ranks, DCP, which writes `.metadata` last",
+        job="fsdp2.py",
+        ranks=2,
+        overrides=_CRASH,
+        came=("equal",),
+    ),
+    Case(
+        name="transformers",
+        package="transformers",
+        setting="Trainer, one process",
+        job="hf_trainer.py",
+        resume=("--resume",),
+        overrides=_CRASH,
+        verdict="different",
+        came=("equal", "failed"),
+        lost="until `trainer_state.json` is whole, the newest folder ends every resume",
+        upstream="transformers#35525",
+    ),
+    Case(
+        name="transformers_ddp",
+        package="transformers",
+        setting="Trainer with DDP, 2 ranks under torchrun",
+        job="hf_trainer.py",
+        ranks=2,
+        resume=("--resume",),
+        overrides=_CRASH,
+        verdict="different",
+        blame="rng",
+        came=("equal", "failed", "different"),
+        lost="the same; and a rank that is gone before it saves its random streams begins with others, as nobody waits for it",
+        upstream="transformers#35525",
+    ),
+    Case(
+        name="lightning",
+        package="lightning",
+        setting="`save_last`, in order, resumed from `last.ckpt`",
+        job="lightning_ddp.py",
+        overrides=_CRASH,
+        verdict="different",
+        blame="progress",
+        came=("equal", "lost_work"),
+        lost="`last.ckpt` follows after the checkpoint that it is a copy of",
+    ),
+    Case(
+        name="fabric",
+        package="lightning",
+        setting="Fabric, own loop",
+        job="fabric.py",
+        overrides=_CRASH,
+        came=("equal",),
+    ),
+    Case(
+        name="accelerate",
+        package="accelerate",
+        setting="own loop, `save_state`",
+        job="accelerate_loop.py",
+        overrides=_CRASH,
+        verdict="different",
+        came=("equal", "failed"),
+        lost="`save_state` fills the folder under its last name: until it is whole, `load_state` of the newest one raises",
     ),
 ]

@@ -1,16 +1,17 @@
 """Proves every job and writes ``docs/trainers.md`` from the verdicts: ``python -m tests.trainers.table``.
 
-With names of cases only those are proved, and the other rows stay as they are.
+With names of cases only those are proved, and the other rows stay as they are; ``crash`` names all crash states.
 """
 
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ckptrun.evidence.verdict import Verdict
-from tests.trainers.cases import CASES, Case
-from tests.trainers.run_case import prove_case
+from tests.trainers.cases import CASES, CRASH_CASES, Case
+from tests.trainers.run_case import prove_case, states_of
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "trainers.md"
 _HEAD = """# Trainers
@@ -21,6 +22,16 @@ CPU. [jobs.md](jobs.md) says how to prove a job of your own.
 
 | trainer | setting | job | verdict | found by | blamed | what is lost | upstream |
 |---|---|---|---|---|---|---|---|
+"""
+_CRASH_HEAD = """
+## Every crash state of a save
+
+What the same jobs come to when they are killed at any moment of one save, as `ckptrun prove crash=save crash.power_cut=false` judges it
+([jobs.md](jobs.md#every-crash-state-of-a-save)): in how many states. Written by `python -m tests.trainers.table crash`; the tests repeat DDP and
+Lightning.
+
+| trainer | setting | job | states | equal | lost work | failed | different | what is lost | upstream |
+|---|---|---|---|---|---|---|---|---|---|
 """
 _TAIL = """
 ## Tried by hand
@@ -55,31 +66,54 @@ def row(case: Case, found: Verdict) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def rows_of(page: str) -> Iterator[list[str]]:
-    """The cells of each case that ``page`` lists."""
-    for line in page.splitlines():
+def crash_row(case: Case, states: Counter[str]) -> str:
+    """The row of a case whose crash states were judged."""
+    numbers = [states.total(), *(states[came] for came in ("equal", "lost_work", "failed", "different"))]
+    return f"| {' | '.join([*cells_of(case), *map(str, numbers), case.lost, case.upstream])} |"
+
+
+def rows_of(page: str, *, of_crashes: bool = False) -> Iterator[list[str]]:
+    """The cells of each case that ``page`` lists: of the proofs, or of the crash states."""
+    steps, _, crashes = page.partition(_CRASH_HEAD.splitlines()[1])
+    for line in (crashes if of_crashes else steps).splitlines():
         if line.startswith("| ") and not line.startswith("| trainer |"):
             yield [cell.strip() for cell in line.strip("|").split("|")]
 
 
+def proved(case: Case) -> tuple[str, bool]:
+    """Prove a case; return its row, and whether it ended as it must."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = prove_case(case, Path(folder, "proof"))
+        is_right = (found.status, found.blame) == (case.verdict, case.blame)
+        if not case.came:
+            return row(case, found), is_right
+        states = states_of(Path(folder, "proof"))
+    return crash_row(case, states), is_right and set(states) == set(case.came)
+
+
 def write(names: Sequence[str]) -> int:
     """Prove the cases with these names, or all; write the page, if all end as they must."""
-    known = {tuple(cells[:3]): f"| {' | '.join(cells)} |" for cells in rows_of(PAGE.read_text())}
-    rows, wrong = [], []
-    for case in CASES:
-        there = known.get(tuple(cells_of(case)))
-        if names and case.name not in names and there is not None:
-            rows.append(there)
-            continue
-        with tempfile.TemporaryDirectory() as folder:
-            found = prove_case(case, Path(folder, "proof"))
-        rows.append(row(case, found))
-        sys.stdout.write(f"{rows[-1]}\n")
-        wrong += [case.name] if (found.status, found.blame) != (case.verdict, case.blame) else []
+    page = PAGE.read_text()
+    wrong, tables = [], []
+    for cases, of_crashes in ((CASES, False), (CRASH_CASES, True)):
+        known = {tuple(cells[:3]): f"| {' | '.join(cells)} |" for cells in rows_of(page, of_crashes=of_crashes)}
+        rows = []
+        for case in cases:
+            there = known.get(tuple(cells_of(case)))
+            is_named = ("crash" in names) if of_crashes else (case.name in names)
+            if names and not is_named and there is not None:
+                rows.append(there)
+                continue
+            one, is_right = proved(case)
+            rows.append(one)
+            sys.stdout.write(f"{one}\n")
+            sys.stdout.flush()
+            wrong += [] if is_right else [case.name]
+        tables.append("\n".join(rows) + "\n")
     if wrong:
         sys.stderr.write(f"not as they must be: {', '.join(wrong)}\n")
         return 1
-    PAGE.write_text(_HEAD + "\n".join(rows) + "\n" + _TAIL)
+    PAGE.write_text(_HEAD + tables[0] + _CRASH_HEAD + tables[1] + _TAIL)
     return 0
 
 

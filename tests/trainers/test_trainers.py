@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainers.cases import CASES, Case
-from tests.trainers.run_case import prove_case
+from tests.support.strace import needs_strace
+from tests.trainers.cases import CASES, CRASH_CASES, Case
+from tests.trainers.run_case import prove_case, states_of
 from tests.trainers.table import PAGE, cells_of, rows_of
 
 # One that is equal and one that is not, for those who do not wait for all of them.
@@ -23,12 +24,19 @@ def of_share(*packages: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", [pytest.param(one, id=one.name, marks=marks[one.name]) for one in cases])
 
 
+def crash_case(name: str) -> Case:
+    """One whose crash states are judged here, too; the others are on the page alone."""
+    return next(case for case in CRASH_CASES if case.name == name)
+
+
 def check(case: Case, folder: Path) -> None:
     if case.trainer == case.package:
         pytest.skip(f"{case.package} is not installed: pip install 'ckptrun[jobs]'")
     found = prove_case(case, folder / "proof")
     assert (str(found.status), found.blame) == (case.verdict, case.blame), found.reason
     assert found.reason.startswith(case.check), found.reason
+    if case.came:
+        assert set(states_of(folder / "proof")) == set(case.came)
 
 
 @pytest.mark.crash
@@ -44,6 +52,11 @@ class TestLightning:
     def test_it_is_judged_as_it_is(self, case, tmp_path):
         check(case, tmp_path)
 
+    @needs_strace
+    @pytest.mark.slow
+    def test_a_crash_after_the_checkpoint_and_before_its_copy_loses_it(self, tmp_path):
+        check(crash_case("lightning"), tmp_path)
+
 
 @pytest.mark.crash
 class TestOthers:
@@ -51,13 +64,26 @@ class TestOthers:
     def test_it_is_judged_as_it_is(self, case, tmp_path):
         check(case, tmp_path)
 
+    @needs_strace
+    @pytest.mark.slow
+    def test_no_crash_of_either_rank_loses_a_file_that_is_replaced(self, tmp_path):
+        check(crash_case("ddp"), tmp_path)
+
 
 def test_the_page_lists_every_job_as_it_must_end():
     """After a change of the jobs: ``python -m tests.trainers.table``."""
-    rows = list(rows_of(PAGE.read_text()))
+    page = PAGE.read_text()
+    rows, crashes = list(rows_of(page)), list(rows_of(page, of_crashes=True))
     assert [cells[1:3] for cells in rows] == [cells_of(case)[1:] for case in CASES]
     # Whoever has not installed all of them is told by nobody which version is pinned.
     assert all(cells[0].startswith(case.trainer) for cells, case in zip(rows, CASES, strict=True))
     for case, (*_, verdict, check, blame, lost, upstream) in zip(CASES, rows, strict=True):
         assert (verdict, check, blame) == (case.verdict, case.check or "-", case.blame or "-")
         assert (lost, upstream) == (case.lost, case.upstream)
+    assert [cells[1:3] for cells in crashes] == [cells_of(case)[1:] for case in CRASH_CASES]
+    for cells, case in zip(crashes, CRASH_CASES, strict=True):
+        assert cells[0].startswith(case.trainer)
+        states, *each = map(int, cells[3:8])
+        assert sum(each) == states
+        came = dict(zip(("equal", "lost_work", "failed", "different"), each, strict=True))
+        assert {name for name, number in came.items() if number} == set(case.came)
