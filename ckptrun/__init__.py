@@ -9,7 +9,7 @@ L2     data, digest, embedded, model, parallelism, precision, process_groups, sc
 L3     engine, optimizer, state
 L4     checkpoint, fault, formats
 L5     evidence, trainer
-L6     build, checks
+L6     build, checks, report
 L7     run, tools
 L8     command_line, launch
 L9     proof, sweep

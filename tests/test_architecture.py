@@ -28,7 +28,7 @@ LAYERS = [
     {"engine", "optimizer", "state"},
     {"checkpoint", "fault", "formats"},
     {"evidence", "trainer"},
-    {"build", "checks"},
+    {"build", "checks", "report"},
     {"run", "tools"},
     {"command_line", "launch"},
     {"proof", "sweep"},

@@ -349,6 +349,7 @@ def test_every_command_of_the_pages_does_what_it_says(tmp_path) -> None:
         elif "--" not in command and " -m " not in command:
             assert "bitwise equal at step" in said, said
     checkpoint = "outputs/default/first/checkpoints/step_00000200"
+    (sweep, *_) = sorted(path.parent for path in tmp_path.glob("outputs/*/*/summary.json"))
     for command in TOOLS:
         if command.startswith("ckptrun convert"):
             source, _, formats = command.partition("--to ")
@@ -359,5 +360,8 @@ def test_every_command_of_the_pages_does_what_it_says(tmp_path) -> None:
                 run(f"ckptrun diff {checkpoint} {target} {'--only model' if to in ('torch', 'safetensors') else ''}")
         else:
             assert run(
-                command.replace("CKPT", checkpoint).replace("A B", "outputs/default/first outputs/default/first")
+                command.replace("CKPT", checkpoint)
+                .replace("A B", "outputs/default/first outputs/default/first")
+                .replace(" FOLDER", f" {sweep if 'OLDER' in command else 'outputs/default/first'}")
+                .replace(" OLDER", f" {sweep}")
             )

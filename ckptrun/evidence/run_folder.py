@@ -9,6 +9,7 @@ The names are here for all rooms that stand above. Some that stand below spell o
     <run>/environment.json             what it ran on
     <run>/events.jsonl                 what happened, see ``events`` and ``starts``
     <run>/verdict.json                 what all checks came to, see ``verdict``
+    <run>/report.html                  the same for people, see ``ckptrun.report``; of a proof
     <run>/ledger/rank_00000.jsonl      each step, see ``ledger``
     <run>/trace/rank_00000.jsonl       each operation of the steps that are watched, see ``trace``
     <run>/trace/rank_00000.values      the bits of small tensors in that trace
@@ -36,6 +37,7 @@ __all__ = [
     "PROOF",
     "PROOF_LOCK",
     "PROOF_MARK",
+    "REPORT",
     "RUN_LOCK",
     "TENSORBOARD",
     "TRACE",
@@ -49,6 +51,7 @@ CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
 EVENTS = "events.jsonl"
 VERDICT = "verdict.json"
+REPORT = "report.html"
 LEDGER = "ledger"
 TRACE = "trace"
 TENSORBOARD = "tensorboard"

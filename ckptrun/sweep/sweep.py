@@ -5,6 +5,7 @@ Hydra expands the command line and calls once per cell. What a sweep leaves::
     <sweep>/multirun.yaml       Hydra's own record of the command line
             summary.json        what became of each cell
             junit.xml           the same for CI systems
+            report.html         the same for people, see ``ckptrun.report``
             <cell>/             what a run leaves
 
 Under torchrun every rank runs the same cells in the same order in the same folders; rank 0 alone writes and speaks.
@@ -13,6 +14,7 @@ There the sweep ends with the first rank that fails; started by ckptrun itself, 
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -140,7 +142,7 @@ class Sweep:
             if self._is_first:
                 say_error(f"ckptrun: {error}")
             raise SystemExit(ExitCode.config) from error
-        return SweepRecord(folder, is_silent=not self._is_first)
+        return SweepRecord(folder, command=sys.argv, is_silent=not self._is_first)
 
     def _run(self, config: RunConfig, start: Callable[[RunConfig], int], record: SweepRecord) -> None:
         left, watch, began = LeftByStart(config.run_dir), _SignalWatch(), time.monotonic()
@@ -164,6 +166,7 @@ class Sweep:
             save = save_figures(config.run_dir) if self._is_first else None
             record.end(time.monotonic() - began, exit_code=code, verdict=verdict, reason=reason, save=save)
         if is_ended:
+            record.write_report()
             # A run that ends with an error because of it has said so.
             raise SystemExit(ExitCode.failed) if code else KeyboardInterrupt
         record.say_outcome()

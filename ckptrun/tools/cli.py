@@ -22,6 +22,7 @@ COMMANDS = {
     "verify": "read and check every byte of a checkpoint",
     "diff": "compare two checkpoints bit by bit, whatever their sharding and format",
     "convert": "turn a checkpoint into another format",
+    "report": "write report.html of a sweep, proof or run anew, from what is on disk",
     "help": "say what can be chosen and what each key means",
 }
 

@@ -74,6 +74,10 @@ def test_a_sweep_leaves_a_folder_per_cell_a_summary_and_junit(two) -> None:
     assert {key: suite.get(key) for key in ("tests", "failures", "errors", "skipped")} == {
         "tests": "2", "failures": "0", "errors": "0", "skipped": "0",
     }  # fmt: skip
+    whole = json.loads((folder / "summary.json").read_text())
+    assert (whole["is_finished"], whole["exit_code"]) == (True, 0)
+    assert whole["command"][-1] == "--multirun"
+    assert "All 2 cells are equal." in (folder / "report.html").read_text()
     assert list(cwd.iterdir()) == []
 
 
@@ -166,6 +170,10 @@ def test_ctrl_c_ends_the_sweep_and_the_summary_holds_what_was_done(tmp_path) -> 
     assert cells[0]["verdict"] == "skipped"
     assert cells[1]["save"]["bytes"] > 0
     assert [[child.tag for child in case] for case in cases] == [["skipped"], ["error"]]
+    report = (tmp_path / "report.html").read_text()
+    assert "none: it has not ended, or was ended" in report
+    assert "1 further cell never began." in report
+    assert "Steps of each rank" in report
     found = subprocess.run(["pgrep", "-f", f"run.dir={tmp_path}"], capture_output=True, text=True, check=False)
     assert found.stdout == ""
 
