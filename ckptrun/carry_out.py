@@ -26,12 +26,12 @@ def carry_out(config: RunConfig, *, command: Sequence[str]) -> int:
     if config.crash.kind is not CrashKind.none:
         from ckptrun.crash.prove import prove_crash_states
 
-        return prove_crash_states(config)
+        return prove_crash_states(config, command=command)
     if is_command(config):
         # Imported here: ``--help`` needs nothing of it.
         from ckptrun.foreign.prove import prove_command
 
-        return prove_command(config)
+        return prove_command(config, command=command)
     check_targets(config)
     plan = check_proof(config) if is_proof(config) else None
     start_fork_server(environment_of(config), in_proof=plan is not None)

@@ -32,6 +32,7 @@ from ckptrun.proof.folder import claim_folder
 from ckptrun.proof.leg_progress import has_colour
 from ckptrun.proof.prove import Interrupted
 from ckptrun.proof.view import coloured, leg_line, text_of
+from ckptrun.report.write import reported
 from ckptrun.run.lock import RunLock
 from ckptrun.run.preflight import check_folder, make_folder
 from ckptrun.text import counted
@@ -43,8 +44,14 @@ _OWN = ("output", "probe", "repro", "crash")
 _BEGAN = Aligned(step=0, how="beginning")
 
 
-def prove_crash_states(config: RunConfig) -> int:
-    """Judge the crash states of a save of the command; write ``verdict.json`` and ``repro/``; return the exit code.
+def prove_crash_states(config: RunConfig, *, command: Sequence[str] = ()) -> int:
+    """Judge the crash states of a save of the command; return the exit code.
+
+    Writes ``verdict.json``, ``repro/`` and ``report.html``.
+
+    Args:
+        config: Checked.
+        command: The command line of ckptrun, for the record.
 
     Raises:
         ConfigError: The folder belongs to something else, strace is not there, or there is no such save.
@@ -54,11 +61,12 @@ def prove_crash_states(config: RunConfig) -> int:
     check_folder(config.run_dir, in_proof=True)
     make_folder("run.dir", config)
     with closing(RunLock(config.run_dir, PROOF_LOCK)):
-        claim_folder(config.run_dir, None)
+        claim_folder(config.run_dir, None, command)
         for name in _OWN:
             shutil.rmtree(config.run_dir / name, ignore_errors=True)
         try:
-            return _CrashProof(config).run()
+            with reported(config.run_dir):
+                return _CrashProof(config).run()
         except (Interrupted, KeyboardInterrupt):
             say_error("ckptrun: the proof was interrupted. Run the same command again to do it anew.")
             return ExitCode.failed
@@ -80,6 +88,7 @@ class _CrashProof:
         self._config = config
         self._crash = config.crash
         self._folder = config.run_dir
+        self._began = time.monotonic()
         self._output = config.run_dir / "output"
         self._reference = config.run_dir / "crash" / "reference"
         self._records = config.run_dir / "probe" / "start_00000"
@@ -145,7 +154,8 @@ class _CrashProof:
         if end.exit_code:
             words = words_of_end(heard, end, log, config.job)
             check = Check(name="reference", status=Status.not_verified, detail=f"the job itself failed: {words}")
-            write_verdict(verdict_of([check]), self._folder)
+            more = {"exit_code": ExitCode.failed, "seconds": self._seconds}
+            write_verdict(verdict_of([check]), self._folder, **more)
             say_error(f"ckptrun: the reference, in which nothing was to fail, failed: {words}")
             return None
         saved = saved_steps(heard, first_step=0, output=self._output, pattern=config.job.checkpoints)
@@ -206,6 +216,10 @@ class _CrashProof:
 
     # --- the end ---
 
+    @property
+    def _seconds(self) -> float:
+        return round(time.monotonic() - self._began, 3)
+
     def _finish(
         self,
         checks: Sequence[Check],
@@ -228,6 +242,8 @@ class _CrashProof:
             uncovered.append("power cuts: crash.power_cut=false")
         verdict = replace(verdict, path=str(self._folder), not_covered=uncovered, advice=_advice(groups))
         more = {
+            "exit_code": verdict.exit_code,
+            "seconds": self._seconds,
             "save": None if window is None else window.step,
             "states": None if counts is None else {str(how): number for how, number in counts.found.items()},
             "crash_states": [group.as_json() for group in groups_of(judged)],

@@ -2,9 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ckptrun import __version__
 from ckptrun.evidence.run_folder import (
     CHECKPOINTS,
     CONFIG,
@@ -16,6 +17,7 @@ from ckptrun.evidence.run_folder import (
     LOGS,
     PROOF,
     PROOF_MARK,
+    REPORT,
     TENSORBOARD,
     VERDICT,
 )
@@ -39,15 +41,17 @@ _OWN = (
     TENSORBOARD,
     VERDICT,
     PROOF_MARK,
+    REPORT,
 )
 
 
-def claim_folder(folder: Path, checkpoints: str | None) -> dict[str, int]:
+def claim_folder(folder: Path, checkpoints: str | None, command: Sequence[str] = ()) -> dict[str, int]:
     """Make the run folder, checked, one of a proof, empty. One that an earlier proof has left is cleared.
 
     Args:
         folder: The run folder.
         checkpoints: ``checkpoint.path``, where there is one.
+        command: The command line, for the report.
 
     Returns:
         What the earlier one found legs to share: path -> when it had last been changed (see ``outside_files``).
@@ -68,7 +72,7 @@ def claim_folder(folder: Path, checkpoints: str | None) -> dict[str, int]:
         else:
             path.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(mark, {"checkpoints": root, _KNOWN: known})
+    write_json(mark, {"ckptrun": __version__, "command": list(command), "checkpoints": root, _KNOWN: known})
     return known
 
 

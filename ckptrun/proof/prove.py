@@ -12,6 +12,7 @@ Every leg is a set of fresh processes. This process starts them, waits, and comp
 """
 
 import signal
+import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
@@ -41,6 +42,7 @@ from ckptrun.proof.preflight import reshaped
 from ckptrun.proof.private_files import PrivateFiles, check_private
 from ckptrun.proof.subject import Run, Subject, TimedOutcome
 from ckptrun.proof.view import ProofView
+from ckptrun.report.write import reported
 from ckptrun.run.leg import Controls, Leg
 from ckptrun.run.lock import RunLock
 from ckptrun.run.preflight import check_folder, make_folder
@@ -59,7 +61,7 @@ class Interrupted(Exception):  # it is no error of anybody
 
 
 def run_proof(config: RunConfig, *, plan: tuple[PlannedFault, ...], command: Sequence[str]) -> int:
-    """Prove ``config``; write ``verdict.json``; return the exit code.
+    """Prove ``config``; write ``verdict.json`` and ``report.html``; return the exit code.
 
     Args:
         config: Checked.
@@ -77,13 +79,14 @@ def run_proof(config: RunConfig, *, plan: tuple[PlannedFault, ...], command: Seq
     check_private(config)
     make_folder("run.dir", config)
     with closing(RunLock(config.run_dir, PROOF_LOCK)):
-        outside = OutsideFiles(config, known=claim_folder(config.run_dir, config.checkpoint.path))
+        outside = OutsideFiles(config, known=claim_folder(config.run_dir, config.checkpoint.path, command))
         private = PrivateFiles(config)
         after = reshaped(config) if config.proof.reshapes else config
         subject = OwnJob(config, after, plan=plan, outside=outside, private=private, command=command)
         try:
             private.keep()
-            return prove_subject(subject, config.proof, judge=partial(judge, outside=outside))
+            with reported(config.run_dir):
+                return prove_subject(subject, config.proof, judge=partial(judge, outside=outside))
         finally:
             private.put_back()
 
@@ -123,6 +126,8 @@ class _Proof:
         self._view = ProofView(subject)
         self._kept: dict[str, str] = {}
         self._other_mesh: str | None = None
+        self._began = time.monotonic()
+        self._legs: list[dict[str, object]] = []
 
     def run(self) -> int:
         """Run all legs, judge, and say what came out."""
@@ -239,6 +244,7 @@ class _Proof:
             ended = self._subject.start(run, leg)
         if ended.outcome.interrupted_by is not None:
             raise Interrupted(ended.outcome.interrupted_by)
+        self._legs.append({"name": run.name, "start": leg.start, "seconds": round(ended.seconds, 3)})
         if run.name != self._run.name:
             self._view.leg(run.name, ended)
         return ended
@@ -253,21 +259,24 @@ class _Proof:
     ) -> int:
         """The job does not run at all: nothing is proved, and the error is its own."""
         verdict = judge_failed(starts, what, why=why)
-        self._write(verdict, starts)
+        # A rank that ends in the middle of its work may say 0.
+        code = (ended.outcome.exit_code if ended is not None else 0) or ExitCode.failed
+        code = verdict.exit_code if verdict.status is Status.different else code
+        self._write(verdict, starts, code)
         say_error(f"ckptrun: {verdict.reason}")
         say_error(f"         what its ranks printed: {self._run.folder}/logs, {self._run.folder}/proof/*/logs")
-        if verdict.status is Status.different:
-            return verdict.exit_code
-        # A rank that ends in the middle of its work may say 0.
-        return (ended.outcome.exit_code if ended is not None else 0) or ExitCode.failed
+        return code
 
     def _finish(self, verdict: Verdict, starts: Sequence[Start]) -> int:
-        self._write(verdict, starts)
+        self._write(verdict, starts, verdict.exit_code)
         self._view.finish(verdict)
         return verdict.exit_code
 
-    def _write(self, verdict: Verdict, starts: Sequence[Start]) -> None:
+    def _write(self, verdict: Verdict, starts: Sequence[Start], code: int) -> None:
         more = {
+            "exit_code": code,
+            "seconds": round(time.monotonic() - self._began, 3),
+            "legs": self._legs,
             "faults": [str(fault) for fault in self._plan],
             "fired": [str(fault) for fault in self._record.fired()],
             "starts": [

@@ -49,6 +49,10 @@ def test_a_save_over_the_last_one_loses_both(tmp_path, monkeypatch, capsys) -> N
     assert "failed: 1 state: EOFError" in printed
     # What it says shows it again.
     folder = tmp_path / "repro" / "01"
+    report = (tmp_path / "report.html").read_text()
+    assert f"<pre>{folder}/reproduce.sh</pre>" in report
+    assert "a resume fails: EOFError" in report
+    assert f":{LINE} save" in report
     again = subprocess.run([folder / "reproduce.sh"], capture_output=True, text=True, check=False)
     assert again.returncode == 1
     assert "EOFError" in again.stderr

@@ -50,6 +50,12 @@ def test_a_sound_script_is_equal_and_all_is_told(tmp_path, monkeypatch, capsys):
     assert [start["step"] for start in content["starts"]] == [0, 4, 8]
     assert content["fired"] == [f"sigkill of rank 0 at after_optimizer of step {step}" for step in (6, 10)]
     assert "start 3         resumed at step 8; complete" in capsys.readouterr().out
+    assert content["exit_code"] == 0
+    assert [leg["name"] for leg in content["legs"]] == ["reference", "run", "run", "run"]
+    report = (tmp_path / "proof" / "report.html").read_text()
+    assert "Equal: killed and resumed" in report
+    assert report.count('class="cross"') == 2
+    assert report.count('class="resume"') == 2
 
 
 OPTIMIZER = ('        optimizer.load_state_dict(state["optimizer"])\n', "")

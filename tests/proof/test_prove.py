@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ckptrun import __version__
 from ckptrun.config.fault import FaultKind, FaultPoint
 from ckptrun.errors import ConfigError
 from ckptrun.evidence.verdict import Status
@@ -98,6 +99,13 @@ def test_a_job_that_does_it_right_is_equal_and_each_leg_is_asked_for_once(tmp_pa
     assert said["fired"] == [f"sigkill of rank 0 at after_optimizer of step {step}" for step in (3, 5)]
     assert [(start["step"], start["ended"]) for start in said["starts"]] == [(0, None), (2, None), (4, "end")]
     assert "EQUAL" in capsys.readouterr().out
+    assert (said["exit_code"], [leg["name"] for leg in said["legs"]]) == (0, ["reference", *["run"] * 3, "controls"])
+    assert said["seconds"] > 0
+    report = (proof.folder / "report.html").read_text()
+    assert "Equal: killed and resumed" in report
+    assert "went on from" in report
+    mark = json.loads((proof.folder / "proof.json").read_text())
+    assert (mark["command"], mark["ckptrun"]) == (["ckptrun"], __version__)
 
 
 def test_controls_are_held_against_the_reference_and_told_what_is_asked(tmp_path, monkeypatch) -> None:
@@ -259,6 +267,7 @@ def test_an_interrupt_ends_the_proof_at_once_without_a_verdict(tmp_path, monkeyp
     assert proof.job.names == ["reference", "run"]
     assert not (proof.folder / "verdict.json").exists()
     assert "interrupted by SIGTERM" in capsys.readouterr().err
+    assert "Not finished: the proof did not come to a verdict" in (proof.folder / "report.html").read_text()
     # Nobody holds the folder any more.
     RunLock(proof.folder, "proof.lock").close()
 
