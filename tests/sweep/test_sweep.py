@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -325,3 +326,42 @@ def test_junit_holds_any_text() -> None:
     assert failure.get("message") == "not_verified: a ? ?[31m <&\"'> ? é"
     assert failure.text.startswith("a ? ?[31m <&\"'> ? é\nsecond line")
     assert root.find("testsuite").get("failures") == "1"
+
+
+# What the schema that CI systems read JUnit by allows (junit-10.xsd of Jenkins' xUnit plugin), in words of our own: the
+# attributes that must be there, those that may be, and the children.
+JUNIT = {
+    "testsuites": (set(), {"name", "time", "tests", "failures", "errors"}, {"testsuite"}),
+    "testsuite": (
+        {"name", "tests", "failures", "errors"},
+        {"group", "time", "skipped", "timestamp", "hostname", "id", "package", "file", "log", "url"},
+        {"testsuite", "properties", "testcase", "system-out", "system-err"},
+    ),
+    "testcase": (
+        {"name"},
+        {"time", "classname", "group"},
+        {"skipped", "error", "failure", "system-out", "system-err"},
+    ),
+    "skipped": (set(), {"type", "message"}, set()),
+    "error": (set(), {"type", "message"}, set()),
+    "failure": (set(), {"type", "message"}, set()),
+}
+
+
+def test_junit_is_what_ci_systems_allow() -> None:
+    """Of every verdict: elements, attributes and their places, times as digits, and counts that are those of the cases."""
+    cells = [
+        Cell(name=f"n={n}", overrides=(f"n={n}",), verdict=verdict, exit_code=None, reason="why", seconds=1234.5678)
+        for n, verdict in enumerate(CellVerdict)
+    ]
+    root = ElementTree.fromstring(junit_xml("s", cells).encode())
+    assert root.tag == "testsuites"
+    for element in root.iter():
+        needed, allowed, children = JUNIT[element.tag]
+        assert needed <= set(element.attrib) <= needed | allowed, element.tag
+        assert {child.tag for child in element} <= children, element.tag
+        assert re.fullmatch(r"\d+\.\d{3}", element.get("time", "0.000")), element.get("time")
+        assert children or not list(element)
+    (suite,) = root
+    for attribute, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped"), ("tests", "testcase")):
+        assert int(suite.get(attribute)) == len(list(root.iter(tag)))
