@@ -8,6 +8,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Generator
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,6 +18,7 @@ from omegaconf import DictConfig
 from ckptrun.command_line import CommandLine, overrides_of_prove, read_command_line
 from ckptrun.config.choices import CONF_DIR, EXPERIMENT
 from ckptrun.config.compose import checked, composed, register
+from ckptrun.config.crash import CrashKind
 from ckptrun.config.mistakes import FAULTS_OF_A_CONFIG, explained
 from ckptrun.config.run import RunConfig, check_world
 from ckptrun.config.target_source import check_targets
@@ -25,6 +27,7 @@ from ckptrun.errors import CkptrunError
 from ckptrun.exit_codes import ExitCode, exit_code_of
 from ckptrun.foreign.preflight import check_command_proof, is_command
 from ckptrun.proof.preflight import check_proof, check_under_launcher, is_proof
+from ckptrun.report.markdown import append_to_ci
 from ckptrun.sweep.sweep import Sweep
 
 __all__ = ["main"]
@@ -73,7 +76,9 @@ def _by_hydra(line: CommandLine) -> int:
             return ExitCode.config
         raise
     if sweep.has_begun:
-        return sweep.finish()
+        code = sweep.finish()
+        _tell_ci(sweep.folder)
+        return code
     return outcome[0] if outcome else ExitCode.done
 
 
@@ -132,7 +137,16 @@ def _checked_cell(config: RunConfig) -> RunConfig:
 
 
 def _run(config: RunConfig) -> int:
-    return _start(_prepared(config))
+    code = _start(_prepared(config))
+    if config.crash.kind is not CrashKind.none or is_command(config) or is_proof(config):
+        _tell_ci(config.run_dir)
+    return code
+
+
+def _tell_ci(folder: Path) -> None:
+    """Put what came out on the page of the CI job, if there is one; one of several ranks does not."""
+    if os.environ.get("RANK", "0") == "0":
+        append_to_ci(folder)
 
 
 def _report(error: CkptrunError) -> int:

@@ -10,6 +10,7 @@ The names are here for all rooms that stand above. Some that stand below spell o
     <run>/events.jsonl                 what happened, see ``events`` and ``starts``
     <run>/verdict.json                 what all checks came to, see ``verdict``
     <run>/report.html                  the same for people, see ``ckptrun.report``; of a proof
+    <run>/summary.md                   the same in short, for CI
     <run>/ledger/rank_00000.jsonl      each step, see ``ledger``
     <run>/trace/rank_00000.jsonl       each operation of the steps that are watched, see ``trace``
     <run>/trace/rank_00000.values      the bits of small tensors in that trace
@@ -34,6 +35,7 @@ __all__ = [
     "FILES",
     "LEDGER",
     "LOGS",
+    "MARKDOWN",
     "PROOF",
     "PROOF_LOCK",
     "PROOF_MARK",
@@ -52,6 +54,7 @@ ENVIRONMENT = "environment.json"
 EVENTS = "events.jsonl"
 VERDICT = "verdict.json"
 REPORT = "report.html"
+MARKDOWN = "summary.md"
 LEDGER = "ledger"
 TRACE = "trace"
 TENSORBOARD = "tensorboard"

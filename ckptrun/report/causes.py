@@ -158,7 +158,7 @@ def _cause(cells: Sequence[CellFacts]) -> Cause:
 
 def _title(cell: CellFacts, run: RunFacts | None) -> str:
     if cell.state is State.skipped:
-        return f"skipped: {cut_text(_first_line(cell.reason), _LONGEST)}"
+        return cut_text(_first_line(cell.reason), _LONGEST) or "no reason is told"
     verdict = run.verdict if run is not None else None
     if run is not None and verdict is not None and cell.state in (State.different, State.not_verified):
         if cell.state is State.not_verified and ": not deterministic" in verdict.reason[:60]:

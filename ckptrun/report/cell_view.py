@@ -42,10 +42,12 @@ class CellView:
         cell: The cell.
         folder: Of the report, which links are seen from.
         has_line: Whether its own report is another page.
+        name: What it is called.
     """
 
-    def __init__(self, cell: CellFacts, folder: Path, *, has_line: bool) -> None:
+    def __init__(self, cell: CellFacts, folder: Path, *, has_line: bool, name: str) -> None:
         self.cell = cell
+        self.name = name
         self.worst = list(State).index(cell.state)
         self.is_open = not has_line
         self.reason = cut_text(cell.reason, _REASON)
@@ -61,10 +63,10 @@ class CellView:
 class FullView(CellView):
     """All that is shown of a cell. Reads its ledgers and logs."""
 
-    def __init__(self, cell: CellFacts, folder: Path, *, has_line: bool) -> None:
-        super().__init__(cell, folder, has_line=has_line)
+    def __init__(self, cell: CellFacts, folder: Path, *, has_line: bool, name: str) -> None:
+        super().__init__(cell, folder, has_line=has_line, name=name)
         run = cell.run
-        self.command = command_of(cell) if has_line or run is None else run.command
+        self.command = command_of(cell) if has_line else ""
         self.checks: list[tuple[Check, State, list[DifferenceRow]]] = []
         self.faults: list[str] = []
         self.starts: list[StartRow] = []

@@ -40,7 +40,7 @@ def losses_svg(history: History) -> Markup:
     low, high = min(values), max(values)
     span = (high - low) or abs(high) or 1.0
     top, bottom, height = 16, 150, 176
-    x = _scale(max(history.steps, max(step for line in lines for step, _ in line.points)))
+    x = _scale(history.steps)
 
     def y(loss: float) -> float:
         return bottom - (loss - low) / span * (bottom - top)

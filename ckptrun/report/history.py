@@ -115,8 +115,9 @@ class History:
 
     @property
     def steps(self) -> int:
-        """The last step that any rank took."""
-        return max((lane.last for lane in self.lanes), default=0)
+        """The last step that there is anything to draw of."""
+        taken = [lane.last for lane in self.lanes] + [step for line in self.losses for step, _ in line.points]
+        return max([*taken, *(strike.step for strike in self.strikes)], default=0)
 
 
 def costs_of(run: RunFacts, history: "History | None" = None) -> Costs:

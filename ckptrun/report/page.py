@@ -19,7 +19,7 @@ from ckptrun import __version__
 from ckptrun.evidence.difference import Difference
 from ckptrun.exit_codes import ExitCode
 from ckptrun.report.axes import Matrix, matrix_of
-from ckptrun.report.causes import Cause, DifferenceRow, causes_of, difference_rows
+from ckptrun.report.causes import Cause, DifferenceRow, causes_of, command_of, difference_rows
 from ckptrun.report.cell_view import CellView, FullView, blocked_of, milliseconds
 from ckptrun.report.changes import Changes
 from ckptrun.report.charts import Bar, bars_svg
@@ -54,6 +54,8 @@ class Page:
     name: str
     sentence: str
     facts: Sequence[tuple[str, str]]
+    command: str
+    """What was typed; empty where no file says it."""
     cells: Sequence[CellFacts]
     causes: Sequence[Cause]
     uncovered: Sequence[Uncovered]
@@ -65,6 +67,8 @@ class Page:
     read_at: str
     remake: str
     version: str = __version__
+    above: str = ""
+    """The sweep that it is a cell of; empty where it is of none."""
     bodies: Sequence[Markup] = ()
     cut: str = ""
 
@@ -86,6 +90,10 @@ class Page:
         swept = [key for key in cell.values if key not in self.matrix.shared]
         return " ".join(_told(key, self.matrix.shown[key][cell.values[key]]) for key in swept) or cell.name
 
+    def name_of(self, cell: CellFacts) -> str:
+        """The name of its folder; of a cell without one what it differs in."""
+        return cell.name if cell.run is not None else self.label(cell)
+
     def tile(self, cell: CellFacts) -> str:
         """What stands in the matrix beside the glyph."""
         blocked = blocked_of(cell)
@@ -105,13 +113,13 @@ def page_of_run(run: RunFacts) -> Page:
     cell = single(run)
     causes = causes_of([cell])
     facts = _facts(run.exit_code, run.seconds, run.versions)
-    facts += [("command", run.command)] if run.command else []
     return Page(
         folder=run.folder,
         kind=run.kind.capitalize(),
         name=run.folder.name,
         sentence=_sentence_of_run(run, causes),
         facts=facts,
+        command=command_of(cell),
         cells=[cell],
         causes=causes,
         uncovered=uncovered_of([cell], None),
@@ -120,6 +128,7 @@ def page_of_run(run: RunFacts) -> Page:
         plots=(),
         read_at=_now(),
         remake=typed(["ckptrun", "report", str(run.folder)]),
+        above=run.folder.absolute().parent.name if cell.overrides else "",
     )
 
 
@@ -138,13 +147,13 @@ def page_of_sweep(sweep: SweepFacts, changes: Changes | None) -> Page:
     facts = _facts(sweep.exit_code, seconds, {"ckptrun": sweep.version, **versions} if sweep.version else versions)
     if sweep.is_finished is False:
         facts[0] = ("exit code", "none: it has not ended, or was ended")
-    facts += [("command", typed(sweep.command))] if sweep.command else []
     page = Page(
         folder=sweep.folder,
         kind="Sweep",
         name=sweep.folder.name,
         sentence=sentence,
         facts=facts,
+        command=typed(sweep.command),
         cells=cells,
         causes=causes,
         uncovered=uncovered_of(cells, sweep),
@@ -173,11 +182,11 @@ def _bodies(page: Page, environment: Environment, *, room: int) -> tuple[list[Ma
     has_line = page.matrix is not None
 
     def short(cell: CellFacts) -> Markup:
-        view = CellView(cell, page.folder, has_line=has_line)
+        view = CellView(cell, page.folder, has_line=has_line, name=page.name_of(cell))
         return Markup(parts.cell(view, parts.compact(view)))  # type: ignore[attr-defined]
 
     def full(cell: CellFacts) -> Markup:
-        view = FullView(cell, page.folder, has_line=has_line)
+        view = FullView(cell, page.folder, has_line=has_line, name=page.name_of(cell))
         return Markup(parts.cell(view, parts.full(view)))  # type: ignore[attr-defined]
 
     if not has_line:

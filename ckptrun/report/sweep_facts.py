@@ -74,11 +74,11 @@ def is_sweep(folder: Path) -> bool:
 
 
 def single(run: RunFacts) -> CellFacts:
-    """Return a run or proof that is part of no sweep as the only cell."""
+    """Return a run or proof as the only cell; of one that is part of a sweep also what that has overridden."""
     return CellFacts(
         number=1,
         name=run.folder.name,
-        overrides=(),
+        overrides=_overrides_in_sweep(run.folder),
         state=run.state,
         exit_code=run.exit_code,
         reason=run.reason,
@@ -86,6 +86,14 @@ def single(run: RunFacts) -> CellFacts:
         save=None,
         run=run,
     )
+
+
+def _overrides_in_sweep(folder: Path) -> tuple[str, ...]:
+    entries = json_of(folder.parent / SUMMARY, []).get("cells")
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, dict) and entry.get("path") == folder.name:
+            return tuple(str(text) for text in entry.get("overrides") or ())
+    return ()
 
 
 def read_sweep(folder: Path) -> SweepFacts:

@@ -1,4 +1,4 @@
-"""Finds out what a folder is, and writes its report: ``report.html``. Torch-free."""
+"""Finds out what a folder is, and writes its report: ``report.html`` and ``summary.md``. Torch-free."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,9 +8,10 @@ from jinja2 import TemplateError
 
 from ckptrun.console import say_error
 from ckptrun.errors import ConfigError
-from ckptrun.evidence.run_folder import REPORT
+from ckptrun.evidence.run_folder import MARKDOWN, REPORT
 from ckptrun.files import write_text
 from ckptrun.report.changes import changes_of
+from ckptrun.report.markdown import markdown_of
 from ckptrun.report.page import page_of_run, page_of_sweep, render
 from ckptrun.report.run_facts import is_run, read_run
 from ckptrun.report.sweep_facts import is_sweep, read_sweep
@@ -19,7 +20,7 @@ __all__ = ["leave_report", "reported", "write_report"]
 
 
 def write_report(folder: Path, *, against: Path | None = None) -> Path:
-    """Write the report of a sweep, a proof or a run from what is on disk; return where it is.
+    """Write both files of a sweep, a proof or a run from what is on disk; return where the page is.
 
     Args:
         folder: Of the sweep, proof or run.
@@ -49,6 +50,7 @@ def write_report(folder: Path, *, against: Path | None = None) -> Path:
         )
     place = folder / REPORT
     write_text(place, render(page))
+    write_text(folder / MARKDOWN, markdown_of(page))
     return place
 
 

@@ -64,6 +64,11 @@ class Sweep:
         """Whether Hydra has asked for a cell."""
         return self._record is not None
 
+    @property
+    def folder(self) -> Path:
+        """Where the sweep lies."""
+        return Path(self._names.folder)
+
     def check_place(self) -> None:
         """Look whether the sweep may have its folder, before Hydra writes there; nothing is touched.
 

@@ -133,7 +133,7 @@ def test_cells_are_put_together_by_cause_and_not_by_cell(tmp_path) -> None:
     assert found == [
         ("different", "the optimizer did not come back as it was saved", [2, 4, 5]),
         ("different", "the rng did not come back as it was saved", [3]),
-        ("skipped", "skipped: makes no sense", [6]),
+        ("skipped", "makes no sense", [6]),
     ]
     assert causes[0].command == "python -m ckptrun parallelism=none checkpoint=async"
     assert (causes[0].blame, causes[0].first) == ("optimizer", LOST)

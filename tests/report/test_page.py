@@ -153,6 +153,16 @@ def test_a_sweep_of_no_cell_and_of_one(count, tmp_path) -> None:
     assert ("No cell was run." if count == 0 else "The only cell is equal.") in page.text
 
 
+def test_the_page_of_a_cell_has_the_command_of_that_cell_and_leads_to_the_sweep(tmp_path) -> None:
+    folder = make_sweep(tmp_path / "all", [(values, verdict_with()) for values in grid(3)])
+    page = parsed(folder / "parallelism=p0,mode=m1")
+    assert "python -m ckptrun parallelism=p0 mode=m1" in page.text
+    assert "One cell of all" in page.text
+    assert ("a", {"href": "../report.html"}) in page.tags
+    # And back.
+    assert "parallelism%3Dp0%2Cmode%3Dm1/report.html" in write_report(folder).read_text()
+
+
 def test_a_sweep_that_was_ended_says_so(tmp_path) -> None:
     page = parsed(make_sweep(tmp_path / "s", [(grid(1)[0], verdict_with())], is_finished=False))
     assert "none: it has not ended, or was ended" in page.text
