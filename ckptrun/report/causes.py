@@ -8,6 +8,7 @@ from typing import Any
 
 from ckptrun.evidence.difference import Difference
 from ckptrun.report.run_facts import RunFacts
+from ckptrun.report.sound import dicts_of
 from ckptrun.report.state import State
 from ckptrun.report.sweep_facts import CellFacts
 from ckptrun.text import counted, cut_text
@@ -159,6 +160,8 @@ def _cause(cells: Sequence[CellFacts]) -> Cause:
 def _title(cell: CellFacts, run: RunFacts | None) -> str:
     if cell.state is State.skipped:
         return cut_text(_first_line(cell.reason), _LONGEST) or "no reason is told"
+    if cell.state is State.unfinished:
+        return cut_text(_first_line(cell.reason).removeprefix("did not end: "), _LONGEST)
     verdict = run.verdict if run is not None else None
     if run is not None and verdict is not None and cell.state in (State.different, State.not_verified):
         if cell.state is State.not_verified and ": not deterministic" in verdict.reason[:60]:
@@ -197,7 +200,7 @@ def _crash_causes(cell: CellFacts, run: RunFacts) -> list[Cause]:
                 blame=group.get("component"),
                 advice=run.verdict.advice if run.verdict is not None else "",
                 command=shlex.quote(str(script)) if script.is_file() else command_of(cell),
-                left_by=[one for one in group.get("left_by") or () if isinstance(one, dict)],
+                left_by=dicts_of(group.get("left_by")),
                 report=f"repro/{number:02d}/report.md" if script.is_file() else "",
             )
         )

@@ -1,6 +1,6 @@
 """What the page shows of one cell, worked out from its facts. Torch-free."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from ckptrun.report.causes import DifferenceRow, command_of, difference_rows
 from ckptrun.report.charts import losses_svg, shown_ranks, timeline_svg
 from ckptrun.report.history import Costs, SaveMark, costs_of, read_history
 from ckptrun.report.run_facts import Log, RunFacts
+from ckptrun.report.sound import dicts_of, is_number
 from ckptrun.report.state import State
 from ckptrun.report.sweep_facts import CellFacts
 from ckptrun.text import bytes_text, counted, cut_text
@@ -105,8 +106,12 @@ class FullView(CellView):
         self.logs, self.more_logs = run.logs(_MOST_LOGS)
 
     def _fill_starts(self, run: RunFacts, began: Mapping[int, int]) -> None:
-        told: Sequence[Any] = run.more.get("starts") or ()
-        legs = [leg for leg in run.more.get("legs") or () if isinstance(leg, dict)]
+        told = dicts_of(run.more.get("starts"))
+        legs = [
+            leg
+            for leg in dicts_of(run.more.get("legs"))
+            if is_number(leg.get("seconds")) and isinstance(leg.get("start"), int)
+        ]
         seconds = {leg.get("start"): leg.get("seconds") for leg in legs if leg.get("name") == "run"}
         ends: dict[int, str] = {}
         ranks: dict[int, Any] = {}
@@ -123,7 +128,7 @@ class FullView(CellView):
             elif event["event"] == "failure" and not event.get("secondary"):
                 ends[start] = f"failed: rank {event.get('rank')}: {cut_text(str(event.get('text')), 300)}"
         for number in ends:
-            known = told[number] if number < len(told) and isinstance(told[number], dict) else {}
+            known = told[number] if number < len(told) else {}
             place = Path(str(known.get("resumed_from") or "")).name
             origin = f"step {began[number]}{f' ({place})' if place else ''}" if began.get(number) else "the beginning"
             took = seconds.get(number)

@@ -14,6 +14,7 @@ from typing import Any
 
 from ckptrun.evidence.run_folder import LEDGER, PROOF
 from ckptrun.report.run_facts import RunFacts
+from ckptrun.report.sound import is_sound_event
 
 __all__ = ["Costs", "History", "Lane", "Losses", "SaveMark", "Strike", "costs_of", "read_history"]
 
@@ -200,7 +201,7 @@ def _lines(path: Path, unread: list[str]) -> list[dict[str, Any]]:
             line = json.loads(raw)
         except ValueError:
             continue
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
+        if isinstance(line, dict) and is_sound_event({"event": "step", **line}) and line.get("step") is not None:
             found.append({"step": line["step"], "start": line.get("start") or 0, "loss": line.get("loss")})
     return found
 

@@ -172,7 +172,7 @@ def render(page: Page) -> str:
     template = environment.get_template("page.html")
     fixed = {name: Markup(_text_of(f"{name}.{end}")) for name, end in (("style", "css"), ("script", "js"))}
     skeleton = template.render(page=page, **fixed)
-    bodies, cut = _bodies(page, environment, room=MOST_BYTES - _SPARE - len(skeleton.encode()))
+    bodies, cut = _bodies(page, environment, room=MOST_BYTES - _SPARE - _size(skeleton))
     return template.render(page=_with(page, bodies=bodies, cut=cut), **fixed)
 
 
@@ -192,11 +192,11 @@ def _bodies(page: Page, environment: Environment, *, room: int) -> tuple[list[Ma
     if not has_line:
         return [full(cell) for cell in page.cells], ""
     found = {cell.number: short(cell) for cell in page.cells}
-    left = room - sum(len(text.encode()) for text in found.values())
+    left = room - sum(_size(text) for text in found.values())
     is_short = 0
     for cell in sorted(page.cells, key=lambda cell: list(State).index(cell.state)):
         text = full(cell) if left > _SPARE // 2 else None
-        more = len(text.encode()) - len(found[cell.number].encode()) if text is not None else 0
+        more = _size(text) - len(found[cell.number].encode(errors="replace")) if text is not None else 0
         if text is None or more > left:
             is_short += 1
             continue
@@ -214,7 +214,7 @@ def _bodies(page: Page, environment: Environment, *, room: int) -> tuple[list[Ma
 def _sentence_of_run(run: RunFacts, causes: Sequence[Cause]) -> str:
     match run.state:
         case State.equal if run.crash_groups:
-            return "Equal: every state that a crash within the save can leave is resumed exactly."
+            return "Equal: every state of a crash within the save that was judged is resumed exactly."
         case State.equal if run.fired:
             return "Equal: killed and resumed, the run came out bit for bit as if nothing had happened."
         case State.equal:
@@ -222,7 +222,7 @@ def _sentence_of_run(run: RunFacts, causes: Sequence[Cause]) -> str:
         case State.done:
             return "Done. Nothing was asked to be proved."
         case State.unfinished:
-            return f"Not finished: {run.reason}."
+            return f"Not finished: {run.reason.rstrip('.')}."
         case _ if len(causes) > 1:
             return f"{run.state.words.capitalize()}, by {len(causes)} causes; the first: {causes[0].title}."
         case _:
@@ -284,6 +284,11 @@ def _told(key: str, value: str) -> str:
 
 def _with(page: Page, **changes: object) -> Page:
     return Page(**{**{name: getattr(page, name) for name in page.__dataclass_fields__}, **changes})
+
+
+def _size(text: str) -> int:
+    """In bytes; a name may hold what is no character."""
+    return len(text.encode(errors="replace"))
 
 
 def _now() -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,13 +15,16 @@ from ckptrun.evidence.run_folder import CONFIG, ENVIRONMENT, EVENTS, LOGS, PROOF
 from ckptrun.evidence.verdict import Check, Status, Verdict, read_verdict
 from ckptrun.fault import FaultRecord, Fired
 from ckptrun.files import read_lines
+from ckptrun.report.sound import dicts_of, is_number, is_sound_event, is_sound_verdict, strings_of
 from ckptrun.report.state import State
+from ckptrun.text import counted
 
 __all__ = ["Log", "RunFacts", "is_run", "json_of", "read_run", "typed"]
 
 _MARKS = (VERDICT, PROOF_MARK, EVENTS, CONFIG)
 _TAIL_BYTES, _TAIL_LINES = 3000, 14
 _MOST_READ = 4 << 20
+_COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,24 +83,22 @@ class RunFacts:
     def seconds(self) -> float | None:
         """How long the whole proof took; None: no file says it."""
         seconds = self.more.get("seconds")
-        return float(seconds) if isinstance(seconds, int | float) else None
+        return float(seconds) if is_number(seconds) else None
 
     @property
     def command(self) -> str:
         """What was typed; empty where no file says it."""
-        words = self.mark.get("command") or self.environment.get("command") or ()
-        return typed([str(word) for word in words])
+        return typed(strings_of(self.mark.get("command")) or strings_of(self.environment.get("command")))
 
     @property
     def planned(self) -> Sequence[str]:
         """The faults that were planned, a text each."""
-        return [str(text) for text in self.more.get("faults") or ()]
+        return strings_of(self.more.get("faults"))
 
     @property
     def crash_groups(self) -> Sequence[Mapping[str, Any]]:
         """What crash states came to, by cause."""
-        groups = self.more.get("crash_states")
-        return [group for group in groups if isinstance(group, dict)] if isinstance(groups, list) else []
+        return [group for group in dicts_of(self.more.get("crash_states")) if is_number(group.get("states"))]
 
     @cached_property
     def versions(self) -> Mapping[str, str]:
@@ -135,11 +137,10 @@ def read_run(folder: Path) -> RunFacts:
     unread: list[str] = []
     raw = json_of(folder / VERDICT, unread)
     verdict = _verdict(folder, raw, unread)
-    events = [
-        event
-        for event in read_lines(folder / EVENTS)
-        if isinstance(event, dict) and isinstance(event.get("event"), str)
-    ]
+    lines = read_lines(folder / EVENTS)
+    events = [line for line in lines if is_sound_event(line)]
+    if len(events) < len(lines):
+        unread.append(f"{counted(len(lines) - len(events), 'line')} of {EVENTS}: this version writes no such")
     state, reason = _state(folder, verdict, raw, events)
     return RunFacts(
         folder=folder,
@@ -175,10 +176,14 @@ def _verdict(folder: Path, raw: Mapping[str, Any], unread: list[str]) -> Verdict
     if not raw:
         return None
     try:
-        return read_verdict(folder)
+        verdict = read_verdict(folder)
+        if is_sound_verdict(verdict):
+            return verdict
+        kind = "of other types"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        unread.append(f"{VERDICT} is none that this version writes: {type(error).__name__}")
-        return None
+        kind = type(error).__name__
+    unread.append(f"{VERDICT} is none that this version writes: {kind}")
+    return None
 
 
 def _fired(folder: Path, unread: list[str]) -> list[Fired]:
@@ -238,4 +243,4 @@ def _log(path: Path) -> Log:
     with path.open("rb") as file:
         file.seek(max(0, size - _TAIL_BYTES), os.SEEK_SET)
         text = file.read(_TAIL_BYTES).decode(errors="replace")
-    return Log(path.name, size, "\n".join(text.splitlines()[-_TAIL_LINES:]))
+    return Log(path.name, size, "\n".join(_COLOURS.sub("", text).splitlines()[-_TAIL_LINES:]))

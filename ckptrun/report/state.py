@@ -27,7 +27,7 @@ class State(StrEnum):
     @property
     def words(self) -> str:
         """For people."""
-        return self.value.replace("_", " ")
+        return "not finished" if self is State.unfinished else self.value.replace("_", " ")
 
     @property
     def is_good(self) -> bool:

@@ -9,9 +9,12 @@ from typing import Any
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 
 from ckptrun.report.run_facts import RunFacts, is_run, json_of, read_run
+from ckptrun.report.sound import is_number, is_sound_cell, strings_of
 from ckptrun.report.state import State
+from ckptrun.text import counted
 
 __all__ = ["CellFacts", "SweepFacts", "is_sweep", "read_sweep", "single"]
 
@@ -92,7 +95,7 @@ def _overrides_in_sweep(folder: Path) -> tuple[str, ...]:
     entries = json_of(folder.parent / SUMMARY, []).get("cells")
     for entry in entries if isinstance(entries, list) else ():
         if isinstance(entry, dict) and entry.get("path") == folder.name:
-            return tuple(str(text) for text in entry.get("overrides") or ())
+            return tuple(strings_of(entry.get("overrides")))
     return ()
 
 
@@ -100,21 +103,25 @@ def read_sweep(folder: Path) -> SweepFacts:
     """Read what there is of a sweep, done or not."""
     unread: list[str] = []
     summary = json_of(folder / SUMMARY, unread)
-    entries = [entry for entry in summary.get("cells") or () if isinstance(entry, dict)]
+    told = summary.get("cells")
+    entries = [entry for entry in told if is_sound_cell(entry)] if isinstance(told, list) else []
+    if isinstance(told, list) and len(entries) < len(told):
+        unread.append(f"{counted(len(told) - len(entries), 'cell')} of {SUMMARY}: this version writes no such")
     cells = [_cell(folder, number, entry) for number, entry in enumerate(entries, start=1)]
     asked = _asked(folder, unread)
     known = {frozenset(cell.overrides) for cell in cells}
     names = {str(entry.get("path")) for entry in entries}
     there = sorted(path.name for path in folder.iterdir() if path.is_dir() and is_run(path))
-    seconds = summary.get("seconds")
+    seconds, version = summary.get("seconds"), summary.get("ckptrun")
+    code, finished = summary.get("exit_code"), summary.get("is_finished")
     return SweepFacts(
         folder=folder,
         cells=cells,
-        exit_code=summary.get("exit_code"),
-        is_finished=summary.get("is_finished"),
-        seconds=float(seconds) if isinstance(seconds, int | float) else None,
-        command=[str(word) for word in summary.get("command") or ()],
-        version=summary.get("ckptrun"),
+        exit_code=code if isinstance(code, int) else None,
+        is_finished=finished if isinstance(finished, bool) else None,
+        seconds=float(seconds) if is_number(seconds) else None,
+        command=strings_of(summary.get("command")),
+        version=version if isinstance(version, str) else None,
         missing=[overrides for overrides in asked if frozenset(overrides) not in known],
         strangers=[name for name in there if name not in names],
         unread=unread,
@@ -162,7 +169,7 @@ def _asked(folder: Path, unread: list[str]) -> list[tuple[str, ...]]:
         ]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, HydraException) as error:
         unread.append(f"{RECORD} cannot be read: {type(error).__name__}; whether cells are missing is not known")
         return []
     return list(itertools.islice(itertools.product(*values), _MOST_EXPANDED))

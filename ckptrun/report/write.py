@@ -1,5 +1,6 @@
 """Finds out what a folder is, and writes its report: ``report.html`` and ``summary.md``. Torch-free."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ from ckptrun.report.run_facts import is_run, read_run
 from ckptrun.report.sweep_facts import is_sweep, read_sweep
 
 __all__ = ["leave_report", "reported", "write_report"]
+
+_NEVER = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 
 def write_report(folder: Path, *, against: Path | None = None) -> Path:
@@ -49,9 +52,14 @@ def write_report(folder: Path, *, against: Path | None = None) -> Path:
             "events.jsonl and config.yaml is there."
         )
     place = folder / REPORT
-    write_text(place, render(page))
-    write_text(folder / MARKDOWN, markdown_of(page))
+    write_text(place, _writable(render(page)))
+    write_text(folder / MARKDOWN, _writable(markdown_of(page)))
     return place
+
+
+def _writable(text: str) -> str:
+    """A text without what no file in UTF-8 holds, or no browser shows: names and messages may have anything."""
+    return _NEVER.sub("\ufffd", text)
 
 
 def leave_report(folder: Path) -> None:

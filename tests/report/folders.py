@@ -64,6 +64,7 @@ def make_proof(folder: Path, verdict: Verdict | None, *, ranks: int = 2, log: st
             for saved in (save for save in SAVES if save == step - 1 or save == step == STEPS):
                 save = {"blocked_seconds": 0.02 * (start + 1), "background_seconds": 0.5, "bytes": 1000}
                 append_line(events, {"event": "commit", "step": saved, "folder": f"x/step_{saved:08d}", **save})
+    append_line(events, {"event": "check", **verdict_with().checks[0].as_json()})
     append_line(events, {"event": "end", "step": STEPS})
     for place in (folder, folder / "proof/reference"):
         (place / "ledger").mkdir(parents=True)

@@ -24,6 +24,10 @@ GRID = [{"parallelism": kind, "checkpoint": mode} for kind in ("none", "ddp", "f
 def test_a_proof_is_read_whole(tmp_path) -> None:
     run = read_run(make_proof(tmp_path / "p", verdict_with(LOST)))
     assert (run.kind, run.state, run.exit_code, run.seconds, run.unread) == ("proof", State.different, 3, 7.5, [])
+    kinds = [event["event"] for event in run.events]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {
+        "launch": 2, "start": 2, "step": 13, "commit": 4, "check": 1, "end": 1,
+    }  # fmt: skip
     assert run.first == LOST
     assert run.deciding == "loaded_equals_saved"
     assert run.versions == {"ckptrun": "0.1.0", "python": "3.11.7", "torch": "2.13.0"}
@@ -228,3 +232,58 @@ def test_of_something_else_there_is_no_report(tmp_path) -> None:
     with pytest.raises(ConfigError, match="compares sweeps"):
         write_report(tmp_path / "p", against=sweep)
     assert list(tmp_path.glob("*/report.html")) == []
+
+
+def replaced(content, number, value):
+    """``content`` with the node of that number replaced."""
+    nodes = [(None, None)]
+    waiting = [content]
+    while waiting:
+        node = waiting.pop()
+        keys = list(node) if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()
+        for key in keys:
+            nodes.append((node, key))
+            waiting.append(node[key])
+    node, key = nodes[number % len(nodes)]
+    if node is None:
+        return value
+    node[key] = value
+    return content
+
+
+OFTEN = (None, "text", [None], 10**30)
+SELDOM = (-1, 2.5, [], {"x": 1}, True, "\ud800\x00\x1b[31m")
+
+
+@pytest.mark.parametrize("value", [*OFTEN, *(pytest.param(value, marks=pytest.mark.slow) for value in SELDOM)])
+def test_values_of_other_types_are_told_or_left_out_and_stop_nothing(value, tmp_path) -> None:
+    """At each place of each file of a sweep, one at a time: of a file by hand, or of another version."""
+    cells = [(GRID[0], verdict_with(LOST)), (GRID[1], verdict_with()), (GRID[2], "makes no sense")]
+    folder = make_sweep(tmp_path / "s", cells)
+    proof = folder / "parallelism=none,checkpoint=sync"
+    names = ["verdict.json", "proof.json", "environment.json", "faults/00000.rank_00001.json"]
+    lines = ["events.jsonl", "ledger/rank_00000.jsonl"]
+    for file in [folder / "summary.json", *(proof / name for name in names + lines)]:
+        before = file.read_text()
+        for number in range(0, 60, 1 if file.name in ("verdict.json", "summary.json") else 3):
+            if file.suffix == ".json":
+                file.write_text(json.dumps(replaced(json.loads(before), number, value)))
+            else:
+                texts = before.splitlines()
+                at = number % len(texts)
+                texts[at] = json.dumps(replaced(json.loads(texts[at]), number, value))
+                file.write_text("\n".join(texts) + "\n")
+            sweep = read_sweep(folder)
+            causes_of(sweep.cells)
+            uncovered_of(sweep.cells, sweep)
+            matrix_of(sweep.cells)
+            if number % 15 == 0:
+                write_report(folder)
+                write_report(proof)
+        file.write_text(before)
+
+
+def test_colours_of_a_terminal_are_not_shown_as_signs(tmp_path) -> None:
+    folder = make_proof(tmp_path / "p", verdict_with(), log="\x1b[1;31mred\x1b[0m and \x07 a bell\n")
+    text = write_report(folder).read_text()
+    assert "red and \ufffd a bell" in text
