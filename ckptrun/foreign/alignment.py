@@ -6,7 +6,7 @@ that was complete. Where no step has this state, the counter counts, then that s
 disagree, the state says what was computed, and the counter is told.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ckptrun.foreign.records import Heard, HeardRank, HeardStep
@@ -16,6 +16,7 @@ __all__ = [
     "Source",
     "align",
     "copies_before",
+    "digests_at",
     "is_known",
     "is_of_copy",
     "moments_at",
@@ -146,21 +147,54 @@ def parameters_at(rank: HeardRank, index: int) -> dict[str, str]:
 
 
 def moments_at(rank: HeardRank, index: int) -> dict[str, str]:
-    """Moments that it had then: each as it was left by the last update that changed it, where all were looked at."""
+    """Moments that it had then: each as it was left by the last update that changed it, where all were looked at.
+
+    What an optimizer that the next step replaces had is gone.
+    """
+    found = _moments_after(rank, index)
+    if index < len(rank.steps):
+        stepped = {place for step in rank.steps[:index] for place in step.updates}
+        found = _replaced(found, rank.steps[index], stepped)
+    return found
+
+
+def _moments_after(rank: HeardRank, index: int) -> dict[str, str]:
+    """Moments as ``index`` of its own steps have left them."""
     if any(not step.after and not step.skipped for step in rank.steps[:index]):
         return dict(rank.steps[index - 1].moments)
     found = moments_before(rank)
+    stepped: set[int] = set()
     for step in rank.steps[:index]:
-        found |= step.moments
+        found = _replaced(found, step, stepped) | step.moments
+        stepped.update(step.updates)
     return found
+
+
+def _replaced(moments: dict[str, str], step: HeardStep, stepped: Collection[int]) -> dict[str, str]:
+    """What is left of ``moments`` where a step begins with an optimizer that was made anew, and what that one had."""
+    gone = set(step.begun) & set(stepped)
+    if not gone:
+        return moments
+    kept = {leaf: digest for leaf, digest in moments.items() if _optimizer_of(leaf) not in gone}
+    return kept | {leaf: d for leaf, d in (step.moments_before or {}).items() if _optimizer_of(leaf) in gone}
 
 
 def moments_before(rank: HeardRank) -> dict[str, str]:
     """Moments that a rank began with: of each optimizer, those before its own first update."""
     found: dict[str, str] = {}
+    stepped: set[int] = set()
     for step in rank.steps:
-        found |= {name: digest for name, digest in (step.moments_before or {}).items() if name not in found}
+        found |= {leaf: d for leaf, d in (step.moments_before or {}).items() if _optimizer_of(leaf) not in stepped}
+        stepped.update(step.updates)
     return found
+
+
+def digests_at(rank: HeardRank, index: int) -> frozenset[str]:
+    """All that can be in a checkpoint of what it had after ``index`` of its own steps: as left, and as found next."""
+    left = rank.steps[index - 1].after if 0 < index <= len(rank.steps) else {}
+    state = state_at(rank, index)
+    moments = _moments_after(rank, index) if state else {}
+    return frozenset([*left.values(), *moments.values(), *(state or {}).values()])
 
 
 def state_at(rank: HeardRank, index: int) -> dict[str, str] | None:
@@ -180,9 +214,14 @@ def is_known(leaf: str, rank: HeardRank, began_with: Mapping[str, str]) -> bool:
     if not leaf.startswith("optimizer."):
         # A model is there by its class: one that has not been met yet belongs to an optimizer that was not stepped.
         return leaf in began_with
-    second = leaf.split(".")[1]
-    index = int(second[1:]) if second.startswith("#") else 0
+    index = _optimizer_of(leaf)
     return any(index in step.updates for step in rank.steps if step.moments_before is not None)
+
+
+def _optimizer_of(leaf: str) -> int:
+    """The place of the optimizer that has a moment."""
+    second = leaf.split(".")[1]
+    return int(second[1:]) if second.startswith("#") else 0
 
 
 def _parameters(digests: Mapping[str, str]) -> dict[str, str]:

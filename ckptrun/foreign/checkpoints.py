@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from ckptrun.foreign.alignment import moments_at, state_at
+from ckptrun.foreign.alignment import digests_at, moments_at
 from ckptrun.foreign.records import Heard, HeardRank, Save
 
 __all__ = ["SavedStep", "file_in_the_end", "newest_of", "saved_steps", "sizes_in_order", "step_of"]
@@ -112,8 +112,7 @@ def step_of(save: Save, rank: HeardRank) -> int:
         return save.step
     best, most = save.step, 0
     for step in range(save.step, max(-1, save.step - _LONGEST_DELAY), -1):
-        state = state_at(rank, step) or {}
-        equal = len(content & frozenset(state.values()))
+        equal = len(content & digests_at(rank, step))
         if equal > most:
             best, most = step, equal
     return best

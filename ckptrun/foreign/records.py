@@ -37,7 +37,9 @@ class HeardStep:
     before: dict[str, str] = field(default_factory=dict)
     """Digests of parameters and buffers right before the first update."""
     moments_before: dict[str, str] | None = None
-    """Of moments; only before the first update of a process."""
+    """Of moments; only before the first update of a process, or of an optimizer that is new."""
+    begun: list[int] = field(default_factory=list)
+    """Those of ``updates`` that were the first of an optimizer; of its place another one may have been stepped."""
     gradients: dict[str, str] = field(default_factory=dict)
     after: dict[str, str] = field(default_factory=dict)
     """Of parameters, after the last update of each."""
@@ -328,6 +330,7 @@ class _Process:
         step.after |= self._named(event, "after")
         step.moments |= self._named(event, "moments")
         if "moments_before" in event:
+            step.begun.append(event["optimizer"])
             step.moments_before = (step.moments_before or {}) | self._named(event, "moments_before")
             for inner in event.get("inner_before", ()):
                 step.moments_before |= self._digests_of(*inner)

@@ -8,7 +8,7 @@ is left out. Torch-free.
 import re
 from collections.abc import Mapping
 
-from ckptrun.foreign.alignment import state_at
+from ckptrun.foreign.alignment import digests_at
 from ckptrun.foreign.checkpoints import file_in_the_end, step_of
 from ckptrun.foreign.records import HeardRank
 
@@ -27,8 +27,7 @@ def written_by(rank: HeardRank, *, first_step: int) -> Written:
     for save in rank.saves:
         step = step_of(save, rank)
         # Of what is written in the background it must be known from its content which step it is of.
-        state = state_at(rank, step) or {} if save.in_background else {}
-        is_known = not save.in_background or not set(save.content.values()).isdisjoint(state.values())
+        is_known = not save.in_background or not digests_at(rank, step).isdisjoint(save.content.values())
         if step > 0 and save.is_done and is_known:
             # A flat one is weights.
             top = "" if save.is_resumable else "model."

@@ -211,3 +211,33 @@ def test_what_each_rank_saves_for_itself_is_no_copy_of_what_another_one_saves():
         )
     (found,) = saved_steps(heard, first_step=0, output=output)
     assert (len(found.files), found.copies) == (2, ())
+
+
+def test_moments_of_an_optimizer_that_is_made_anew_begin_anew():
+    """Cross validation: each fold has a model and an optimizer of its own, and a save may come at the end of one."""
+    folds = [
+        step_of(1, 0, first=True),
+        step_of(2, 1),
+        # The second fold begins as the first one did.
+        step_of(3, 0, first=True),
+        step_of(4, 1),
+    ]
+    for line in (folds[0], folds[2]):
+        line.begun = [0]
+    source = Source(heard=heard_of(folds), first_step=0)
+    start = heard_of([step_of(1, 0, first=True), step_of(2, 1)])
+    aligned = align(start, [source], newest=2)
+    check = check_loaded(start, [source], aligned)
+    assert aligned == Aligned(step=2, how="state")
+    assert check is not None
+    assert check.status == "equal"
+
+
+def test_what_is_saved_at_the_end_of_a_fold_is_of_its_last_step():
+    folds = [step_of(1, 0, first=True), step_of(2, 1), step_of(3, 10, moments=0, first=True)]
+    folds[0].begun = folds[2].begun = [0]
+    content = {"model.w": "w2", "moments": "m2"}
+    save = Save(path=Path("cv.pt"), how="torch.save", step=2, is_resumable=True, content=content, is_done=True)
+    source = heard_of(folds)
+    source.ranks[0].saves.append(save)
+    assert [one.step for one in saved_steps(source, first_step=0, output=Path())] == [2]
