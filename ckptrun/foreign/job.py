@@ -47,7 +47,9 @@ class Observed:
     saved: Sequence[SavedStep]
     end: CommandEnd
     newest_before: SavedStep | None
-    """The newest complete checkpoint that there was when it began."""
+    """The newest complete checkpoint that there was when it began, of the form of what it has read."""
+    newest_of_all: SavedStep | None
+    """Of whichever form."""
 
 
 class CommandJob:
@@ -169,6 +171,7 @@ class CommandJob:
             StartFacts(
                 aligned=one.aligned,
                 newest_before=one.newest_before,
+                newest_of_all=one.newest_of_all,
                 steps=one.heard.steps,
                 errors=one.heard.errors,
             )
@@ -228,7 +231,7 @@ class CommandJob:
             self._by_update = True
             return self.start(run, leg)
         loads = [load.path for rank in heard.ranks for load in rank.loads]
-        observed = self._observed(heard, run, leg, newest_of(there, loads, output), end)
+        observed = self._observed(heard, run, leg, end, before=(newest_of(there, loads, output), newest))
         self._tell(observed, run, leg, is_struck=is_struck)
         if run.name == "reference":
             self.reference, self.steps = observed, observed.heard.steps
@@ -280,14 +283,24 @@ class CommandJob:
         earlier = self._starts.get(run.name, [])
         return [one for start in earlier for one in start.saved if one.is_complete and one.place.exists()]
 
-    def _observed(self, heard: Heard, run: Run, leg: Leg, newest: SavedStep | None, end: CommandEnd) -> Observed:
+    def _observed(
+        self, heard: Heard, run: Run, leg: Leg, end: CommandEnd, *, before: tuple[SavedStep | None, SavedStep | None]
+    ) -> Observed:
         """Find where a start stands among the steps of the job, and what it has saved."""
+        newest, newest_of_all = before
         aligned = Aligned(step=0, how="beginning")
         if leg.start:
             has_loaded = any(rank.loads for rank in heard.ranks)
             aligned = align(heard, self._sources(run), newest=newest.step if newest is not None and has_loaded else 0)
         saved = saved_steps(heard, first_step=aligned.step, output=Path(run.checkpoints), pattern=self._job.checkpoints)
-        return Observed(heard=heard, aligned=aligned, saved=saved, end=end, newest_before=newest)
+        return Observed(
+            heard=heard,
+            aligned=aligned,
+            saved=saved,
+            end=end,
+            newest_before=newest,
+            newest_of_all=newest_of_all,
+        )
 
     def _sources(self, run: Run) -> list[Source]:
         """Who may have saved what the next start loads: earlier starts, the last one first, and the reference."""
@@ -327,7 +340,9 @@ class CommandJob:
         taken = observed.aligned.step + observed.heard.steps
         if taken >= self.steps:
             return "end"
-        return "preempted" if is_struck else None
+        # A pipe or a shell script ends well whatever became of the job in it.
+        has_saved = any(one.is_complete and one.step == taken for one in observed.saved)
+        return "preempted" if is_struck and has_saved else None
 
 
 def _log(run: Run, leg: Leg) -> Path:

@@ -16,6 +16,7 @@ from ckptrun.evidence.verdict import Check, Status, Verdict, verdict_of
 from ckptrun.files import read_lines
 from ckptrun.foreign.alignment import Aligned, is_of_copy
 from ckptrun.foreign.checkpoints import SavedStep
+from ckptrun.foreign.translation import NO_BATCHES
 from ckptrun.foreign.written import WRITTEN, blame_of
 from ckptrun.proof.material import Material
 from ckptrun.text import counted
@@ -24,8 +25,10 @@ _COMPARED = "losses, batches, gradients, options, parameters, moments, buffers"
 
 _ADVICE = (
     "Something that decides the step was not saved, or not put back: a counter, a cache or a running value in an "
-    "attribute, a global or a closure, of the model, the loss, a hook or the trainer."
+    "attribute, a global or a closure, of the model, the loss, a hook or the trainer; data that come from no "
+    "DataLoader (their position, a replay memory, a generator of their own)."
 )
+_OWN_DATA = ", or by its data, which come from no DataLoader"
 _ADVICE_ON_CHECKS = {
     "resume": "What the kill left behind cannot be loaded, or the resume itself fails: its own words stand above.",
     "lost_work": (
@@ -87,7 +90,9 @@ class StartFacts:
 
     aligned: Aligned
     newest_before: SavedStep | None
-    """The newest complete checkpoint that there was when it began."""
+    """The newest complete checkpoint that there was when it began, of the form of what it has read."""
+    newest_of_all: SavedStep | None = None
+    """Of whichever form: a best model beside the last state."""
     steps: int
     """How many it has taken."""
     errors: Sequence[str]
@@ -231,12 +236,18 @@ def check_observed(facts: Sequence[StartFacts]) -> Check:
 
 def check_lost_work(starts: Sequence[Start], facts: Sequence[StartFacts]) -> Check:
     """``lost_work``: every start went on from the newest complete checkpoint that there was."""
-    compared = 0
+    compared, passed = 0, ""
     for start, known in zip(starts, facts, strict=False):
-        newest = known.newest_before
+        newest, other = known.newest_before, known.newest_of_all
         if newest is None or start.failure is not None or not known.steps:
             continue
         compared += 1
+        if not passed and other is not None and other.step > max(newest.step, known.aligned.step):
+            # Whether the job means to go on from that is not known.
+            passed = (
+                f" of the name that they read; start {start.index + 1} went on from step {known.aligned.step}, and "
+                f"{other.place.name}, which it did not read, was of step {other.step}"
+            )
         if known.aligned.step < newest.step:
             where = "from the beginning" if not known.aligned.step else f"from step {known.aligned.step}"
             detail = (
@@ -255,7 +266,7 @@ def check_lost_work(starts: Sequence[Start], facts: Sequence[StartFacts]) -> Che
     if not compared:
         detail = "there was no complete checkpoint that a start could have gone on from"
         return Check(name="lost_work", status=Status.not_verified, detail=detail)
-    detail = f"{counted(compared, 'start')} went on from the newest complete checkpoint"
+    detail = f"{counted(compared, 'start')} went on from the newest complete checkpoint{passed}"
     return Check(name="lost_work", status=Status.equal, detail=detail, covered={"starts": compared})
 
 
@@ -299,7 +310,7 @@ def explained(check: Check, found: LedgerComparison, reference: Path, run: Path,
         blame = blame_of(first.field)
         why = "all that the step took was the same: it is something else that the job keeps, or not what is trained"
     elif first.field == "batch":
-        why = "the data are at another place, or drawn anew"
+        why = _place_of_batch(first, reference)
     if first.component not in ("schedule", "optimizer", "scaler") and not first.field.startswith(WRITTEN):
         streams = _streams_apart(reference, run, first, ranks=found.ranks)
         if streams and blame in (None, "data", "model", "buffers", *_NO_COMPONENTS):
@@ -307,14 +318,28 @@ def explained(check: Check, found: LedgerComparison, reference: Path, run: Path,
     if blame in _NO_COMPONENTS:
         blame = None
     if blame is None:
-        why = why or (
-            "parameters, moments, batch and random streams were the same: the step goes by something else, which did "
-            "not come back"
-        )
+        why = why or _something_else(first, reference)
         why += f"; {operation}" if operation else ""
     difference = None if check.first_difference is None else replace(check.first_difference, component=blame)
     detail = f"{check.detail}; {why}" if why else check.detail
     return replace(check, detail=detail, blame=blame, first_difference=difference)
+
+
+def _something_else(first: Mismatch, reference: Path) -> str:
+    """What is left where all that was looked at is the same. Data that come from no loader are not looked at."""
+    lines = read_lines(ledger_file(reference, first.rank))
+    has_batches = any(line["step"] == first.step and line["batch"] != NO_BATCHES for line in lines)
+    same, data = ("parameters, moments, batch", "") if has_batches else ("parameters, moments", _OWN_DATA)
+    return f"{same} and random streams were the same: the step goes by something else, which did not come back{data}"
+
+
+def _place_of_batch(first: Mismatch, reference: Path) -> str:
+    """Where the reference has the batch that came instead."""
+    lines = read_lines(ledger_file(reference, first.rank))
+    steps = [line["step"] for line in lines if line["batch"] == first.got]
+    if not steps:
+        return "the reference has it at no step: the data are in another order, or drawn anew"
+    return f"the reference has it at step {steps[0]}: the data are at another place"
 
 
 def streams_apart(

@@ -79,13 +79,13 @@ def _saved_elsewhere(saved: Sequence[SavedStep], output: Path) -> Path | None:
 def _saves_nothing(heard: Heard) -> str:
     """Why there is nothing to resume from."""
     saves = [save for rank in heard.ranks for save in rank.saves]
+    of_its_own = "If it does so by functions of its own, say which files they are: job.checkpoints=checkpoint-*."
     if saves:
         return (
             f"The job has saved {saves[0].path.name}, in which there is nothing of an optimizer: nothing to resume "
-            "from. Let it save checkpoints."
+            f"from. Let it save checkpoints, with the moments. {of_its_own}"
         )
     return (
         f"The job has taken {heard.steps} steps and saved nothing: there is nothing to resume from. Let it save "
-        "checkpoints before its end, to {run}. If it does so by functions of its own, say which files they are: "
-        "job.checkpoints=checkpoint-*."
+        f"checkpoints before its end, to {{run}}. {of_its_own}"
     )

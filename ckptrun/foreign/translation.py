@@ -6,7 +6,7 @@ stand is no result of a step, and counts only where something else comes out oth
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from ckptrun.foreign.records import Heard, HeardRank, HeardStep
 from ckptrun.foreign.written import Written, not_repeated, written_by
 from ckptrun.text import counted
 
-__all__ = ["ToldStart", "check_loaded", "write_events", "write_ledgers"]
+__all__ = ["NO_BATCHES", "ToldStart", "check_loaded", "write_events", "write_ledgers"]
 
 _RATE = "schedule.learning_rate.0"
 
@@ -92,7 +92,8 @@ def _line(step: HeardStep, first_step: int, reference: HeardRank | None) -> dict
     number = first_step + step.number
     there = reference.steps[number - 1] if reference is not None and number <= len(reference.steps) else None
     is_first = step.number == 1 and first_step > 0
-    batch = _first_batches(step, reference, number) if reference and there and is_first else _batches(step)
+    digests = [batch.digest for batch in step.batches]
+    batch = _first_batches(step, reference, number) if reference and there and is_first else _batches(digests)
     further = {f"loss.{index}": loss for index, loss in enumerate(step.losses) if index}
     rates = {name: value for name, value in step.plain.items() if name.startswith("schedule.") and name != _RATE}
     others = {name: value for name, value in step.plain.items() if not name.startswith("schedule.")}
@@ -123,8 +124,12 @@ def _copies(step: HeardStep, there: HeardStep | None) -> dict[str, str]:
     return {name: mine.get(name, digest) for name, digest in copies_before(there).items()}
 
 
-def _batches(step: HeardStep) -> str:
-    return hashlib.blake2b(" ".join(batch.digest for batch in step.batches).encode(), digest_size=8).hexdigest()
+def _batches(digests: Iterable[str]) -> str:
+    return hashlib.blake2b(" ".join(digests).encode(), digest_size=8).hexdigest()
+
+
+NO_BATCHES = _batches(())
+"""What the ledger says of a step that no loader hands a batch out for."""
 
 
 def _first_batches(step: HeardStep, reference: HeardRank, number: int) -> str:
@@ -135,13 +140,13 @@ def _first_batches(step: HeardStep, reference: HeardRank, number: int) -> str:
     where that is the same the line says what the line of the reference says.
     """
     if not step.batches:
-        return _batches(step)
+        return _batches([])
     label = step.batches[-1].label
     window = used_batches(step, reference.steps)
     mine = [batch.digest for batch in step.batches if batch.label == label][-window:]
     theirs = [batch.digest for line in reference.steps[:number] for batch in line.batches if batch.label == label]
     is_same = mine == theirs[len(theirs) - len(mine) :]
-    return _batches(reference.steps[number - 1]) if is_same else " ".join(["first", *mine])
+    return _batches(batch.digest for batch in reference.steps[number - 1].batches) if is_same else _batches(mine)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,8 +44,10 @@ class ProofView:
             "reference": f"{self._subject.steps} steps that nothing happens to",
             "resumed_reference": "resumed on the other mesh, and not interrupted again",
             "controls": "resumed with a component left out",
+            # Killed as planned.
+            "run_again": "killed and resumed again, every operation watched",
         }.get(name, "the same again, every operation watched")
-        failed = "" if ended.outcome.exit_code == ExitCode.done else " (failed)"
+        failed = "" if ended.outcome.exit_code == ExitCode.done or name == "run_again" else " (failed)"
         say(leg_line(name.replace("_", " "), text + failed, ended.seconds))
 
     def started(self, start: Start, struck: Sequence[Fired], ended: TimedOutcome) -> None:

@@ -1,5 +1,6 @@
 """What a verdict on a command says, from ledgers and facts that are made by hand."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ckptrun.files import append_line
 from ckptrun.foreign.alignment import Aligned
 from ckptrun.foreign.checkpoints import SavedStep
 from ckptrun.foreign.judge import StartFacts, is_unexplained, judge_command
+from ckptrun.foreign.translation import NO_BATCHES
 from ckptrun.proof.material import Material
 from ckptrun.proof.subject import Run
 
@@ -53,6 +55,7 @@ class Case:
         self.errors: list[str] = []
         self.failure: Start | None = None
         self.taken = 4
+        self.newest_of_all: SavedStep | None = None
         self.lines("reference", range(1, STEPS + 1))
 
     def lines(self, name: str, steps: range, start: int = 0, changed: dict[int, dict[str, Any]] | None = None) -> Path:
@@ -75,7 +78,11 @@ class Case:
         facts = [
             StartFacts(aligned=Aligned(step=0, how="beginning"), newest_before=None, steps=3, errors=self.errors),
             StartFacts(
-                aligned=Aligned(step=self.resumed_at, how="state"), newest_before=saved, steps=self.taken, errors=()
+                aligned=Aligned(step=self.resumed_at, how="state"),
+                newest_before=saved,
+                newest_of_all=self.newest_of_all,
+                steps=self.taken,
+                errors=(),
             ),
         ]
         material = Material(
@@ -216,6 +223,32 @@ def test_work_that_was_lost_is_told_with_both_steps(case):
     verdict = case.judge()
     assert verdict.reason.startswith("lost_work: start 2 went on from the beginning, although the checkpoint of step 2")
     assert (verdict.first_difference.expected, verdict.first_difference.got) == (2, 0)
+
+
+def test_data_that_come_from_no_loader_are_not_said_to_be_the_same(case):
+    shutil.rmtree(case.job.folder / "reference")
+    case.lines("reference", range(1, STEPS + 1), changed={step: {"batch": NO_BATCHES} for step in range(1, STEPS + 1)})
+    case.changed = {step: {"batch": NO_BATCHES} for step in range(4, STEPS + 1)}
+    case.changed[3] = {"batch": NO_BATCHES, "loss": "0x1.8p+1"}
+    reason = case.judge(first={step: {"batch": NO_BATCHES} for step in range(1, 4)}).reason
+    assert "parameters, moments and random streams were the same" in reason
+    assert "or by its data, which come from no DataLoader" in reason
+
+
+def test_a_newer_checkpoint_of_another_name_is_told_and_decides_nothing(case):
+    case.newest_of_all = SavedStep(step=3, place=Path("best.pt"), is_complete=True, sizes={})
+    check = next(check for check in case.judge().checks if check.name == "lost_work")
+    assert check.status == "equal"
+    assert check.detail.endswith("start 2 went on from step 2, and best.pt, which it did not read, was of step 3")
+
+
+@pytest.mark.parametrize(
+    ("batch", "told"),
+    [("batch 1", "the reference has it at step 1"), ("another", "the reference has it at no step")],
+)
+def test_where_the_reference_has_a_batch_is_told(case, batch, told):
+    case.changed = {3: {"batch": batch}}
+    assert told in case.judge().reason
 
 
 def test_a_first_start_that_differs_is_not_deterministic(case):

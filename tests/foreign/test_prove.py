@@ -317,6 +317,22 @@ def test_a_job_that_its_fault_never_strikes_is_started_once(tmp_path, monkeypatc
 
 
 @pytest.mark.slow
+def test_what_a_pipe_makes_of_a_kill_is_no_end_of_its_own(tmp_path, monkeypatch, capsys):
+    """``python train.py | tee log`` ends with 0 when python was killed."""
+    (tmp_path / "train.py").write_text(TINY)
+    piped = f"{JOB_PYTHON} {tmp_path}/train.py --out $0 | cat"
+    monkeypatch.setattr(
+        sys, "argv", ["ckptrun", "prove", f"run.dir={tmp_path}/proof", "--", "sh", "-c", piped, "{run}"]
+    )
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    told = capsys.readouterr().out
+    assert told.count("sigkill of rank 0 at after_optimizer") >= 2
+    assert "saved and ended" not in " ".join(told.split())
+
+
+@pytest.mark.slow
 def test_a_sweep_proves_a_command_with_each_fault(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.py").write_text(TINY)
