@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 _COMPARED = "loss, gradient norm, learning rate, batches, random streams"
+_BEYOND = "was taken, past the end of the reference"
 
 
 def check_loads(starts: Sequence[Start]) -> Check:
@@ -108,7 +109,7 @@ def _other_steps(found: LedgerComparison, covered: Mapping[str, int]) -> Check:
     """The run ended by itself, after other steps than the reference has."""
     step = found.lacking if found.lacking is not None else found.beyond
     expected, got = ("taken", "left out") if found.lacking is not None else ("no such step", "taken")
-    what = "was left out, and the run says that it is complete" if found.lacking is not None else "is one too many"
+    what = "was left out, and the run says that it is complete" if found.lacking is not None else _BEYOND
     return Check(
         name="trajectory",
         status=Status.different,

@@ -1,5 +1,6 @@
 """Comes to the verdict of a proof of a command: what came back, what was lost, what came out otherwise, and by what."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ _ADVICE = (
     "attribute, a global or a closure, of the model, the loss, a hook or the trainer; data that come from no "
     "DataLoader (their position, a replay memory, a generator of their own)."
 )
+_OF_OPTIMIZER = re.compile(r"(?:optimizer|schedule)\.#(\d+)\.")
 _OWN_DATA = ", or by its data, which come from no DataLoader"
 _ADVICE_ON_CHECKS = {
     "resume": "What the kill left behind cannot be loaded, or the resume itself fails: its own words stand above.",
@@ -37,7 +39,10 @@ _ADVICE_ON_CHECKS = {
     ),
 }
 _ADVICE_ON_COMPONENTS = {
-    "model": "Weights were cast, left out, or overwritten after the load: look at load_state_dict and what follows it.",
+    "model": (
+        "Weights were cast, left out (strict=False takes names that do not fit for none), or overwritten after the "
+        "load: look at load_state_dict and what follows it."
+    ),
     "optimizer": (
         "Moments or options were not saved, not loaded, or loaded before the optimizer was built anew: look at the "
         "optimizer's state_dict and load_state_dict, and at their order."
@@ -52,8 +57,9 @@ _ADVICE_ON_COMPONENTS = {
         "seed_everything(), set_seed(), a loader's iterator, a sampler, skipped batches that augment."
     ),
     "progress": (
-        "The resumed job ends elsewhere: look at how many steps or epochs it takes to be left, above all where the "
-        "checkpoint is the last of an epoch, and at a loader whose state is that of its end."
+        "The resumed job ends elsewhere: look at how many steps or epochs it takes to be left (counted anew?), at what "
+        "stops it early (a count of bad epochs), above all where the checkpoint is the last of an epoch, and at a "
+        "loader whose state is that of its end."
     ),
     "data": (
         "The resumed epoch has another order, another place, or is augmented anew: look at the sampler's seed and "
@@ -69,7 +75,7 @@ _ADVICE_ON_DETERMINISM = (
     "sets, threads, and kernels that are not deterministic (job.deterministic=true)."
 )
 # What decides a step, in order; everything else follows.
-_ORDER = {name: place for place, name in enumerate(("batch", "learning_rate", "skipped", "scaler", "loss"))}
+_ORDER = {name: place for place, name in enumerate(("batch", "learning_rate", "skipped", "scaler", "copy", "loss"))}
 # What a step comes to; it is in no checkpoint.
 _NO_COMPONENTS = ("gradients", "loss")
 
@@ -161,6 +167,13 @@ def is_unexplained(verdict: Verdict) -> bool:
 
 def _advice(verdict: Verdict) -> str:
     """What usually causes it, and where to look in a job that is not ours."""
+    first = verdict.first_difference
+    place = _OF_OPTIMIZER.match(first.leaf or "") if first is not None else None
+    which = "" if place is None else f" (#{place[1]} is optimizer {int(place[1]) + 1} of the job, by first steps.)"
+    return _advice_on(verdict) + which
+
+
+def _advice_on(verdict: Verdict) -> str:
     if verdict.status is Status.different:
         decided = verdict.reason.partition(":")[0]
         first = verdict.first_difference
@@ -406,8 +419,8 @@ def _distance(one: Mismatch) -> tuple[int, bool, bool, int]:
     """How far from the cause: before other leaves comes what only one of the two has, its gradient last."""
     is_alone = None in (one.expected, one.got)
     is_result = is_alone and one.component in _NO_COMPONENTS
-    # The loss that backward starts from is scaled already.
-    field = "scaler" if one.component == "scaler" else one.field
+    # The loss that backward starts from is scaled already, and may go by a teacher.
+    field = "scaler" if one.component == "scaler" else "copy" if is_of_copy(one.field) else one.field
     return _ORDER.get(field, len(_ORDER)), not is_alone, is_result, one.rank
 
 

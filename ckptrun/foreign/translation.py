@@ -201,7 +201,8 @@ def check_loaded(heard: Heard, sources: Sequence[Source], aligned: Aligned) -> C
         ranks, leaves = ranks + 1, max(leaves, len(expected))
         wrong = _wrong(expected, got)
         if wrong:
-            return _not_loaded(wrong, expected, got, rank=rank.rank, step=aligned.step)
+            fresh = _fresh_state(sources, rank.rank)
+            return _not_loaded(wrong, expected, got, fresh, rank=rank.rank, step=aligned.step)
     if not ranks:
         return None
     return Check(
@@ -235,11 +236,25 @@ def _saved_states(sources: Sequence[Source], number: int, step: int) -> list[dic
     return found
 
 
+def _fresh_state(sources: Sequence[Source], number: int) -> dict[str, str]:
+    """What a rank began with when it had loaded nothing."""
+    ranks = [rank for source in sources if not source.first_step for rank in source.heard.ranks]
+    return next((state_before(rank) for rank in ranks if rank.rank == number), {})
+
+
 def _not_loaded(
-    wrong: Sequence[str], expected: Mapping[str, str], got: Mapping[str, str], *, rank: int, step: int
+    wrong: Sequence[str],
+    expected: Mapping[str, str],
+    got: Mapping[str, str],
+    fresh: Mapping[str, str],
+    *,
+    rank: int,
+    step: int,
 ) -> Check:
     name = wrong[0]
     what = "has other bits than" if name in got else "is absent, unlike"
+    if name in got and got[name] == fresh.get(name):
+        what = "has the bits of a job that loads nothing, not those"
     return Check(
         name="loaded_equals_saved",
         status=Status.different,
