@@ -248,9 +248,12 @@ def _equal(one: Mapping[str, str], other: Mapping[str, str]) -> int:
 def used_batches(step: HeardStep, reference: Sequence[HeardStep]) -> int:
     """How many of the last batches before the first update of a start its step can have used.
 
-    One for each backward pass, and one more if the loader is ahead, as it was at the first step of the reference.
+    One for each backward pass, and one more if the loader is ahead, as it was at the first step of the reference; or as
+    many as every step of the reference has of that dataset: two loaders of it may go side by side.
     """
     first = reference[0] if reference else step
     # With several loaders it is not known whose batches they are.
     is_ahead = len(first.iterators) == 1 and len(first.batches) == max(1, len(first.losses)) + 1
-    return max(1, len(step.losses)) + is_ahead
+    label = step.batches[-1].label if step.batches else ""
+    least = min((sum(batch.label == label for batch in line.batches) for line in reference), default=0)
+    return max(max(1, len(step.losses)) + is_ahead, least)

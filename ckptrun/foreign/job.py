@@ -51,6 +51,13 @@ class Observed:
     newest_of_all: SavedStep | None
     """Of whichever form."""
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether the command ended in an error, or a process that trains did: pipes and scripts may end well yet."""
+        heard = self.heard
+        has_raised = any(rank.exception for rank in heard.ranks) or bool(not heard.ranks and heard.exceptions)
+        return self.end.exit_code != 0 or has_raised
+
 
 class CommandJob:
     """See :class:`~ckptrun.proof.subject.Subject`.
@@ -237,7 +244,7 @@ class CommandJob:
             self.reference, self.steps = observed, observed.heard.steps
             self.ranks = max(1, len(observed.heard.ranks))
         self._starts.setdefault(run.name, []).append(observed)
-        code = ExitCode.done if end.exit_code == 0 else ExitCode.failed
+        code = ExitCode.failed if observed.has_failed else ExitCode.done
         return TimedOutcome(outcome=Outcome(exit_code=code, interrupted_by=end.interrupted_by), seconds=end.seconds)
 
     def code_of(self, component: str | None) -> str:
@@ -322,7 +329,7 @@ class CommandJob:
             saved=observed.saved,
             checks=[] if loaded is None else [loaded],
             ended=self._ended(observed, run, is_struck=is_struck),
-            failure=None if is_struck or end.exit_code == 0 else _failure(heard, end, _log(run, leg), self._job),
+            failure=_failure(heard, end, _log(run, leg), self._job) if observed.has_failed and not is_struck else None,
         )
         write_events(run.folder, told)
 
@@ -333,7 +340,7 @@ class CommandJob:
 
     def _ended(self, observed: Observed, run: Run, *, is_struck: bool) -> str | None:
         """How a start came to its end; None: not by itself."""
-        if observed.end.exit_code != 0:
+        if observed.end.exit_code != 0 or (observed.has_failed and not is_struck):
             return None
         if run.name == "reference":
             return "end"

@@ -63,7 +63,8 @@ _ADVICE_ON_COMPONENTS = {
     ),
     "data": (
         "The resumed epoch has another order, another place, or is augmented anew: look at the sampler's seed and "
-        "epoch, at how batches are skipped, and at what is drawn while they are."
+        "epoch, at generators that loader, sampler or dataset have of their own, at how batches are skipped, at what "
+        "is drawn while they are, and at persistent_workers, whose streams no checkpoint has."
     ),
 }
 _ADVICE_ON_COPIES = (

@@ -65,7 +65,7 @@ def _takes_no_step(heard: Heard) -> str:
         )
     return (
         "The command ended with exit code 0 and has taken no optimizer step: there is nothing to prove. Let it train, "
-        "with an optimizer of torch."
+        "with an optimizer of torch; {run} is empty when it starts."
     )
 
 

@@ -80,7 +80,8 @@ class Starter:
             raise ConfigError(
                 f"{len(more) + 1} processes of the command, one after the other or at once, take optimizer steps as "
                 "the same rank: which of them the proof is about is not known. Let a launcher not restart ranks by "
-                "itself (torchrun --max-restarts 0), and keep other processes with an optimizer out of the command."
+                "itself (torchrun --max-restarts 0), and keep other processes with an optimizer out of the command: "
+                "what trains one after the other is proved by a command each."
             )
         return heard, end
 

@@ -126,7 +126,11 @@ def test_a_loader_that_is_ahead_is_seen_at_the_first_step_of_the_reference():
     assert used_batches(HeardStep(number=1, losses=["b", "c"], batches=batches), [alone]) == 2
     # An evaluation before the first step has a loader of its own.
     evaluated = HeardStep(number=1, losses=["a"], batches=batches, iterators=[{}, {}])
-    assert used_batches(HeardStep(number=1, losses=["b"], batches=batches), [evaluated]) == 1
+    later = HeardStep(number=2, losses=["a"], batches=batches[:1])
+    assert used_batches(HeardStep(number=1, losses=["b"], batches=batches), [evaluated, later]) == 1
+    # Two of one class side by side.
+    both = HeardStep(number=1, losses=["a"], batches=batches[:2], iterators=[{}, {}])
+    assert used_batches(HeardStep(number=1, losses=["b"], batches=batches), [both, both]) == 2
 
 
 def test_moments_of_an_optimizer_that_is_not_stepped_yet_are_not_asked_for():

@@ -188,6 +188,7 @@ def test_a_save_in_place_does_not(tmp_path, monkeypatch):
         ("import nothing.at.all", 1, f"It was run by {JOB_PYTHON} (Python 3"),
         ("input('go on? ')", 1, "has no terminal, and nothing to read from its input"),
         ("print('done')", 2, "no process of it has used torch where ckptrun could hear it"),
+        ("import torch; print('done')", 2, "has taken no optimizer step"),
     ],
 )
 def test_a_command_that_trains_nothing_is_told_so(script, code, says, tmp_path, monkeypatch, capsys):
@@ -316,17 +317,28 @@ def test_a_job_that_its_fault_never_strikes_is_started_once(tmp_path, monkeypatc
     assert not (tmp_path / "proof" / "logs" / "start_00001.log").exists()
 
 
-@pytest.mark.slow
-def test_what_a_pipe_makes_of_a_kill_is_no_end_of_its_own(tmp_path, monkeypatch, capsys):
-    """``python train.py | tee log`` ends with 0 when python was killed."""
-    (tmp_path / "train.py").write_text(TINY)
-    piped = f"{JOB_PYTHON} {tmp_path}/train.py --out $0 | cat"
-    monkeypatch.setattr(
-        sys, "argv", ["ckptrun", "prove", f"run.dir={tmp_path}/proof", "--", "sh", "-c", piped, "{run}"]
-    )
+def prove_piped(script: str, folder: Path, *, monkeypatch) -> int:
+    """Prove ``python train.py | cat``, which ends with 0 whatever becomes of python; return the exit code."""
+    (folder / "train.py").write_text(script)
+    piped = f"{JOB_PYTHON} {folder}/train.py --out $0 | cat"
+    monkeypatch.setattr(sys, "argv", ["ckptrun", "prove", f"run.dir={folder}/proof", "--", "sh", "-c", piped, "{run}"])
     with pytest.raises(SystemExit) as ended:
         main()
-    assert ended.value.code == 0
+    return ended.value.code
+
+
+@pytest.mark.slow
+def test_a_resume_that_raises_in_a_pipe_is_told_in_its_words(tmp_path, monkeypatch):
+    script = TINY.replace("    c = torch.load(f);", "    c = torch.load(f); c.pop('gone');")
+    assert prove_piped(script, tmp_path, monkeypatch=monkeypatch) == 3
+    verdict = verdict_of(tmp_path)
+    assert verdict.reason.startswith("resume: start 2 could not go on: ended with exit code 0: KeyError: 'gone'")
+    assert verdict.blame is None
+
+
+@pytest.mark.slow
+def test_what_a_pipe_makes_of_a_kill_is_no_end_of_its_own(tmp_path, monkeypatch, capsys):
+    assert prove_piped(TINY, tmp_path, monkeypatch=monkeypatch) == 0
     told = capsys.readouterr().out
     assert told.count("sigkill of rank 0 at after_optimizer") >= 2
     assert "saved and ended" not in " ".join(told.split())

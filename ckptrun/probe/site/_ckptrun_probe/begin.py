@@ -108,6 +108,7 @@ def _note_the_end(listener: Listener) -> None:
     def ended() -> None:
         if listener.taken:
             quietly(listener.record, "the end", listener.finish_files)
+        if listener.taken or "torch" in sys.modules:
             quietly(listener.record, "the end", lambda: listener.record.event("end", step=listener.taken))
 
     atexit.register(ended)
