@@ -19,7 +19,7 @@ from ckptrun.fault import FaultRecord, PlannedFault
 from ckptrun.files import read_lines
 from ckptrun.foreign.alignment import Aligned, Source, align
 from ckptrun.foreign.checkpoints import SavedStep, newest_of, saved_steps, sizes_in_order
-from ckptrun.foreign.judge import StartFacts, is_unexplained, judge_command
+from ckptrun.foreign.judge import StartFacts, ends_elsewhere, is_unexplained, judge_command
 from ckptrun.foreign.operations import first_operation
 from ckptrun.foreign.plan import JobFacts, armed_in_start, plan_job_faults
 from ckptrun.foreign.process import CommandEnd
@@ -142,6 +142,10 @@ class CommandJob:
             again = run.folder
         facts, notes = self._facts_of_starts(), self._notes()
         verdict = judge_command(material, facts, again=again, notes=notes)
+        if found is None and ends_elsewhere(verdict):
+            start_run(self.run("reference_again"))
+            steps = self._starts["reference_again"][-1].heard.steps
+            return judge_command(material, facts, again=None, notes=notes, steps_again=steps)
         if found is None or not is_unexplained(verdict):
             return verdict
         operation = self._first_operation(verdict, found, material, start_run)

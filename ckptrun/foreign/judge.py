@@ -80,10 +80,14 @@ _ORDER = {name: place for place, name in enumerate(("batch", "learning_rate", "s
 # What a step comes to; it is in no checkpoint.
 _NO_COMPONENTS = ("gradients", "loss")
 
+# Checks that may find that the run ends elsewhere.
+_OF_NUMBER = ("resume", "trajectory", "second_resume")
+
 __all__ = [
     "StartFacts",
     "check_lost_work",
     "check_observed",
+    "ends_elsewhere",
     "explained",
     "is_unexplained",
     "judge_command",
@@ -107,7 +111,13 @@ class StartFacts:
 
 
 def judge_command(
-    material: Material, facts: Sequence[StartFacts], *, again: Path | None, notes: Sequence[str], operation: str = ""
+    material: Material,
+    facts: Sequence[StartFacts],
+    *,
+    again: Path | None,
+    notes: Sequence[str],
+    operation: str = "",
+    steps_again: int | None = None,
 ) -> Verdict:
     """Make every check.
 
@@ -117,6 +127,7 @@ def judge_command(
         again: The run folder of a second reference, where there is one.
         notes: Sentences on what was not looked at.
         operation: The first operation that differs where nothing else explains it; empty: it is not known.
+        steps_again: How many steps the second reference has taken, where it is a matter of that.
     """
     starts, steps = material.starts, material.subject.steps
     reference, run = material.reference.folder, material.run.folder
@@ -149,8 +160,32 @@ def judge_command(
     checks += [check for check in failed if check.blame is not None]
     if material.failure is None:
         checks.append(check_second_resume(starts, checks))
+    if steps_again is not None and steps_again != steps:
+        checks = [_uncounted(check, steps, steps_again) for check in checks]
     verdict = verdict_of(checks, moment_of=lambda check: check.start if check.start is not None else len(starts))
     return replace(verdict, path=str(run), advice=_advice(verdict), not_exercised=[*_not_exercised(material), *notes])
+
+
+def ends_elsewhere(verdict: Verdict) -> bool:
+    """Whether all that is wrong is how many steps were taken."""
+    wrong = [check for check in verdict.checks if check.status is Status.different]
+    return bool(wrong) and all(_is_of_number(check) for check in wrong)
+
+
+def _is_of_number(check: Check) -> bool:
+    first = check.first_difference
+    return check.name in _OF_NUMBER and first is not None and first.component == "progress"
+
+
+def _uncounted(check: Check, steps: int, again: int) -> Check:
+    """A check that has found another number of steps, where two runs that nothing happened to have done so, too."""
+    if check.status is not Status.different or not _is_of_number(check):
+        return check
+    detail = (
+        f"not deterministic: two runs that nothing happened to take {steps} and {again} steps. Let the job take a "
+        "number of steps that does not go by the clock"
+    )
+    return replace(check, status=Status.not_verified, detail=detail, first_difference=None, blame=None)
 
 
 def is_unexplained(verdict: Verdict) -> bool:

@@ -46,7 +46,7 @@ class ProofView:
             "controls": "resumed with a component left out",
             # Killed as planned.
             "run_again": "killed and resumed again, every operation watched",
-        }.get(name, "the same again, every operation watched")
+        }.get(name, "the same again: does it repeat itself?")
         failed = "" if ended.outcome.exit_code == ExitCode.done or name == "run_again" else " (failed)"
         say(leg_line(name.replace("_", " "), text + failed, ended.seconds))
 

@@ -13,7 +13,7 @@ from ckptrun.evidence.verdict import Check, Status, Verdict, verdict_of
 from ckptrun.files import append_line
 from ckptrun.foreign.alignment import Aligned
 from ckptrun.foreign.checkpoints import SavedStep
-from ckptrun.foreign.judge import StartFacts, is_unexplained, judge_command
+from ckptrun.foreign.judge import StartFacts, ends_elsewhere, is_unexplained, judge_command
 from ckptrun.foreign.translation import NO_BATCHES
 from ckptrun.proof.material import Material
 from ckptrun.proof.subject import Run
@@ -56,6 +56,7 @@ class Case:
         self.failure: Start | None = None
         self.taken = 4
         self.newest_of_all: SavedStep | None = None
+        self.steps_again: int | None = None
         self.lines("reference", range(1, STEPS + 1))
 
     def lines(self, name: str, steps: range, start: int = 0, changed: dict[int, dict[str, Any]] | None = None) -> Path:
@@ -95,7 +96,7 @@ class Case:
             failure=self.failure,
             kept={},
         )
-        return judge_command(material, facts, again=self.again, notes=())
+        return judge_command(material, facts, again=self.again, notes=(), steps_again=self.steps_again)
 
 
 @pytest.fixture
@@ -207,6 +208,18 @@ def test_a_start_that_ends_too_early_is_told_with_both_steps(case):
     said = "resume: start 2 ended with exit code 0 after step 5, where the reference goes on to step 6"
     assert (verdict.reason, verdict.blame) == (said, "progress")
     assert verdict.advice.startswith("The resumed job ends elsewhere")
+
+
+def test_a_job_that_goes_by_the_clock_is_not_judged_by_its_number_of_steps(case):
+    case.failure, case.taken = Start(index=1, step=2), 3
+    assert ends_elsewhere(case.judge())
+    case.steps_again = STEPS
+    assert str(case.judge().status) == "different"
+    case.steps_again = STEPS + 1
+    verdict = case.judge()
+    assert str(verdict.status) == "not_verified"
+    assert "two runs that nothing happened to take 6 and 7 steps" in verdict.reason
+    assert verdict.advice.startswith("The job does not repeat itself")
 
 
 def test_what_a_start_did_wrong_is_why_it_ends_too_early(case):
