@@ -9,7 +9,7 @@ from pathlib import Path
 from ckptrun.foreign.alignment import digests_at, moments_at
 from ckptrun.foreign.records import Heard, HeardRank, Save
 
-__all__ = ["SavedStep", "file_in_the_end", "newest_of", "saved_steps", "sizes_in_order", "step_of"]
+__all__ = ["SavedStep", "committed_name", "newest_of", "saved_steps", "sizes_in_order", "step_of"]
 
 _LONGEST_DELAY = 32
 
@@ -45,24 +45,23 @@ def saved_steps(start: Heard, *, first_step: int, output: Path, pattern: str | N
         output: The folder that the job was told to write to.
         pattern: Only files that it stands for are checkpoints, see ``job.checkpoints``; None: it is not said which.
     """
-    by_step: dict[int, list[Save]] = {}
+    by_step: dict[int, list[tuple[Save, Path]]] = {}
     ranks_at: dict[int, set[int]] = {}
-    renames = [pair for rank in start.ranks for pair in rank.renames]
     for rank in start.ranks:
         for save in rank.saves:
             step = first_step + step_of(save, rank)
-            by_step.setdefault(step, []).append(save)
+            by_step.setdefault(step, []).append((save, _in_the_end(save, rank, start.ranks)))
             ranks_at.setdefault(step, set()).add(rank.rank)
     found = []
-    for step, saves in sorted(by_step.items()):
+    for step, named in sorted(by_step.items()):
         if pattern is not None:
-            saves = [save for save in saves if _is_meant(file_in_the_end(save.path, renames), output, pattern)]
+            named = [(save, file) for save, file in named if _is_meant(file, output, pattern)]
+        saves, files = [save for save, _ in named], [file for _, file in named]
         is_said = pattern is not None and bool(saves)
         # Weights alone (a best model, an export) are nothing to go on from, where there is more.
         is_whole = any(save.is_resumable for save in saves)
         if not (is_said or is_whole or _holds_moments(saves, start.ranks, step - first_step)):
             continue
-        files = [file_in_the_end(save.path, renames) for save in saves]
         found.append(
             SavedStep(
                 step=step,
@@ -150,8 +149,25 @@ def _is_in(path: Path, folder: Path) -> bool:
     return path == folder or folder in path.parents
 
 
-def file_in_the_end(path: Path, renames: Sequence[tuple[Path, Path]]) -> Path:
-    """What a file is called in the end, when it or a folder of it was renamed."""
+def committed_name(save: Save, rank: HeardRank) -> str:
+    """What a file is called once its save is over, whatever becomes of it at the next one."""
+    later = zip(rank.renames, rank.renamed_at, strict=True)
+    own = [pair for pair, step in list(later)[save.renames_before :] if step == save.step or save.in_background]
+    return _renamed(save.path, own).name
+
+
+def _in_the_end(save: Save, rank: HeardRank, ranks: Sequence[HeardRank]) -> Path:
+    """What a file is called when its start has ended, and it or a folder of it was renamed after the save."""
+    renames: list[tuple[Path, Path]] = []
+    for one in ranks:
+        if one is rank:
+            renames += one.renames[save.renames_before :]
+        else:
+            renames += [pair for pair, step in zip(one.renames, one.renamed_at, strict=True) if step >= save.step]
+    return _renamed(save.path, renames)
+
+
+def _renamed(path: Path, renames: Sequence[tuple[Path, Path]]) -> Path:
     for before, after in renames:
         if path == before or before in path.parents:
             path = after / path.relative_to(before)

@@ -66,6 +66,8 @@ class Save:
     """Whether a thread of its own wrote it, perhaps some steps later."""
     is_done: bool = False
     size: int | None = None
+    renames_before: int = 0
+    """How many of the renames of its process came before it."""
     is_followed: bool = False
     """Whether the process has gone on to another step, or to its end, after it was done."""
 
@@ -105,7 +107,7 @@ class HeardRank:
     renames: list[tuple[Path, Path]] = field(default_factory=list)
     """What was renamed, and to what, in order."""
     renamed_at: list[int] = field(default_factory=list)
-    """How many steps it had taken then."""
+    """How many steps it had taken then; as many as ``renames``."""
     removed_at: list[int] = field(default_factory=list)
     """The same of what was removed."""
     signs: dict[int, str] = field(default_factory=dict)
@@ -201,6 +203,9 @@ def _place(generations: list[dict[int, HeardRank]], heard: HeardRank) -> None:
             ranks[heard.rank] = heard
             return
         if not heard.steps or not known.steps:
+            for save in heard.saves:
+                # Of another process: the renames of this one may come after it.
+                save.renames_before = 0
             known.saves += heard.saves
             known.loads += heard.loads
             known.steps = known.steps or heard.steps
@@ -263,6 +268,7 @@ class _Process:
             is_resumable=event["resumable"],
             content=self._named(event, "content"),
             in_background=event.get("background", False),
+            renames_before=len(self.heard.renames),
         )
         self._waiting[event["path"]] = save
         self.heard.saves.append(save)

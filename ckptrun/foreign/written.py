@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 
 from ckptrun.foreign.alignment import digests_at
-from ckptrun.foreign.checkpoints import file_in_the_end, step_of
+from ckptrun.foreign.checkpoints import committed_name, step_of
 from ckptrun.foreign.records import HeardRank
 
 __all__ = ["WRITTEN", "Written", "blame_of", "not_repeated", "written_by"]
@@ -31,7 +31,7 @@ def written_by(rank: HeardRank, *, first_step: int) -> Written:
         if step > 0 and save.is_done and is_known:
             # A flat one is weights.
             top = "" if save.is_resumable else "model."
-            file = re.sub(r"\d+", "#", file_in_the_end(save.path, rank.renames).name)
+            file = re.sub(r"\d+", "#", committed_name(save, rank))
             named = {f"{WRITTEN}{top}{key} in {file}": digest for key, digest in save.content.items()}
             found.setdefault(first_step + step, {}).update(named)
     return found

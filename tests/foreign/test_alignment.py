@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ckptrun.foreign.alignment import Aligned, Source, align, used_batches
-from ckptrun.foreign.checkpoints import SavedStep, newest_of, saved_steps
+from ckptrun.foreign.checkpoints import SavedStep, committed_name, newest_of, saved_steps
 from ckptrun.foreign.records import Batch, Heard, HeardRank, HeardStep, Save
 from ckptrun.foreign.translation import check_loaded
 
@@ -176,6 +176,21 @@ def test_the_newest_checkpoint_is_one_of_the_form_that_is_read():
     assert newest_of(there, [output / "ckpt-2.pt"], output).step == 4
     assert newest_of(there, [], output) is best
     assert newest_of([], [], output) is None
+
+
+def test_a_file_is_called_what_renames_after_its_save_have_made_of_it():
+    """``last.pt`` becomes ``last.bak``, is written anew, and ``last.bak`` is removed."""
+    output = Path("/run/output")
+    last, old = output / "last.pt", output / "last.bak"
+    heard = heard_of([step_of(i + 1, i, first=i == 0) for i in range(4)])
+    for step, renames in ((2, 0), (4, 1)):
+        content = {"m": f"w{step}", "o": f"m{step}"}
+        save = Save(path=last, how="torch.save", step=step, is_resumable=True, content=content, renames_before=renames)
+        heard.ranks[0].saves.append(save)
+    heard.ranks[0].renames, heard.ranks[0].renamed_at = [(last, old)], [4]
+    assert [one.place for one in saved_steps(heard, first_step=0, output=output)] == [old, last]
+    # The tensors in it are told by the name that they were saved under, which every start has given them.
+    assert [committed_name(save, heard.ranks[0]) for save in heard.ranks[0].saves] == ["last.pt", "last.pt"]
 
 
 def test_what_is_written_in_the_background_is_of_the_step_that_its_content_has():

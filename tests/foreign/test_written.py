@@ -23,7 +23,7 @@ def rank_of(content: dict[str, str], *, is_resumable: bool = True) -> HeardRank:
         path=Path("/run/part.7"), how="torch.save", step=2, is_resumable=is_resumable, content=content, is_done=True
     )
     renames = [(Path("/run/part.7"), Path("/run/ckpt-2.pt"))]
-    return HeardRank(rank=0, ranks=1, steps=steps, saves=[save], renames=renames)
+    return HeardRank(rank=0, ranks=1, steps=steps, saves=[save], renames=renames, renamed_at=[2])
 
 
 def test_all_tensors_have_a_name_by_where_they_are_in_which_file():
