@@ -1,5 +1,6 @@
 """The first operation of a step that two runs did differently. Torch-free."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ckptrun.foreign.records import Heard, Operation
@@ -35,10 +36,21 @@ def _named(operation: Operation | None) -> str:
     return f"{operation.name} at {operation.where}" if operation.where else operation.name
 
 
+def _from_the_end(
+    mine: Sequence[Operation], other: Sequence[Operation]
+) -> tuple[Sequence[Operation], Sequence[Operation]]:
+    """Both without what the longer one has before the first operation of the shorter one."""
+    count = min(len(mine), len(other))
+    ends = mine[len(mine) - count :], other[len(other) - count :]
+    is_same = all(one.name == two.name for one, two in zip(*ends, strict=True))
+    return ends if is_same and count else (mine, other)
+
+
 def first_operation(expected: Heard, got: Heard) -> OperationDifference | None:
     """Return the first operation that differs on any rank, the earliest of all; None: none, or they were not watched.
 
-    What counts is what it makes: what it fills may have held anything before.
+    What counts is what it makes: what it fills may have held anything before. Steps are compared from their ends, where
+    both do the same there: a start that begins may call modules before its first step, as it makes them.
 
     Args:
         expected: A run that nothing happened to, with a step watched.
@@ -47,7 +59,7 @@ def first_operation(expected: Heard, got: Heard) -> OperationDifference | None:
     found = []
     theirs = {rank.rank: rank.operations for rank in expected.ranks}
     for rank in got.ranks:
-        mine, other = rank.operations, theirs.get(rank.rank, [])
+        mine, other = _from_the_end(rank.operations, theirs.get(rank.rank, []))
         if not mine or not other:
             continue
         for index in range(max(len(mine), len(other))):

@@ -43,6 +43,14 @@ def test_another_operation_and_one_that_is_not_there_are_told() -> None:
     assert "is nothing instead of aten.b" in str(first_operation(heard([A, B]), heard([A])))
 
 
+def test_what_a_start_does_as_it_makes_its_modules_is_not_of_the_step() -> None:
+    made = Operation("aten.mv", "7", "8", "train.py:1 main")
+    other = Operation("aten.a", "5", "4", "train.py:1 main")
+    found = first_operation(heard([A, B]), heard([made, made, other, B]))
+    assert found is not None
+    assert (found.number, found.expected, found.got) == (1, A, other)
+
+
 def test_of_several_ranks_the_earliest_is_told() -> None:
     first, second = Operation("aten.a", "1", "x", ""), Operation("aten.b", "2", "x", "")
     found = first_operation(heard([A, B], [A, B]), heard([A, second], [first, B]))
