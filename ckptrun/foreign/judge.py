@@ -71,6 +71,10 @@ _ADVICE_ON_COPIES = (
     "A copy of the model (an average of its weights, a teacher, a target network) was not saved, not loaded, or made "
     "anew after the load."
 )
+_ADVICE_ON_PARTS = (
+    "The job keeps it in its checkpoints beside what it trains, and did not put it back, or made it anew after the "
+    "load: look at where the resume reads this part."
+)
 _ADVICE_ON_DETERMINISM = (
     "The job does not repeat itself, resumed or not: look for time, process numbers, unseeded generators, the order of "
     "sets, threads, and kernels that are not deterministic (job.deterministic=true)."
@@ -214,7 +218,9 @@ def _advice_on(verdict: Verdict) -> str:
         decided = verdict.reason.partition(":")[0]
         first = verdict.first_difference
         is_copy = verdict.blame == "model" and first is not None and is_of_copy(first.leaf or "")
-        of_component = _ADVICE_ON_COPIES if is_copy else _ADVICE_ON_COMPONENTS.get(verdict.blame or "", _ADVICE)
+        is_written = first is not None and (first.leaf or "").startswith(WRITTEN)
+        otherwise = _ADVICE_ON_PARTS if is_written else _ADVICE
+        of_component = _ADVICE_ON_COPIES if is_copy else _ADVICE_ON_COMPONENTS.get(verdict.blame or "", otherwise)
         return (
             of_component
             if (decided, verdict.blame) == ("resume", "progress")

@@ -154,6 +154,11 @@ def test_a_copy_of_the_model_is_told_apart_from_what_is_trained(case):
     assert (verdict.blame, verdict.advice.partition(" (")[0]) == ("model", "A copy of the model")
 
 
+def test_a_part_of_a_checkpoint_that_was_not_put_back_is_advised_on(case):
+    case.changed = {3: {"leaves": {"written.ema.w in last.pt": "other"}}}
+    assert case.judge().advice.startswith("The job keeps it in its checkpoints beside what it trains")
+
+
 def test_a_stream_that_came_back_is_not_blamed_for_a_later_batch(case):
     """A loader that began once more, in the middle of an epoch, has drawn a seed that no batch comes of."""
     case.changed = {step: {"streams": {"torch": "one draw more"}} for step in range(3, 7)}
