@@ -373,19 +373,31 @@ def explained(check: Check, found: LedgerComparison, reference: Path, run: Path,
     if blame in _NO_COMPONENTS:
         blame = None
     if blame is None:
-        why = why or _something_else(first, reference)
+        why = why or _something_else(first, reference, run)
         why += f"; {operation}" if operation else ""
     difference = None if check.first_difference is None else replace(check.first_difference, component=blame)
     detail = f"{check.detail}; {why}" if why else check.detail
     return replace(check, detail=detail, blame=blame, first_difference=difference)
 
 
-def _something_else(first: Mismatch, reference: Path) -> str:
+def _something_else(first: Mismatch, reference: Path, run: Path) -> str:
     """What is left where all that was looked at is the same. Data that come from no loader are not looked at."""
-    lines = read_lines(ledger_file(reference, first.rank))
-    has_batches = any(line["step"] == first.step and line["batch"] != NO_BATCHES for line in lines)
+    lines = [line for line in read_lines(ledger_file(reference, first.rank)) if line["step"] == first.step]
+    mine = [line for line in read_lines(ledger_file(run, first.rank)) if line["step"] == first.step]
+    wanted, taken = (_passes(one) for one in (lines, [line for line in mine if line["start"] == first.start]))
+    if wanted != taken:
+        return (
+            f"it comes of {counted(taken, 'backward pass', 'backward passes')}, of {wanted} in the reference: was the "
+            "checkpoint saved within an accumulation of gradients, which are not in it?"
+        )
+    has_batches = any(line["batch"] != NO_BATCHES for line in lines)
     same, data = ("parameters, moments, batch", "") if has_batches else ("parameters, moments", _OWN_DATA)
     return f"{same} and random streams were the same: the step goes by something else, which did not come back{data}"
+
+
+def _passes(lines: Sequence[LedgerLine]) -> int:
+    """How many backward passes led to a step."""
+    return sum((line["loss"] is not None) + sum(leaf.startswith("loss.") for leaf in line["leaves"]) for line in lines)
 
 
 def _place_of_batch(first: Mismatch, reference: Path) -> str:

@@ -1,5 +1,6 @@
 """What a verdict on a command says, from ledgers and facts that are made by hand."""
 
+import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,15 @@ def test_a_copy_of_the_model_is_told_apart_from_what_is_trained(case):
     case.changed = {3: {"leaves": {"model.copy of Net.w": "other"}}}
     verdict = case.judge()
     assert (verdict.blame, verdict.advice.partition(" (")[0]) == ("model", "A copy of the model")
+
+
+def test_a_save_within_an_accumulation_is_told_by_its_backward_passes(case):
+    shutil.rmtree(case.job.folder / "reference")
+    second = {step: {"leaves": {"loss.1": "0x1.8p+0"}} for step in range(1, STEPS + 1)}
+    case.lines("reference", range(1, STEPS + 1), changed=copy.deepcopy(second))
+    case.changed = {step: second[step] for step in range(4, STEPS + 1)} | {3: {"loss": "0x1.8p+1"}}
+    reason = case.judge(first={step: {"leaves": {"loss.1": "0x1.8p+0"}} for step in range(1, 4)}).reason
+    assert "it comes of 1 backward pass, of 2 in the reference: was the checkpoint saved within an accu" in reason
 
 
 def test_a_part_of_a_checkpoint_that_was_not_put_back_is_advised_on(case):
