@@ -164,6 +164,11 @@ def test_a_save_within_an_accumulation_is_told_by_its_backward_passes(case):
     assert "it comes of 1 backward pass, of 2 in the reference: was the checkpoint saved within an accu" in reason
 
 
+def test_which_optimizer_a_number_in_a_name_stands_for_is_said(case):
+    case.changed = {3: {"leaves": {"optimizer.#1.v.exp_avg": "other"}}}
+    assert case.judge().advice.endswith("(#1 is optimizer 2 of the job, by first steps.)")
+
+
 def test_a_part_of_a_checkpoint_that_was_not_put_back_is_advised_on(case):
     case.changed = {3: {"leaves": {"written.ema.w in last.pt": "other"}}}
     assert case.judge().advice.startswith("The job keeps it in its checkpoints beside what it trains")
