@@ -362,6 +362,6 @@ def test_every_command_of_the_pages_does_what_it_says(tmp_path) -> None:
             assert run(
                 command.replace("CKPT", checkpoint)
                 .replace("A B", "outputs/default/first outputs/default/first")
-                .replace(" FOLDER", f" {sweep if 'OLDER' in command else 'outputs/default/first'}")
+                .replace(" FOLDER", f" {sweep if '--against' in command else 'outputs/default/first'}")
                 .replace(" OLDER", f" {sweep}")
             )
