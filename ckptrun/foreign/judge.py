@@ -111,7 +111,8 @@ def judge_command(
     if material.failure is None:
         checks.append(check_second_resume(starts, checks))
     if steps_again is not None and steps_again != steps:
-        checks = [_uncounted(check, steps, steps_again) for check in checks]
+        # First, as all else follows.
+        checks = sorted((_uncounted(check, steps, steps_again) for check in checks), key=_is_decided_by_more)
     verdict = verdict_of(checks, moment_of=lambda check: check.start if check.start is not None else len(starts))
     return replace(verdict, path=str(run), advice=advice_on(verdict), not_exercised=[*_not_exercised(material), *notes])
 
@@ -125,6 +126,10 @@ def ends_elsewhere(verdict: Verdict) -> bool:
 def _is_of_number(check: Check) -> bool:
     first = check.first_difference
     return check.name in _OF_NUMBER and first is not None and first.component == "progress"
+
+
+def _is_decided_by_more(check: Check) -> bool:
+    return "not deterministic" not in check.detail
 
 
 def _uncounted(check: Check, steps: int, again: int) -> Check:
@@ -309,8 +314,8 @@ def _something_else(first: Mismatch, reference: Path, run: Path) -> str:
     wanted, taken = (_passes(one) for one in (lines, [line for line in mine if line["start"] == first.start]))
     if wanted != taken:
         return (
-            f"it comes of {counted(taken, 'backward pass', 'backward passes')}, of {wanted} in the reference: was the "
-            "checkpoint saved within an accumulation of gradients, which are not in it?"
+            f"it comes of {counted(taken, 'backward pass', 'backward passes')}, of {wanted} in the reference: a "
+            "checkpoint that is saved within an accumulation has not the gradients of before"
         )
     has_batches = any(line["batch"] != NO_BATCHES for line in lines)
     same, data = ("parameters, moments, batch", "") if has_batches else ("parameters, moments", _OWN_DATA)

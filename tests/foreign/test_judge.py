@@ -161,7 +161,7 @@ def test_a_save_within_an_accumulation_is_told_by_its_backward_passes(case):
     case.lines("reference", range(1, STEPS + 1), changed=copy.deepcopy(second))
     case.changed = {step: second[step] for step in range(4, STEPS + 1)} | {3: {"loss": "0x1.8p+1"}}
     reason = case.judge(first={step: {"leaves": {"loss.1": "0x1.8p+0"}} for step in range(1, 4)}).reason
-    assert "it comes of 1 backward pass, of 2 in the reference: was the checkpoint saved within an accu" in reason
+    assert "it comes of 1 backward pass, of 2 in the reference: a checkpoint that is saved within an accu" in reason
 
 
 def test_which_optimizer_a_number_in_a_name_stands_for_is_said(case):
@@ -239,6 +239,7 @@ def test_a_job_that_goes_by_the_clock_is_not_judged_by_its_number_of_steps(case)
     verdict = case.judge()
     assert str(verdict.status) == "not_verified"
     assert "two runs that nothing happened to take 6 and 7 steps" in verdict.reason
+    assert verdict.checks[0].name == "resume"
     assert verdict.advice.startswith("The job does not repeat itself")
 
 
