@@ -128,6 +128,8 @@ def test_what_repeats_the_reference_is_equal_but_for_what_was_not_resumed_twice(
         ({"leaves": {"gradients.w": "other", "gradients.x": "new", "model.x": "new"}}, "model"),
         # Not a matter of streams.
         ({"leaves": {"written.ema.w in last.pt": "other"}, "streams": {"torch": "elsewhere"}}, "ema"),
+        # A loader has begun and drawn, and the loss is the same.
+        ({"leaves": {"buffers.n": "other"}, "streams": {"torch": "elsewhere"}}, "buffers"),
         # A teacher that the loss goes by.
         ({"loss": "0x1.8p+1", "leaves": {"model.copy of Net.w": "other"}}, "model"),
         ({"loss": "0x1.8p+1"}, None),
