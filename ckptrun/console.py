@@ -1,6 +1,7 @@
 """What a person sees: a progress bar on a terminal, plain lines elsewhere, a summary, errors. Torch-free."""
 
 import contextlib
+import os
 import sys
 import textwrap
 from collections.abc import Mapping
@@ -11,7 +12,12 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-__all__ = ["ProgressView", "say", "say_error", "say_interrupted", "short_path", "summarise"]
+__all__ = ["ProgressView", "has_colour", "say", "say_error", "say_interrupted", "short_path", "summarise"]
+
+
+def has_colour() -> bool:
+    """Whether the standard output is a terminal whose user has not asked for plain text (``NO_COLOR``)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def say(text: str) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ckptrun.config.run import RunConfig
-from ckptrun.console import say, say_error
+from ckptrun.console import has_colour, say, say_error
 from ckptrun.crash.judging import Judging, chosen_of
 from ckptrun.crash.recording import Recording, Window, choose_window, read_recording
 from ckptrun.crash.report import Group, Judged, groups_of, lines_of, write_repro
@@ -29,7 +29,6 @@ from ckptrun.foreign.reference import check_reference, words_of_end
 from ckptrun.foreign.starter import Starter
 from ckptrun.foreign.translation import write_ledgers
 from ckptrun.proof.folder import claim_folder
-from ckptrun.proof.leg_progress import has_colour
 from ckptrun.proof.prove import Interrupted
 from ckptrun.proof.view import coloured, leg_line, text_of
 from ckptrun.report.write import reported

@@ -1,6 +1,5 @@
 """What a person sees while a leg of a proof runs: on a terminal its name, steps and seconds, live. Torch-free."""
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,17 +9,13 @@ from rich.console import Console
 from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from ckptrun.console import has_colour
 from ckptrun.evidence.run_folder import EVENTS
 
-__all__ = ["has_colour", "leg_progress", "newest_step"]
+__all__ = ["leg_progress", "newest_step"]
 
 _TAIL_BYTES = 4096
 _MARK = b'"event": "step", "step": '
-
-
-def has_colour() -> bool:
-    """Whether the standard output is a terminal whose user has not asked for plain text (``NO_COLOR``)."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 @contextmanager

@@ -4,13 +4,12 @@ import re
 import textwrap
 from collections.abc import Sequence
 
-from ckptrun.console import aligned, say
+from ckptrun.console import aligned, has_colour, say
 from ckptrun.evidence.difference import Difference
 from ckptrun.evidence.starts import EventKind, Start
 from ckptrun.evidence.verdict import Check, Status, Verdict
 from ckptrun.exit_codes import ExitCode
 from ckptrun.fault import Fired
-from ckptrun.proof.leg_progress import has_colour
 from ckptrun.proof.subject import Subject, TimedOutcome
 
 __all__ = ["ProofView", "text_of"]

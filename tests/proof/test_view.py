@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from ckptrun.console import has_colour
 from ckptrun.evidence.verdict import Status
-from ckptrun.proof.leg_progress import has_colour, leg_progress, newest_step
+from ckptrun.proof.leg_progress import leg_progress, newest_step
 from ckptrun.proof.view import coloured, leg_line
 
 
