@@ -12,20 +12,24 @@ SIGTERM and SIGHUP are blocked before it is loaded and in each rank until that c
 import contextlib
 import ctypes
 import gc
+import importlib
 import os
 import signal
+import socket
 import warnings
+from collections.abc import Sequence
 from multiprocessing import forkserver
+from multiprocessing.connection import Connection
 
 from ckptrun.processes import LEFT_TO_RANKS
 
-__all__ = ["main"]
+__all__ = ["be_forked_server", "main"]
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGHUP)
 _PR_SET_CHILD_SUBREAPER = 36
 
 
-def main(listener: int, alive: int, told: int, loaded: int) -> None:
+def main(listener: int, alive: int, told: int, loaded: int, preload: Sequence[str] = ()) -> None:
     """Be the fork server until nobody holds the other end of ``alive``.
 
     Args:
@@ -33,14 +37,49 @@ def main(listener: int, alive: int, told: int, loaded: int) -> None:
         alive: A pipe to read from.
         told: A pipe to write to when this process is told to end.
         loaded: A pipe to write to when torch is loaded.
+        preload: Further modules to load.
     """
     # The first DTensor imports the compiler; every rank would do it again.
     import torch._dynamo  # noqa: F401
 
     import ckptrun.launch.rank  # noqa: F401
 
+    for name in preload:
+        importlib.import_module(name)
     gc.collect()
     gc.freeze()
+    _serve(listener, alive, told, loaded)
+
+
+def be_forked_server(
+    listener: socket.socket,
+    alive: Connection,
+    told: Connection,
+    loaded: Connection,
+    outputs: tuple[Connection, Connection],
+    group: int,
+) -> None:
+    """Be a fork server in a process that was forked from one, and has loaded what that has.
+
+    Args:
+        listener: See :func:`main`, as the next three.
+        alive: ...
+        told: ...
+        loaded: ...
+        outputs: Where it and its children print to: the standard output and errors of who wants it.
+        group: The process group of who wants it.
+    """
+    os.setpgid(0, group)
+    for number, output in enumerate(outputs, 1):
+        os.dup2(output.fileno(), number)
+        output.close()
+    pipes = [os.dup(pipe.fileno()) for pipe in (alive, told, loaded)]
+    for pipe in (alive, told, loaded):
+        pipe.close()
+    _serve(listener.detach(), *pipes)
+
+
+def _serve(listener: int, alive: int, told: int, loaded: int) -> None:
     _adopt_orphans()
     for number in _PASSED_ON:
         signal.signal(number, lambda *_: _pass_on(told))

@@ -12,16 +12,17 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import connection, forkserver, popen_forkserver, process, reduction, resource_tracker, spawn, util
 from multiprocessing.context import set_spawning_popen
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ckptrun.errors import InternalError, RankFailedError
+from ckptrun.launch.fork_server import be_forked_server
 from ckptrun.processes import LEFT_TO_RANKS, children_of, held_back
 
-__all__ = ["Interpreter"]
+__all__ = ["ForkedInterpreter", "Interpreter"]
 
 _LOOK_SECONDS = 0.1
 _MAIN = "import sys; sys.path[:] = {path!r}; from ckptrun.launch.fork_server import main; main(**{pipes})"
@@ -32,10 +33,12 @@ class Interpreter:
 
     Args:
         environment: What it is started with. Its children have their own, see ``process``.
+        preload: Modules that it loads beside torch.
     """
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self, environment: Mapping[str, str], *, preload: Sequence[str] = ()) -> None:
         self._environment = dict(environment)
+        self._preload = tuple(preload)
         self._lock = threading.Lock()
         self._pid: int | None = None
         self._address = ""
@@ -57,7 +60,7 @@ class Interpreter:
     def start(self) -> None:
         """Start the server unless it runs; returns before it has loaded torch."""
         with self._lock:
-            if self._pid is not None and not _has_ended(self._pid):
+            if self._pid is not None and not self._has_ended(self._pid):
                 return
             self._forget()
             # The tracker sits out what it was started with, too; it unblocks SIGINT and SIGTERM once it ignores them.
@@ -95,31 +98,22 @@ class Interpreter:
             if self._pid is not None:
                 os.close(self._alive)
                 self._alive = -1
-                threading.Thread(target=_wait_for, args=(self._pid,), name="ForkServerEnd", daemon=True).start()
+                self._see_off(self._pid)
                 self._forget()
 
     def children(self) -> set[int]:
         """Those that were started from it, and what those have started and left behind."""
         return set() if self._pid is None else set(children_of(self._pid))
 
+    @property
+    def address(self) -> str:
+        """Where it listens for who wants a child."""
+        return self._address
+
     def fork(self, fds: list[int]) -> tuple[int, int]:
         """Ask for a child; return where its pid and exit code can be read, and where it reads what it is to do."""
         self.start()
-        with socket.socket(socket.AF_UNIX) as client:
-            client.connect(self._address)
-            status, child_status = os.pipe()
-            child_data, data = os.pipe()
-            try:
-                tracker = resource_tracker.getfd() or -1
-                reduction.sendfds(client, [child_data, child_status, self._alive, tracker, *fds])
-            except BaseException:
-                os.close(status)
-                os.close(data)
-                raise
-            finally:
-                os.close(child_data)
-                os.close(child_status)
-        return status, data
+        return _asked(self._address, self._alive, fds)
 
     def _spawn(self) -> None:
         with socket.socket(socket.AF_UNIX) as listener:
@@ -132,7 +126,7 @@ class Interpreter:
             self.told, told = os.pipe()
             self._loaded, loaded = os.pipe()
             pipes = {"listener": listener.fileno(), "alive": alive, "told": told, "loaded": loaded}
-            main = _MAIN.format(path=import_path(), pipes=pipes)
+            main = _MAIN.format(path=import_path(), pipes={**pipes, "preload": self._preload})
             flags = util._args_from_interpreter_flags()  # type: ignore[attr-defined]
             try:
                 self._pid = os.posix_spawn(
@@ -160,6 +154,17 @@ class Interpreter:
             f"Try it alone: {sys.executable} -c 'import torch, ckptrun'"
         )
 
+    def _has_ended(self, pid: int) -> bool:
+        try:
+            return os.waitpid(pid, os.WNOHANG)[0] != 0
+        except ChildProcessError:
+            # Somebody has waited for all children of this process, or it is not the one that has started the server.
+            return True
+
+    def _see_off(self, pid: int) -> None:
+        """Let nothing be left of a server that is about to end."""
+        threading.Thread(target=_wait_for, args=(pid,), name="ForkServerEnd", daemon=True).start()
+
     def _end_loading(self, of_process: int) -> None:
         """Once it has loaded, it ends by itself; until then it would outlive this process."""
         if os.getpid() == of_process and self._loaded >= 0 and not connection.wait([self._loaded], timeout=0):
@@ -181,12 +186,84 @@ def _wait_for(pid: int) -> None:
         os.waitpid(pid, 0)
 
 
-def _has_ended(pid: int) -> bool:
-    try:
-        return os.waitpid(pid, os.WNOHANG)[0] != 0
-    except ChildProcessError:
-        # Somebody has waited for all children of this process, or it is not the one that has started the server.
-        return True
+def _asked(address: str, alive: int, fds: Sequence[int]) -> tuple[int, int]:
+    """Ask the server that listens at ``address`` for a child, which keeps ``alive`` open; see ``Interpreter.fork``."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(address)
+        status, child_status = os.pipe()
+        child_data, data = os.pipe()
+        try:
+            tracker = resource_tracker.getfd() or -1
+            reduction.sendfds(client, [child_data, child_status, alive, tracker, *fds])
+        except BaseException:
+            os.close(status)
+            os.close(data)
+            raise
+        finally:
+            os.close(child_data)
+            os.close(child_status)
+    return status, data
+
+
+class ForkedInterpreter(Interpreter):
+    """The same, forked from the server of another process, whose interpreter it shares: it has loaded torch already.
+
+    Its children, what they print and what they leave behind are this process's.
+
+    Args:
+        environment: What the other server was started with, as far as interpreters look at it.
+        address: Where that listens.
+    """
+
+    def __init__(self, environment: Mapping[str, str], address: str) -> None:
+        super().__init__(environment)
+        self._origin = address
+        self._server: process.BaseProcess | None = None
+
+    def _spawn(self) -> None:
+        with socket.socket(socket.AF_UNIX) as listener:
+            self._address = connection.arbitrary_address("AF_UNIX")  # type: ignore[attr-defined]
+            listener.bind(self._address)
+            listener.listen()
+            alive, self._alive = os.pipe()
+            self.told, told = os.pipe()
+            self._loaded, loaded = os.pipe()
+            given = (
+                listener,
+                connection.Connection(alive, writable=False),
+                connection.Connection(told, readable=False),
+                connection.Connection(loaded, readable=False),
+                tuple(connection.Connection(os.dup(number), readable=False) for number in (1, 2)),
+                os.getpgrp(),
+            )
+            server = _Process(_Origin(self._origin), target=be_forked_server, args=given)
+            server.start()
+            # It ends when nobody holds ``_alive``: this process must not wait for that when it ends itself.
+            process._children.discard(server)  # type: ignore[attr-defined]
+            for pipe in (*given[1:4], *given[4]):
+                pipe.close()
+        self._server, self._pid = server, server.pid
+
+    def _has_ended(self, pid: int) -> bool:
+        return self._server is None or self._server.exitcode is not None
+
+    def _see_off(self, pid: int) -> None:
+        """Who has forked it waits for it."""
+
+
+class _Origin:
+    """A server of another process, seen from this one."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    def fork(self, fds: list[int]) -> tuple[int, int]:
+        """See :meth:`Interpreter.fork`; the child does not keep that server from ending."""
+        alive = os.open(os.devnull, os.O_RDONLY)
+        try:
+            return _asked(self._address, alive, fds)
+        finally:
+            os.close(alive)
 
 
 def import_path() -> list[str]:
@@ -202,9 +279,9 @@ class _Process(process.BaseProcess):
     # In its own children, what the platform has: as under torchrun.
     _start_method = None
 
-    def __init__(self, interpreter: Interpreter, **what: Any) -> None:
+    def __init__(self, interpreter: "Interpreter | _Origin", **what: Any) -> None:
         super().__init__(**what)
-        self._interpreter: Interpreter | None = interpreter
+        self._interpreter: Interpreter | _Origin | None = interpreter
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_interpreter": None}
@@ -221,7 +298,7 @@ class _Popen(popen_forkserver.Popen):
     The main module is not imported again: ranks need nothing of it, and a script without a guard would begin anew.
     """
 
-    def __init__(self, process_obj: process.BaseProcess, interpreter: Interpreter) -> None:
+    def __init__(self, process_obj: process.BaseProcess, interpreter: Interpreter | _Origin) -> None:
         self._interpreter = interpreter
         super().__init__(process_obj)
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ckptrun.exit_codes import ExitCode
 from ckptrun.launch import supervisor
-from ckptrun.launch.interpreter import Interpreter
+from ckptrun.launch.interpreter import ForkedInterpreter, Interpreter
 from ckptrun.launch.stillness import Stillness
 from ckptrun.launch.supervisor import RankProcess, Supervisor
 from ckptrun.rank_names import rank_name
@@ -34,7 +34,7 @@ from ckptrun.run.watch.tether import Tether
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
-__all__ = ["Outcome", "RanksToStart", "start_fork_server", "start_ranks"]
+__all__ = ["Outcome", "RanksToStart", "origins", "start_fork_server", "start_ranks", "use_origins"]
 
 _OWN_CODES = (ExitCode.config, ExitCode.different, ExitCode.not_verified)
 # Interpreters and libraries look at these when they are loaded, and never again.
@@ -134,13 +134,38 @@ _Settings: TypeAlias = tuple[object, ...]
 _SERVERS: dict[tuple[_Settings, bool, str | None], Interpreter] = {}
 
 
-def start_fork_server(environment: Mapping[str, str], *, in_proof: bool = False, fresh: bool = False) -> Interpreter:
+_ORIGINS: dict[tuple[_Settings, bool, str | None], str] = {}
+"""Servers of the process that has started this one, by what they are good for -> where they listen."""
+
+
+def origins(environment: Mapping[str, str], *, preload: Sequence[str]) -> dict[Any, str]:
+    """Start both servers of a proof, and return what lets another process fork its own from them: ``use_origins``.
+
+    Args:
+        environment: Of the ranks.
+        preload: Modules that the first of them loads beside torch.
+    """
+    start_fork_server(environment, in_proof=True, preload=preload)
+    start_fork_server(environment, in_proof=True, fresh=True)
+    # Without the number of this process.
+    return {(key[0][1:], *key[1:]): server.address for key, server in _SERVERS.items()}
+
+
+def use_origins(found: Mapping[Any, str]) -> None:
+    """Fork the servers of this process from those of another one, where they are good for that."""
+    _ORIGINS.update(found)
+
+
+def start_fork_server(
+    environment: Mapping[str, str], *, in_proof: bool = False, fresh: bool = False, preload: Sequence[str] = ()
+) -> Interpreter:
     """Start the process that ranks are forked from, unless it runs already; returns before it has loaded torch.
 
     Args:
         environment: Of the ranks.
         in_proof: Whether ranks need a hash seed that is known; otherwise any server will do.
         fresh: The other one of the two that a proof has.
+        preload: Modules that it loads beside torch, if it is started now.
     """
     # A process that was forked from this one has inherited its servers, and must have its own.
     settings = (os.getpid(), *sorted((n, value) for n, value in environment.items() if n.startswith(_READ_AT_START)))
@@ -149,8 +174,16 @@ def start_fork_server(environment: Mapping[str, str], *, in_proof: bool = False,
         if other[0][0] == os.getpid():
             stale.close()
     seed = _hash_seed(fresh=fresh) if in_proof else None
-    key = next(iter(_SERVERS), (settings, fresh, seed)) if seed is None else (settings, fresh, seed)
-    server = _SERVERS.setdefault(key, Interpreter({**environment, **_seed(key[2])}))
+    key = (settings, fresh, seed)
+    if seed is None:
+        foreign = next(((settings, *origin[1:]) for origin in _ORIGINS if origin[0] == settings[1:]), key)
+        key = next(iter(_SERVERS), foreign)
+    server = _SERVERS.get(key)
+    if server is None:
+        origin = _ORIGINS.get((key[0][1:], *key[1:]))
+        own = {**environment, **_seed(key[2])}
+        server = ForkedInterpreter(own, origin) if origin is not None else Interpreter(own, preload=preload)
+        _SERVERS[key] = server
     server.start()
     return server
 
