@@ -5,6 +5,7 @@ folder of choices of the user's own, and expands sweeps. Whatever is wrong with 
 """
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Generator
@@ -58,7 +59,7 @@ def _by_hydra(line: CommandLine) -> int:
     def run(config: DictConfig) -> None:
         with _as_before():
             if HydraConfig.get().mode is RunMode.MULTIRUN:
-                sweep.run_cell(lambda: _checked_cell(_composed_by_hydra(config)), _start)
+                sweep.take(lambda: _checked_cell(_composed_by_hydra(config)), _start)
             else:
                 outcome.append(_run(_composed_by_hydra(config)))
 
@@ -76,7 +77,10 @@ def _by_hydra(line: CommandLine) -> int:
             return ExitCode.config
         raise
     if sweep.has_begun:
-        code = sweep.finish()
+        _quieten_torch()
+        from ckptrun.carry_out import carry_out
+
+        code = sweep.finish(functools.partial(carry_out, command=list(sys.argv)))
         _tell_ci(sweep.folder)
         return code
     return outcome[0] if outcome else ExitCode.done
@@ -164,9 +168,13 @@ def _is_rank() -> bool:
     return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
 
 
-def _start(config: RunConfig) -> int:
-    # torch reads this when it is first imported: its remarks on how to tune it are not for the user of a run.
+def _quieten_torch() -> None:
+    """Keep its remarks on how to tune it from the user of a run; it reads this when it is first imported."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+def _start(config: RunConfig) -> int:
+    _quieten_torch()
     # Imported here: torch takes seconds, and --help, --cfg and bad configs should not.
     if _is_rank() and not is_command(config):
         from ckptrun.launch.rank import run_rank

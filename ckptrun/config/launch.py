@@ -20,7 +20,12 @@ class LaunchConfig:
     """After SIGTERM: how long a rank may take to reach the next step boundary and save; then it ends at once. Whoever
     sends SIGTERM must wait longer before SIGKILL (torchrun waits 30 s)."""
 
+    cells_in_parallel: int | None = None
+    """How many cells of a sweep run at a time; unset: one per core, as far as memory reaches, and one where ranks are
+    on a GPU or a cell is a command (``job=command``), whose ports and files are not known."""
+
     def __post_init__(self) -> None:
+        at_least("launch.cells_in_parallel", self.cells_in_parallel, 1)
         at_least("launch.nproc", self.nproc, 1)
         at_least("launch.timeout_seconds", self.timeout_seconds, 1)
         at_least("launch.stop_seconds", self.stop_seconds, 0)

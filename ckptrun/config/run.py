@@ -23,6 +23,7 @@ from ckptrun.config.parallelism import MeshShape, ParallelismConfig, Parallelism
 from ckptrun.config.precision import PrecisionConfig, PrecisionKind
 from ckptrun.config.proof import ProofConfig
 from ckptrun.config.schedule import ScheduleConfig
+from ckptrun.config.sweep_cells import CellsConfig
 from ckptrun.config.train import TrainConfig
 from ckptrun.errors import ConfigError, InternalError
 
@@ -78,6 +79,7 @@ class RunConfig:
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     job: JobConfig = field(default_factory=JobConfig)
     crash: CrashConfig = field(default_factory=CrashConfig)
+    sweep: CellsConfig = field(default_factory=CellsConfig)
     components: dict[str, Any] = field(default_factory=dict)
     """Components of the user's own: name -> ``{_target_: ..., args: {...}}``; objects with ``state_dict`` and
     ``load_state_dict``, told of each step if they have ``on_step(step=, loss=)``."""
@@ -105,6 +107,7 @@ _NOT_IN_NAME = (
     "run.",
     "launch.",
     "proof.",
+    "sweep.",
     "hydra.",
     "hydra/",
     "train.steps",

@@ -208,7 +208,8 @@ def _asked(address: str, alive: int, fds: Sequence[int]) -> tuple[int, int]:
 class ForkedInterpreter(Interpreter):
     """The same, forked from the server of another process, whose interpreter it shares: it has loaded torch already.
 
-    Its children, what they print and what they leave behind are this process's.
+    Its children, what they print and what they leave behind are this process's. Where that server has ended, this one
+    is an interpreter of its own.
 
     Args:
         environment: What the other server was started with, as far as interpreters look at it.
@@ -237,18 +238,28 @@ class ForkedInterpreter(Interpreter):
                 os.getpgrp(),
             )
             server = _Process(_Origin(self._origin), target=be_forked_server, args=given)
-            server.start()
+            try:
+                server.start()
+            except OSError:
+                # That server has ended, as nobody of its own process needs it any more.
+                for fd in (self._alive, self.told, self._loaded):
+                    os.close(fd)
+                super()._spawn()
+                return
+            finally:
+                for pipe in (*given[1:4], *given[4]):
+                    pipe.close()
             # It ends when nobody holds ``_alive``: this process must not wait for that when it ends itself.
             process._children.discard(server)  # type: ignore[attr-defined]
-            for pipe in (*given[1:4], *given[4]):
-                pipe.close()
         self._server, self._pid = server, server.pid
 
     def _has_ended(self, pid: int) -> bool:
-        return self._server is None or self._server.exitcode is not None
+        return super()._has_ended(pid) if self._server is None else self._server.exitcode is not None
 
     def _see_off(self, pid: int) -> None:
-        """Who has forked it waits for it."""
+        if self._server is None:
+            super()._see_off(pid)
+        # Otherwise who has forked it waits for it.
 
 
 class _Origin:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any, Self, assert_never
 
 from ckptrun.evidence.run_folder import EVENTS, VERDICT
 from ckptrun.evidence.starts import EventKind
@@ -53,6 +53,11 @@ class SaveFigures:
         seconds = self.blocked_seconds + self.background_seconds
         return round(self.bytes / seconds, 1) if seconds else None
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """What :meth:`as_json` has made."""
+        return cls(**{name: content[name] for name in ("blocked_seconds", "background_seconds", "bytes")})
+
     def as_json(self) -> dict[str, Any]:
         """The content of ``save`` in ``summary.json``."""
         return {
@@ -76,6 +81,37 @@ class Cell:
     seconds: float = 0.0
     save: SaveFigures | None = None
     """None: nothing was committed."""
+    identity: str = ""
+    """Of what decides what comes out; empty where it was not run."""
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it has come to its end, whatever that was."""
+        return self.verdict not in (CellVerdict.failed, CellVerdict.skipped)
+
+    @property
+    def is_good(self) -> bool:
+        """Whether nobody has to look at it."""
+        return self.verdict in (CellVerdict.equal, CellVerdict.done, CellVerdict.skipped)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """What :meth:`as_json` has made.
+
+        Raises:
+            KeyError, TypeError, ValueError: Something else has.
+        """
+        save = content["save"]
+        return cls(
+            name=content["path"],
+            overrides=tuple(content["overrides"]),
+            verdict=CellVerdict(content["verdict"]),
+            exit_code=content["exit_code"],
+            reason=content["reason"],
+            seconds=content["seconds"],
+            save=None if save is None else SaveFigures.from_json(save),
+            identity=content.get("identity", ""),
+        )
 
     def as_json(self) -> dict[str, Any]:
         """One entry of ``cells`` in ``summary.json``; ``path`` is seen from the folder that this file lies in."""
@@ -87,6 +123,7 @@ class Cell:
             "seconds": round(self.seconds, 3),
             "save": None if self.save is None else self.save.as_json(),
             "path": None if self.verdict is CellVerdict.skipped else self.name,
+            "identity": self.identity,
         }
 
 

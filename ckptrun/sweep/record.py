@@ -1,10 +1,11 @@
-"""What a sweep tells of its cells: lines, a table, ``summary.json``, ``junit.xml``, ``report.html``. Torch-free."""
+"""What a sweep tells of its cells: a table for people, ``summary.json``, ``junit.xml``, ``report.html``. Torch-free."""
 
 import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ckptrun import __version__
 from ckptrun.console import say
@@ -12,12 +13,12 @@ from ckptrun.evidence.run_folder import REPORT
 from ckptrun.exit_codes import ExitCode
 from ckptrun.files import write_json, write_text
 from ckptrun.report.write import leave_report
-from ckptrun.sweep.cell import Cell, CellVerdict, SaveFigures, sweep_exit_code
+from ckptrun.sweep.cell import Cell, CellVerdict, sweep_exit_code
 from ckptrun.sweep.junit import junit_xml
 from ckptrun.text import cut_text
 from ckptrun.tools.output import Column, Output
 
-__all__ = ["SweepRecord", "was_made_by_sweep"]
+__all__ = ["SweepRecord", "cells_of_last", "was_made_by_sweep"]
 
 _UNENDED = "did not end: the sweep was ended while it ran"
 _COLUMNS = (Column("cell"), Column("verdict"), Column("seconds", right=True), Column("reason"))
@@ -42,29 +43,22 @@ class SweepRecord:
         self._is_finished = False
         self._began = time.monotonic()
         self._next_report = 0.0
-        self.cells: list[Cell] = []
+        self._by_place: dict[int, Cell] = {}
 
-    def skip(self, name: str, overrides: Sequence[str], reason: str) -> None:
-        """Note a cell that is not run."""
-        self._add(name, overrides, verdict=CellVerdict.skipped, exit_code=ExitCode.config, reason=reason)
-        self.say_outcome()
+    @property
+    def cells(self) -> list[Cell]:
+        """Those of which something is known, in the order of the sweep."""
+        return [self._by_place[place] for place in sorted(self._by_place)]
 
-    def begin(self, name: str, overrides: Sequence[str]) -> None:
-        """Note that a cell is going to run; it counts as failed until it has ended."""
-        self._add(name, overrides, verdict=CellVerdict.failed, exit_code=None, reason=_UNENDED)
-        if not self._is_silent:
-            say(f"\ncell {len(self.cells)}: {name}")
+    def put(self, place: int, cell: Cell) -> None:
+        """Note what is known of a cell.
 
-    def end(
-        self, seconds: float, *, exit_code: int | None, verdict: CellVerdict, reason: str, save: SaveFigures | None
-    ) -> None:
-        """Note what the cell that has begun came to; write the report too, where that is cheap."""
-        self.cells[-1] = replace(
-            self.cells[-1], seconds=seconds, exit_code=exit_code, verdict=verdict, reason=reason, save=save
-        )
+        Args:
+            place: In the order of the sweep, from 0.
+            cell: What it is, or has come to.
+        """
+        self._by_place[place] = cell
         self._write()
-        if time.monotonic() >= self._next_report:
-            self.write_report()
 
     def write_report(self) -> None:
         """Write ``report.html`` of what there is."""
@@ -75,16 +69,30 @@ class SweepRecord:
         now = time.monotonic()
         self._next_report = now + (now - began) / _REPORT_SHARE
 
-    def say_outcome(self) -> None:
-        """Print what the last cell came to."""
-        cell = self.cells[-1]
-        if not self._is_silent:
-            reason = f": {cell.reason}" if cell.reason else ""
-            say(f"cell {len(self.cells)}: {cell.name}: {cell.verdict.upper()} in {cell.seconds:.1f} s{reason}")
+    def begin(self, place: int, name: str, overrides: Sequence[str], *, identity: str) -> None:
+        """Note that a cell is going to run; it counts as failed until it has ended."""
+        verdict, overrides = CellVerdict.failed, tuple(overrides)
+        cell = Cell(name=name, overrides=overrides, verdict=verdict, exit_code=None, reason=_UNENDED, identity=identity)
+        self.put(place, cell)
 
-    def finish(self) -> ExitCode:
-        """Print the table of all cells; write the report; return the exit code of the sweep."""
-        self._is_finished = True
+    def end(self, place: int, **found: Any) -> Cell:
+        """Note, and return, what a cell that has begun came to: the other fields of :class:`Cell`.
+
+        Writes the report too, where that is cheap.
+        """
+        cell = replace(self._by_place[place], **found)
+        self.put(place, cell)
+        if time.monotonic() >= self._next_report:
+            self.write_report()
+        return cell
+
+    def finish(self, *, is_complete: bool = True) -> ExitCode:
+        """Print the table of all cells; write the report; return the exit code of the sweep.
+
+        Args:
+            is_complete: Whether no cell is missing because the sweep was told to end.
+        """
+        self._is_finished = is_complete
         self._write()
         self.write_report()
         if not self._is_silent:
@@ -96,14 +104,6 @@ class SweepRecord:
             Output(plain=False).table(_COLUMNS, rows)
             say(f"\n  {self._folder / REPORT}")
         return self._exit_code
-
-    def _add(
-        self, name: str, overrides: Sequence[str], *, verdict: CellVerdict, exit_code: int | None, reason: str
-    ) -> None:
-        self.cells.append(
-            Cell(name=name, overrides=tuple(overrides), verdict=verdict, exit_code=exit_code, reason=reason)
-        )
-        self._write()
 
     @property
     def _exit_code(self) -> ExitCode:
@@ -121,6 +121,15 @@ class SweepRecord:
             cells = [cell.as_json() for cell in self.cells]
             write_json(self._folder / "summary.json", {**whole, "cells": cells})
             write_text(self._folder / "junit.xml", junit_xml(self._folder.name, self.cells))
+
+
+def cells_of_last(folder: Path) -> dict[str, Cell]:
+    """What the cells of the last sweep in ``folder`` came to, by name; without those that were not run."""
+    try:
+        content = json.loads((folder / "summary.json").read_text())["cells"]
+        return {cell["path"]: Cell.from_json(cell) for cell in content if cell["path"] is not None}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
 
 
 def was_made_by_sweep(folder: Path) -> bool:

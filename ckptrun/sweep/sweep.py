@@ -1,15 +1,17 @@
-"""A sweep: one run or proof after the other, one per combination of overrides, each in a folder of its own. Torch-free.
+"""A sweep: many runs or proofs, one per combination of overrides, each in a folder of its own. Torch-free.
 
-Hydra expands the command line and calls once per cell. What a sweep leaves::
+Hydra expands the command line and calls once per cell; when all are known to compose, they are run (``run_cells.py``).
+What a sweep leaves::
 
     <sweep>/multirun.yaml       Hydra's own record of the command line
             summary.json        what became of each cell
             junit.xml           the same for CI systems
             report.html         the same for people, see ``ckptrun.report``
+            logs/<cell>.log     what a cell has printed
             <cell>/             what a run leaves
 
-Under torchrun every rank runs the same cells in the same order in the same folders; rank 0 alone writes and speaks.
-There the sweep ends with the first rank that fails; started by ckptrun itself, it goes on with the next cell.
+Under torchrun every rank runs the same cells in the same order in the same folders, one as soon as it is known; rank 0
+alone writes and speaks. There the sweep ends with the first rank that fails; otherwise it goes on with the next cell.
 """
 
 import os
@@ -27,13 +29,17 @@ from omegaconf import OmegaConf
 from ckptrun.config.fault import FaultKind
 from ckptrun.config.run import RunConfig
 from ckptrun.config.sweep import SweepNames
-from ckptrun.console import say_error
+from ckptrun.config.sweep_cells import Only
+from ckptrun.console import say, say_error
 from ckptrun.errors import CkptrunError, ConfigError
 from ckptrun.evidence.run_folder import RUN_LOCK
 from ckptrun.exit_codes import ExitCode, exit_code_of
 from ckptrun.run.lock import RunLock
-from ckptrun.sweep.cell import CellVerdict, LeftByStart, cell_verdict, save_figures
-from ckptrun.sweep.record import SweepRecord, was_made_by_sweep
+from ckptrun.sweep.cell import Cell, CellVerdict, LeftByStart, cell_verdict, save_figures
+from ckptrun.sweep.identity import identity_of
+from ckptrun.sweep.record import SweepRecord, cells_of_last, was_made_by_sweep
+from ckptrun.sweep.run_cells import CellRunner, PlannedCell, cells_at_a_time
+from ckptrun.sweep.view import SweepView
 
 __all__ = ["Sweep", "put_cell"]
 
@@ -43,7 +49,7 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 class Sweep:
-    """Runs the cells that Hydra asks for. Does nothing in a command that is no sweep.
+    """Takes the cells that Hydra makes, and runs them. Does nothing in a command that is no sweep.
 
     Args:
         arguments: The command line, for names.
@@ -56,13 +62,17 @@ class Sweep:
         self._record: SweepRecord | None = None
         self._lock: RunLock | None = None
         self._made: list[Path] = []
+        self._folder = Path()
+        self._last: dict[str, Cell] = {}
+        self._planned: list[PlannedCell | Cell] = []
+        self._ran = 0
         # conf/config.yaml: Hydra asks when it begins a sweep, in whatever way it was told to.
         OmegaConf.register_new_resolver("sweep_folder", self._place, replace=True)
 
     @property
     def has_begun(self) -> bool:
         """Whether Hydra has asked for a cell."""
-        return self._record is not None
+        return self._record is not None or bool(self._planned)
 
     @property
     def folder(self) -> Path:
@@ -88,8 +98,8 @@ class Sweep:
                 "folder. Give the sweep a folder of its own: run.name=..."
             )
 
-    def run_cell(self, check: Callable[[], RunConfig], start: Callable[[RunConfig], int]) -> None:
-        """Run one cell, unless its combination makes no sense, and note what became of it.
+    def take(self, check: Callable[[], RunConfig], start: Callable[[RunConfig], int]) -> None:
+        """Take one cell. It is run by :meth:`finish`; by a rank of an outside launcher, here and now.
 
         Args:
             check: Makes the config of the cell.
@@ -100,21 +110,60 @@ class Sweep:
             SystemExit: The process was told to end, and it has been said; or the sweep cannot be.
         """
         hydra = HydraConfig.get()
-        folder, overrides = Path(hydra.sweep.dir), tuple(hydra.overrides.task)
-        record = self._record = self._record or self._begin(folder)
+        self._folder, overrides = Path(hydra.sweep.dir), tuple(hydra.overrides.task)
+        if not self.has_begun:
+            self._begin(self._folder)
         name = self._names.cell(overrides)
+        same = next((place for place, cell in enumerate(self._planned, 1) if cell.name == name), None)
         try:
+            if same is not None:
+                raise ConfigError(f"It is the same as cell {same}.")
             config = check()
-            put_cell(config, folder, name, under_torchrun=self._rank is not None)
+            put_cell(config, self._folder, name, under_torchrun=self._rank is not None)
         except ConfigError as error:
-            record.skip(name, overrides, str(error))
+            self._planned.append(_skipped(name, overrides, str(error)))
             return
-        record.begin(name, overrides)
-        self._run(config, start, record)
+        place, identity = len(self._planned), identity_of(config)
+        self._planned.append(PlannedCell(place=place, name=name, overrides=overrides, config=config, identity=identity))
+        if self._rank is not None:
+            self._run_here(start)
 
-    def finish(self) -> int:
-        """Print the table of the cells; return the exit code of the sweep."""
-        return ExitCode.done if self._record is None else self._record.finish()
+    def finish(self, start: Callable[[RunConfig], int]) -> int:
+        """Run the cells that were taken, print their table; return the exit code of the sweep.
+
+        Args:
+            start: Carries out the config of a cell; importable, as it is called in other processes.
+        """
+        if self._rank is not None:
+            self._run_here(lambda config: int(start(config)))
+            return ExitCode.done if self._record is None else self._record.finish()
+        record = SweepRecord(self._folder, command=sys.argv, is_silent=False)
+        cells = [cell for cell in self._planned if isinstance(cell, PlannedCell)]
+        parallel = cells_at_a_time([cell.config for cell in cells])
+        with SweepView(len(self._planned), parallel=parallel) as view:
+            runner = CellRunner(self._folder, record, view, start=start, parallel=parallel)
+            told = runner.run(self._left_to_run(record, view))
+        code = record.finish(is_complete=told is None)
+        if told is not None:
+            say_error(
+                f"ckptrun: ended by {told.name}. What is missing is run by the same command with sweep.resume=true."
+            )
+            return ExitCode.failed
+        return code
+
+    def _left_to_run(self, record: SweepRecord, view: SweepView) -> list[PlannedCell]:
+        """Those cells that are to be run; what becomes of the others is told at once."""
+        left = []
+        for place, cell in enumerate(self._planned):
+            before = self._last.get(cell.name)
+            if isinstance(cell, PlannedCell) and not (before is not None and _stays(cell, before)):
+                left.append(cell)
+                continue
+            known = before if isinstance(cell, PlannedCell) and before is not None else cell
+            if isinstance(known, Cell):
+                record.put(place, known)
+                view.ended(place, known)
+        return left
 
     def discard(self) -> None:
         """Remove what Hydra has made for a sweep that did not begin: its record, and folders that were not there."""
@@ -138,7 +187,7 @@ class Sweep:
             self._made = [path for path in (folder, *folder.parents) if not path.exists()]
         return str(folder)
 
-    def _begin(self, folder: Path) -> SweepRecord:
+    def _begin(self, folder: Path) -> None:
         try:
             self._names.check()
             if self._is_first:
@@ -147,9 +196,26 @@ class Sweep:
             if self._is_first:
                 say_error(f"ckptrun: {error}")
             raise SystemExit(ExitCode.config) from error
-        return SweepRecord(folder, command=sys.argv, is_silent=not self._is_first)
+        self._last = cells_of_last(folder)
 
-    def _run(self, config: RunConfig, start: Callable[[RunConfig], int], record: SweepRecord) -> None:
+    def _run_here(self, start: Callable[[RunConfig], int]) -> None:
+        """Run what was taken, in this process, which is a rank of all cells."""
+        record = self._record = self._record or SweepRecord(
+            self._folder, command=sys.argv, is_silent=not self._is_first
+        )
+        for place, cell in enumerate(self._planned[self._ran :], self._ran):
+            self._ran = place + 1
+            if isinstance(cell, PlannedCell):
+                self._run(cell, start, record)
+            else:
+                record.put(place, cell)
+                self._say_outcome(place, cell)
+
+    def _run(self, cell: PlannedCell, start: Callable[[RunConfig], int], record: SweepRecord) -> None:
+        record.begin(cell.place, cell.name, cell.overrides, identity=cell.identity)
+        if self._is_first:
+            say(f"\ncell {cell.place + 1}: {cell.name}")
+        config = cell.config
         left, watch, began = LeftByStart(config.run_dir), _SignalWatch(), time.monotonic()
         code, verdict, reason = None, CellVerdict.failed, ""
         try:
@@ -164,17 +230,35 @@ class Sweep:
             reason = f"{type(error).__name__}: {error}"
             raise
         finally:
-            # The ranks of torchrun answer SIGTERM at a step boundary; the watch does not see it.
-            is_ended = watch.was_told_to_end or (self._rank is not None and left.was_preempted())
+            # Ranks answer SIGTERM at a step boundary; the watch does not see it.
+            is_ended = watch.was_told_to_end or left.was_preempted()
             if is_ended:
                 verdict, reason = CellVerdict.failed, "was interrupted"
             save = save_figures(config.run_dir) if self._is_first else None
-            record.end(time.monotonic() - began, exit_code=code, verdict=verdict, reason=reason, save=save)
+            seconds = time.monotonic() - began
+            ended = record.end(cell.place, seconds=seconds, exit_code=code, verdict=verdict, reason=reason, save=save)
         if is_ended:
             record.write_report()
             # A run that ends with an error because of it has said so.
             raise SystemExit(ExitCode.failed) if code else KeyboardInterrupt
-        record.say_outcome()
+        self._say_outcome(cell.place, ended)
+
+    def _say_outcome(self, place: int, cell: Cell) -> None:
+        if self._is_first:
+            SweepView(place + 1, parallel=1).ended(place, cell)
+
+
+def _skipped(name: str, overrides: tuple[str, ...], reason: str) -> Cell:
+    code = ExitCode.config
+    return Cell(name=name, overrides=overrides, verdict=CellVerdict.skipped, exit_code=code, reason=reason)
+
+
+def _stays(cell: PlannedCell, before: Cell) -> bool:
+    """Whether a cell stays as it was left before."""
+    options = cell.config.sweep
+    if options.only is Only.failed and before.is_good:
+        return True
+    return options.resume and before.is_settled and before.identity == cell.identity
 
 
 def put_cell(config: RunConfig, folder: Path, name: str, *, under_torchrun: bool) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from ckptrun.evidence.difference import Difference
 from ckptrun.evidence.verdict import Check, Status, Verdict, write_verdict
+from ckptrun.exit_codes import ExitCode
 from ckptrun.files import append_line, write_json
 from ckptrun.sweep.cell import Cell, CellVerdict, SaveFigures
 from ckptrun.sweep.record import SweepRecord
@@ -90,18 +91,20 @@ def make_sweep(
     """Make what a sweep leaves, of cells with these overrides, each with a verdict, or else a reason to be skipped."""
     folder.mkdir(parents=True)
     record = SweepRecord(folder, command=["ckptrun", "x=1,2", "-m"], is_silent=True)
-    for values, verdict in cells:
-        overrides = [f"{key}={value}" for key, value in values.items()]
+    for place, (values, verdict) in enumerate(cells):
+        overrides = tuple(f"{key}={value}" for key, value in values.items())
         name = ",".join(overrides).replace("/", "_")
         if isinstance(verdict, str):
-            record.skip(name, overrides, verdict)
+            code = ExitCode.config
+            skipped = Cell(name=name, overrides=overrides, verdict=CellVerdict.skipped, exit_code=code, reason=verdict)
+            record.put(place, skipped)
             continue
         make_proof(folder / name, verdict)
-        record.begin(name, overrides)
+        record.begin(place, name, overrides, identity="")
         figures = SaveFigures(blocked_seconds=0.06, background_seconds=1.5, bytes=3000)
         kind = CellVerdict(verdict.status.value)
         reason = f"{verdict.reason} (blame: {verdict.blame})" if verdict.blame else verdict.reason
-        record.end(7.5, exit_code=verdict.exit_code, verdict=kind, reason=reason, save=figures)
+        record.end(place, seconds=7.5, exit_code=verdict.exit_code, verdict=kind, reason=reason, save=figures)
     made: list[Cell] = record.cells
     code = 3 if any(cell.verdict is CellVerdict.different for cell in made) else 0
     whole = {"ckptrun": "0.1.0", "command": ["ckptrun", "x=1,2", "-m"], "is_finished": is_finished, "seconds": 15.0}

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -56,7 +57,7 @@ def test_a_sweep_leaves_a_folder_per_cell_a_summary_and_junit(two) -> None:
     assert code == 0, printed
     assert [cell["path"] for cell in cells] == ["parallelism=ddp", "parallelism=fsdp"]
     for cell in cells:
-        assert set(cell) == {"overrides", "verdict", "exit_code", "reason", "seconds", "save", "path"}
+        assert set(cell) == {"overrides", "verdict", "exit_code", "reason", "seconds", "save", "path", "identity"}
         assert (cell["verdict"], cell["exit_code"], cell["reason"]) == ("equal", 0, "")
         assert cell["path"] in cell["overrides"]
         assert "checkpoint=async" in cell["overrides"]
@@ -103,7 +104,8 @@ def test_an_old_verdict_is_not_taken_for_that_of_a_cell_that_was_not_proved(two)
         folder, *TINY, *SHORT, "parallelism=ddp,fsdp", "checkpoint=async", "proof.reload=none"
     )
     assert code == 0, printed
-    assert printed.count("The run is complete") == 2
+    for name in ("parallelism=ddp", "parallelism=fsdp"):
+        assert "The run is complete" in (folder / "logs" / f"{name}.log").read_text()
     assert [(cell["verdict"], cell["save"]["bytes"] > 0) for cell in cells] == [("done", True)] * 2
     assert verdict(folder / "parallelism=ddp")["verdict"] == "equal"
     assert [list(case) for case in cases] == [[], []]
@@ -157,14 +159,16 @@ def test_under_torchrun_all_ranks_run_the_same_cells_in_the_same_folders(tmp_pat
 @pytest.mark.crash
 def test_ctrl_c_ends_the_sweep_and_the_summary_holds_what_was_done(tmp_path) -> None:
     process = start(
-        tmp_path, *TINY, "parallelism=none", "train.steps=0,100000,99999", "checkpoint.interval_steps=1", "-m"
-    )
+        tmp_path, *TINY, "parallelism=none", "train.steps=0,100000,99999", "checkpoint.interval_steps=1",
+        "launch.cells_in_parallel=1", "-m",
+    )  # fmt: skip
     try:
         wait_for_event(tmp_path / "train.steps=100000", "commit", 2)
     finally:
         output, errors = stop(process, signal.SIGINT)
     assert process.returncode == 1, errors
-    assert (output + errors).count("interrupted") == 1, errors
+    assert "ended by SIGINT" in errors, errors
+    assert "was interrupted" in output
     assert "Traceback" not in errors
     cells, cases = left_by(tmp_path)
     assert [(cell["verdict"], cell["reason"]) for cell in cells[1:]] == [("failed", "was interrupted")]
@@ -175,8 +179,7 @@ def test_ctrl_c_ends_the_sweep_and_the_summary_holds_what_was_done(tmp_path) -> 
     assert "none: it has not ended, or was ended" in report
     assert "1 further cell never began." in report
     assert "Steps of each rank" in report
-    found = subprocess.run(["pgrep", "-f", f"run.dir={tmp_path}"], capture_output=True, text=True, check=False)
-    assert found.stdout == ""
+    assert_nothing_is_left(process.pid)
 
 
 @pytest.mark.parametrize(
@@ -365,3 +368,70 @@ def test_junit_is_what_ci_systems_allow() -> None:
     (suite,) = root
     for attribute, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped"), ("tests", "testcase")):
         assert int(suite.get(attribute)) == len(list(root.iter(tag)))
+
+
+def in_session(pid):
+    """Processes of the session that ``pid`` leads."""
+    found = subprocess.run(["pgrep", "-s", str(pid)], capture_output=True, text=True, check=False)
+    return [int(one) for one in found.stdout.split()]
+
+
+def assert_nothing_is_left(pid):
+    until = time.monotonic() + 30
+    while in_session(pid) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not in_session(pid)
+
+
+@pytest.mark.distributed
+def test_what_came_to_its_end_with_the_same_config_and_files_is_not_run_again(tmp_path) -> None:
+    model = tmp_path / "my_net.py"
+    model.write_text(Path(MINE).read_text())
+    overrides = (
+        *USER_CODE, "train.steps=2", "launch.nproc=2", "parallelism=ddp", f"model._target_='{model}:Net','{MINE}:FailsOnRank1'",
+        "train.seed=1,2", "proof.reload=none", "launch.cells_in_parallel=2",
+    )  # fmt: skip
+    folder = tmp_path / "sweep"
+    code, printed, first, _ = sweep(folder, *overrides)
+    assert code == 1, printed
+    assert sorted(cell["verdict"] for cell in first) == ["done", "done", "failed", "failed"]
+
+    def run_again(*more: str) -> tuple[set[str], int]:
+        code, printed, cells, cases = sweep(folder, *overrides, *more)
+        assert len(cells) == len(cases) == 4
+        assert [cell["verdict"] for cell in cells].count("done") == 2, printed
+        begun = {
+            line.partition(": ")[2]
+            for line in printed.splitlines()
+            if line.startswith("cell ") and line.count(": ") == 1
+        }
+        return begun, code
+
+    failed = {cell["path"] for cell in first if cell["verdict"] == "failed"}
+    assert run_again("sweep.resume=true") == (failed, 1)
+    # Another content of the user's own file is another cell.
+    model.write_text(model.read_text() + "\n# changed\n")
+    assert run_again("sweep.only=failed") == (failed, 1)
+    assert run_again("sweep.resume=true") == ({cell["path"] for cell in first}, 1)
+
+
+@pytest.mark.distributed
+@pytest.mark.crash
+def test_a_cell_that_takes_too_long_and_one_that_is_killed_from_outside_take_no_other_with_them(tmp_path) -> None:
+    process = start(
+        tmp_path, *TINY, "parallelism=none", "train.steps=100000,99999,4,4", "checkpoint.interval_steps=1", "proof.reload=none",
+        "launch.cells_in_parallel=3", "sweep.cell_seconds=60", "-m",
+    )  # fmt: skip
+    wait_for_event(tmp_path / "train.steps=99999", "commit", 2)
+    leaders = [pid for pid in in_session(process.pid) if os.getpgid(pid) == pid != process.pid]
+    victim = next(pid for pid in leaders if "train.steps=99999" in str(Path(f"/proc/{pid}/fd/1").readlink()))
+    os.kill(victim, signal.SIGKILL)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 1, output + errors
+    cells, _ = left_by(tmp_path)
+    late, killed, done, again = cells
+    assert (again["verdict"], again["reason"]) == ("skipped", "It is the same as cell 3.")
+    assert (late["verdict"], killed["verdict"], done["verdict"]) == ("failed", "failed", "done")
+    assert late["reason"].startswith("took longer than sweep.cell_seconds=60; the last that it said: ")
+    assert killed["reason"].startswith("the process of the cell ended by SIGKILL before it was done")
+    assert_nothing_is_left(process.pid)
