@@ -49,7 +49,7 @@ def main() -> None:
 def _by_hydra(line: CommandLine) -> int:
     """Let Hydra answer, compose or sweep."""
     register()
-    sys.argv[1:] = [*line.hydra_overrides, *line.flags]
+    sys.argv[1:] = [*line.hydra_overrides, *line.axes, *line.flags]
     sweep = Sweep(line.hydra_overrides, rank=int(os.environ["RANK"]) if _is_rank() else None)
     if line.is_sweep:
         sweep.check_place()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from ckptrun.config.choices import EXPERIMENT, axes_of
 from ckptrun.config.compose import plain_overrides
 from ckptrun.config.job import quoted
 from ckptrun.config.mistakes import check_overrides, no_assignment
@@ -16,6 +17,7 @@ from ckptrun.tools.cli import COMMANDS
 __all__ = ["CommandLine", "overrides_of_prove", "read_command_line"]
 
 _PROVE = "prove"
+_SWEEP = "--multirun"
 _EXAMPLE = "ckptrun prove fault=sigkill -- python train.py --output_dir {run}"
 
 
@@ -55,6 +57,8 @@ class CommandLine:
     """As typed."""
     hydra_overrides: tuple[str, ...]
     """The same as Hydra takes them."""
+    axes: tuple[str, ...]
+    """What the experiment sweeps over, as Hydra takes it."""
     flags: tuple[str, ...]
     """The options, for Hydra."""
     is_sweep: bool
@@ -87,18 +91,29 @@ def read_command_line(arguments: Sequence[str]) -> CommandLine:
     added = _added(options)
     check_overrides(overrides, added=added)
     groups = () if added is None else tuple(added)
+    axes = _axes(overrides)
+    if axes and not options.multirun:
+        flags.append(_SWEEP)
     return CommandLine(
         overrides=tuple(overrides),
         hydra_overrides=tuple(plain_overrides(overrides, added_groups=groups)),
+        axes=tuple(axes),
         flags=tuple(flags),
-        is_sweep=options.multirun,
+        is_sweep=bool(options.multirun or axes),
     )
+
+
+def _axes(overrides: Sequence[str]) -> list[str]:
+    """What the experiment that is chosen sweeps over, but for what was typed."""
+    typed = dict(text.lstrip("+~").partition("=")[::2] for text in overrides)
+    axes = axes_of(typed.get(EXPERIMENT, ""))
+    return [f"{key}={values}" for key, values in axes.items() if key not in typed]
 
 
 def _parser() -> _Parser:
     parser = _Parser(prog="ckptrun", add_help=False, allow_abbrev=False)
     parser.add_argument("overrides", nargs="*")
-    parser.add_argument("--multirun", "-m", action="store_true")
+    parser.add_argument(_SWEEP, "-m", action="store_true")
     parser.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
     parser.add_argument("--resolve", action="store_true")
     parser.add_argument("--package", "-p")

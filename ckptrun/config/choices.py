@@ -8,7 +8,7 @@ import yaml
 
 from ckptrun.config.schemas import SCHEMAS
 
-__all__ = ["CONF_DIR", "EXPERIMENT", "choices_of", "default_choices", "given_by", "schema_of"]
+__all__ = ["CONF_DIR", "EXPERIMENT", "axes_of", "choices_of", "default_choices", "given_by", "schema_of"]
 
 EXPERIMENT = "experiment"
 
@@ -48,6 +48,14 @@ def default_choices() -> dict[str, str]:
 def _file_of(group: str, choice: str) -> dict[str, Any]:
     content = yaml.safe_load((CONF_DIR / group / f"{choice}.yaml").read_text())
     return content if isinstance(content, dict) else {}
+
+
+def axes_of(experiment: str) -> dict[str, str]:
+    """What an experiment of ours sweeps over: key -> values, as they would be typed; nothing where it is one run."""
+    if experiment not in choices_of(EXPERIMENT)[EXPERIMENT]:
+        return {}
+    axes: dict[str, str] = _file_of(EXPERIMENT, experiment).get("sweep", {}).get("axes", {})
+    return axes
 
 
 def schema_of(group: str, choice: str) -> type:

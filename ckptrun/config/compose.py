@@ -12,6 +12,7 @@ from ckptrun.config.job import quoted_override
 from ckptrun.config.mistakes import FAULTS_OF_A_CONFIG, check_keys, check_overrides, explained
 from ckptrun.config.run import RunConfig, from_hydra
 from ckptrun.config.schemas import SCHEMAS
+from ckptrun.errors import ConfigError
 
 __all__ = ["checked", "composed", "config_from", "plain_overrides", "register"]
 
@@ -48,7 +49,15 @@ def composed(overrides: Sequence[str], hydra_overrides: Sequence[str]) -> RunCon
             config = compose("config", overrides=list(hydra_overrides))
         except FAULTS_OF_A_CONFIG as error:
             raise explained(error, overrides) from error
-    return checked(config, overrides=overrides, experiment=experiment)
+    found = checked(config, overrides=overrides, experiment=experiment)
+    typed = {text.lstrip("+~").partition("=")[0] for text in overrides}
+    axes = [key for key in found.sweep.axes if key not in typed]
+    if axes:
+        raise ConfigError(
+            f"experiment={experiment} is a sweep, over {', '.join(axes)}: run it from the command line "
+            f"(ckptrun experiment={experiment}), or give each of them one value."
+        )
+    return found
 
 
 def checked(composed: DictConfig, *, overrides: Sequence[str], experiment: str | None) -> RunConfig:

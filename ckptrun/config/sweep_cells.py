@@ -1,6 +1,6 @@
 """Keys ``sweep.*``: which cells of a sweep are run, and how long one may take. Torch-free."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from ckptrun.config.ranges import at_least
@@ -26,6 +26,8 @@ class CellsConfig:
     the user's own."""
     only: Only = Only.all
     """Which cells are run, by what they came to before."""
+    axes: dict[str, str] = field(default_factory=dict)
+    """Of an experiment that is a sweep: key -> its values, as after ``-m``. One that is typed counts instead."""
     cell_seconds: float | None = None
     """A cell that takes longer is ended and counts as failed; unset: a proof may take an hour, or 20 times as long
     as the longest cell that came to its end, and a run that nothing is to happen to as long as it wants."""

@@ -32,7 +32,7 @@ def sweep(folder, *overrides, launcher=(), cwd=None):
     """Run a sweep to its end; return the exit code, what it printed, its cells and its JUnit test cases."""
     where = {} if cwd is None else {"cwd": cwd}
     process = start(folder, *overrides, "-m", launcher=launcher, **where)
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=600)
     assert "Traceback" not in errors or "the user's own mistake" in errors, errors
     return process.returncode, output + errors, *left_by(folder)
 
