@@ -145,9 +145,8 @@ class Sweep:
             told = runner.run(self._left_to_run(record, view))
         code = record.finish(is_complete=told is None)
         if told is not None:
-            say_error(
-                f"ckptrun: ended by {told.name}. What is missing is run by the same command with sweep.resume=true."
-            )
+            how = "interrupted" if told is signal.SIGINT else f"ended by {told.name}"
+            say_error(f"ckptrun: {how}. What is missing is run by the same command with sweep.resume=true.")
             return ExitCode.failed
         return code
 

@@ -80,7 +80,7 @@ def test_sigterm_in_the_first_second_is_one_line(tmp_path: Path) -> None:
         (signal.SIGINT, (), ["ckptrun: interrupted.\n"]),
         (signal.SIGTERM, (), ["ckptrun: ended by SIGTERM."]),
         (signal.SIGINT, ("fault=sigkill",), ["interrupted."]),
-        (signal.SIGINT, ("train.steps=1,2", "-m"), ["ckptrun: interrupted.\n"]),
+        (signal.SIGINT, ("train.steps=1,2", "-m"), ["ckptrun: interrupted. What is missing"]),
     ],
 )
 def test_a_command_ends_though_its_ranks_cannot_be_started_yet(
