@@ -16,11 +16,14 @@ pytest.register_assert_rewrite("tests.support.jobs", "tests.engine.backends.conf
 
 # These take longest, of the default tests or of the slow ones. Begun last, one of them would be waited for alone.
 FIRST = (
+    "test_readme",
+    "trainers/",
+    "foreign/test_prove",
     "jobs/test_proof",
     "parallelism/test_table",
     "zoo/test_planted",
+    "crash/test_prove",
     "engine/test_failed_calls",
-    "test_readme",
     "zoo/test_sound",
     "engine/test_crash_matrix",
     "jobs/",

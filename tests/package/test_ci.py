@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from ckptrun.config.compose import config_from
+
 ROOT = Path(__file__).resolve().parents[2]
 JOB = ROOT / "examples/jobs/plain.py"
 
@@ -65,14 +67,21 @@ def test_the_lines_of_the_action_prove_a_job_and_leave_its_report(tmp_path: Path
     assert "did you mean sigkill?" in wrong.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.crash
-def test_the_lines_of_the_gitlab_template_prove_a_run(tmp_path: Path, checkout: Path) -> None:
+def test_the_gitlab_template_has_the_lines_of_the_action() -> None:
+    """Which are typed above: an environment of its own, an install, and the command line, in a variable."""
+    action = yaml.safe_load((ROOT / "action.yml").read_text())
     template = yaml.safe_load((ROOT / "examples/gitlab-ci.yml").read_text())[".ckptrun"]
-    variables = template["variables"]
-    arguments = f"{variables['ARGUMENTS']} parallelism=none proof.controls=none"
-    script = "\n".join(template["script"])
-    done = typed(script, tmp_path, CKPTRUN=str(checkout), ARGUMENTS=arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "EQUAL" in done.stdout
-    assert (tmp_path / "proof/report.html").is_file()
+    install, prove, _ = action["runs"]["steps"]
+    lines = [*install["run"].splitlines(), *prove["run"].splitlines()]
+    here = [
+        line.replace('"$RUNNER_TEMP/ckptrun', '"ckptrun-environment')
+        .replace('\\"\\$RUNNER_TEMP/ckptrun/bin/ckptrun\\"', "ckptrun-environment/bin/ckptrun")
+        .replace('-c "$GITHUB_ACTION_PATH/constraints.txt" "$GITHUB_ACTION_PATH"', '"$CKPTRUN"')
+        for line in lines
+    ]
+    assert [line.replace('"ckptrun-environment"', "ckptrun-environment") for line in here] == [
+        line.replace("ckptrun-environment/bin/python", '"ckptrun-environment/bin/python"')
+        for line in template["script"]
+    ]
+    config_from([text for text in template["variables"]["ARGUMENTS"].split()])
+    assert template["artifacts"]["when"] == "always"

@@ -27,7 +27,7 @@ _CRASH_HEAD = """
 ## Every crash state of a save
 
 What the same jobs come to when they are killed at any moment of one save, as `ckptrun prove crash=save crash.power_cut=false` judges it
-([jobs.md](jobs.md#every-crash-state-of-a-save)): in how many states. Written by `python -m tests.trainers.table crash`; the tests repeat DDP and
+([jobs.md](jobs.md#every-crash-state-of-a-save)): in how many states. Written by `python -m tests.trainers.table crash`; the tests repeat
 Lightning.
 
 | trainer | setting | job | states | equal | lost work | failed | different | what is lost | upstream |

@@ -64,11 +64,6 @@ class TestOthers:
     def test_it_is_judged_as_it_is(self, case, tmp_path):
         check(case, tmp_path)
 
-    @needs_strace
-    @pytest.mark.slow
-    def test_no_crash_of_either_rank_loses_a_file_that_is_replaced(self, tmp_path):
-        check(crash_case("ddp"), tmp_path)
-
 
 def test_the_page_lists_every_job_as_it_must_end():
     """After a change of the jobs: ``python -m tests.trainers.table``."""
