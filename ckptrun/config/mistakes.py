@@ -235,7 +235,9 @@ def _unknown_key(shown: str, key: str, holder: Any = None) -> str:
         here = _choice_typed_by(section, holder)
         return f"{shown} is no key of {here}; it is one of {', '.join(having)}."
     sections = list(dict.fromkeys(other.partition(".")[0] for other in all_keys()))
-    near = did_you_mean(key, all_keys() if name else [*sections, EXPERIMENT])
+    # A key without its section is meant more surely than a section that looks alike.
+    is_bare = not name and any(known.rpartition(".")[2] == key for known in all_keys())
+    near = "" if is_bare else did_you_mean(key, all_keys() if name else [*sections, EXPERIMENT])
     near = near or did_you_mean(key, all_keys())
     if near:
         return f"{shown}: there is no such key; {near}"

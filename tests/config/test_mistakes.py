@@ -52,7 +52,7 @@ def refused(monkeypatch, capsys, tmp_path):
         (["model"], "'model' needs a choice: model=cnn|custom|gpt|mlp|moe."),
         (["train.steps"], "'train.steps' needs a value: train.steps=..."),
         (["model=gtp"], "model=gtp: there is no such choice; did you mean gpt? Choices: cnn, custom, gpt, mlp, moe."),
-        (["experiment=smoek"], "experiment=smoek: there is no such choice; did you mean smoke? Choices: smoke."),
+        (["experiment=smoek"], "experiment=smoek: there is no such choice; did you mean smoke? Choices: kill_matrix, reshard, smoke."),
         (["model=null"], "model=null: there is no such choice. Choices: cnn, custom, gpt, mlp, moe."),
         (["-m", "model=mlp,cnnn"], "model=cnnn: there is no such choice; did you mean cnn? Choices: cnn, custom, gpt, mlp, moe."),
         (["model=[gpt,mlp]"], "model=['gpt', 'mlp']: model takes the name of one choice: cnn, custom, gpt, mlp, moe."),
