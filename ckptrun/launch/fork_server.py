@@ -62,10 +62,10 @@ def be_forked_server(
     """Be a fork server in a process that was forked from one, and has loaded what that has.
 
     Args:
-        listener: See :func:`main`, as the next three.
-        alive: ...
-        told: ...
-        loaded: ...
+        listener: A listening socket, as in :func:`main`.
+        alive: What it ends with, as there.
+        told: Where it says that it was told to end.
+        loaded: Where it says that it can fork.
         outputs: Where it and its children print to: the standard output and errors of who wants it.
         group: The process group of who wants it.
     """

@@ -135,7 +135,7 @@ class Sweep:
             start: Carries out the config of a cell; importable, as it is called in other processes.
         """
         if self._rank is not None:
-            self._run_here(lambda config: int(start(config)))
+            self._run_here(start)
             return ExitCode.done if self._record is None else self._record.finish()
         record = SweepRecord(self._folder, command=sys.argv, is_silent=False)
         cells = [cell for cell in self._planned if isinstance(cell, PlannedCell)]
